@@ -1,0 +1,1 @@
+//! The `hp` command: one file per family of subcommands.

@@ -1,0 +1,1 @@
+//! Text of `cfg/hp.cfg` -> a `Config` whose every value is already valid.

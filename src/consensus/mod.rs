@@ -1,0 +1,1 @@
+//! The core: the state machine of the protocol, pure.

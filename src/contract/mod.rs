@@ -1,0 +1,1 @@
+//! Runs the contract: launcher, pipes, limits, fdlist, NPL.

@@ -1,0 +1,165 @@
+//! Sign, verify, tagged hash. The only user of ed25519-dalek and sha2.
+//!
+//! One rule everywhere: signatures are checked with `verify_strict`, so that two machines never disagree about one.
+
+use std::fmt;
+
+use borsh::BorshSerialize;
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
+use sha2::{Digest as _, Sha512};
+
+use crate::types::{Hash, NodeKey, Sig, UserKey};
+
+impl Hash {
+    /// The tagged hash of the protocol: first 32 bytes of SHA-512(u8 length of tag || tag || borsh(value)).
+    ///
+    /// Deterministic. Source: `docs/protocol.md`, "Hashes".
+    pub fn tagged<T: BorshSerialize + ?Sized>(tag: &str, value: &T) -> Hash {
+        let mut hasher = Sha512Writer(Sha512::new());
+        let tag_len = u8::try_from(tag.len()).expect("tags are short constants");
+        hasher.0.update([tag_len]);
+        hasher.0.update(tag.as_bytes());
+        value.serialize(&mut hasher).expect("hashing does not fail");
+        let digest = hasher.0.finalize();
+        Hash(digest[..32].try_into().expect("SHA-512 has 64 bytes"))
+    }
+}
+
+struct Sha512Writer(Sha512);
+
+impl std::io::Write for Sha512Writer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Text that is not a secret key. Never shows the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SecretKeyError {
+    /// Neither 64 nor 128 hexadecimal digits.
+    #[error("a secret key is 64 hexadecimal digits (seed) or 128 (seed, then public key)")]
+    Shape,
+    /// The second half is not the public key of the first.
+    #[error("the second half of the secret key is not the public key of its first half ({0})")]
+    Mismatch(NodeKey),
+}
+
+/// An ed25519 secret key. Wiped from memory when dropped; its `Debug` shows the public key alone.
+#[derive(Clone)]
+pub struct SecretKey(SigningKey);
+
+impl SecretKey {
+    /// A new random key from the operating system's source.
+    pub fn generate() -> SecretKey {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("the operating system gives random bytes");
+        SecretKey::from_seed(seed)
+    }
+
+    /// The key of a 32-byte seed (RFC 8032).
+    pub fn from_seed(seed: [u8; 32]) -> SecretKey {
+        SecretKey(SigningKey::from_bytes(&seed))
+    }
+
+    /// Reads 64 hexadecimal digits (the seed) or 128 (seed, then public key, which must match).
+    pub fn parse(text: &str) -> Result<SecretKey, SecretKeyError> {
+        let bytes = hex::decode(text).map_err(|_| SecretKeyError::Shape)?;
+        let (seed, public) = match bytes.len() {
+            32 => (&bytes[..], None),
+            64 => (&bytes[..32], Some(&bytes[32..])),
+            _ => return Err(SecretKeyError::Shape),
+        };
+        let key = SecretKey::from_seed(seed.try_into().expect("32 bytes"));
+        match public {
+            Some(public) if public != key.node_key().0 => Err(SecretKeyError::Mismatch(key.node_key())),
+            _ => Ok(key),
+        }
+    }
+
+    /// 128 hexadecimal digits: seed, then public key. For writing into `hp.cfg` or a key file only.
+    pub fn to_hex(&self) -> String {
+        hex::encode(self.0.to_keypair_bytes())
+    }
+
+    /// The 32-byte seed. For the mesh's identity only.
+    pub fn seed(&self) -> [u8; 32] {
+        self.0.to_bytes()
+    }
+
+    /// The public key as a node's.
+    pub fn node_key(&self) -> NodeKey {
+        NodeKey(self.0.verifying_key().to_bytes())
+    }
+
+    /// The public key as a user's.
+    pub fn user_key(&self) -> UserKey {
+        UserKey(self.0.verifying_key().to_bytes())
+    }
+
+    /// Signs the bytes as they are. Deterministic.
+    pub fn sign(&self, message: &[u8]) -> Sig {
+        Sig(self.0.sign(message).to_bytes())
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey(of {})", self.node_key().short())
+    }
+}
+
+/// Whether `sig` is `public`'s signature over `message`. False also for a key that is no curve point.
+pub fn verify(public: &[u8; 32], message: &[u8], sig: &Sig) -> bool {
+    match VerifyingKey::from_bytes(public) {
+        Ok(key) => key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&sig.0)).is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tagged_hash_is_sha512_of_length_tag_and_borsh() {
+        let mut bytes = vec![3];
+        bytes.extend(b"t/1");
+        bytes.extend([5, 0, 0, 0]);
+        bytes.extend(b"hello");
+        assert_eq!(Hash::tagged("t/1", "hello").0, Sha512::digest(&bytes)[..32]);
+    }
+
+    #[test]
+    fn a_secret_key_reads_back_and_a_wrong_second_half_is_refused() {
+        let key = SecretKey::from_seed([1; 32]);
+        assert_eq!(SecretKey::parse(&key.to_hex()).unwrap().node_key(), key.node_key());
+        assert_eq!(SecretKey::parse(&hex::encode([1; 32])).unwrap().node_key(), key.node_key());
+        let wrong = format!("{}{}", hex::encode([2; 32]), key.node_key());
+        let other = SecretKey::from_seed([2; 32]).node_key();
+        assert_eq!(SecretKey::parse(&wrong).unwrap_err(), SecretKeyError::Mismatch(other));
+        assert_eq!(SecretKey::parse("12").unwrap_err(), SecretKeyError::Shape);
+    }
+
+    #[test]
+    fn the_recorded_handshake_of_0_1_verifies() {
+        let vector: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/golden/handshake-0.1.json")).unwrap();
+        let helo = &vector["client_to_server"];
+        let text = |key: &str| helo[key].as_str().unwrap();
+        let user: UserKey = text("pubkey").parse().unwrap();
+        let sig: Sig = text("sig").parse().unwrap();
+        assert!(verify(&user.0, text("challenge").as_bytes(), &sig));
+        assert!(!verify(&user.0, b"another challenge", &sig));
+        assert_eq!(SecretKey::from_seed([3; 32]).sign(text("challenge").as_bytes()), sig);
+    }
+
+    #[test]
+    fn debug_never_shows_a_secret() {
+        let key = SecretKey::from_seed([7; 32]);
+        assert!(!format!("{key:?}").contains(&hex::encode([7; 4])));
+    }
+}

@@ -1,0 +1,1 @@
+//! Users' websockets: handshake, limits, raw mode.

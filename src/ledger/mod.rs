@@ -1,0 +1,1 @@
+//! SQLite: ledgers, certificates, the vote journal, inputs.

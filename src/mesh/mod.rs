@@ -1,0 +1,1 @@
+//! Links to the other nodes of the UNL, over libp2p.

@@ -1,0 +1,1 @@
+//! The contract's files: Merkle root, snapshot, roll back.

@@ -1,0 +1,1 @@
+//! Peer messages as canonical bytes.

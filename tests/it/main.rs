@@ -1,0 +1,1 @@
+//! Every integration test, as one binary: one link step, and modules that share helpers.
