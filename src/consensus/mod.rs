@@ -1,1 +1,858 @@
 //! The core: the state machine of the protocol, pure.
+//!
+//! One [`Event`] with the time it happened goes in, [`Effect`]s come out, to be performed in order; nothing after a
+//! [`Effect::Sync`] may leave the process before every [`Effect::Persist`] before it is on disk. The core counts its
+//! own votes at once: what it decides by them stands behind the `Sync` of those votes.
+//!
+//! A ledger is closed in four message delays: NOVEL (what I hold), PREVOTE (the header that a quorum of novels leads
+//! to), PRECOMMIT (I saw a quorum of prevotes), and a quorum of precommits is the certificate. Then the contract runs,
+//! and a quorum of equal RESULTs makes its outputs final. Where an attempt fails, ADVANCE carries the binding votes
+//! into the next. Source: `docs/protocol.md`.
+//!
+//! Reading order: this file, [`rules`] (when a node may vote), `step` (rules A to F), `receive` (messages),
+//! [`header`] (what a ledger is), [`votes`] (counting).
+
+pub mod header;
+pub mod journal;
+pub mod merkle;
+pub mod messages;
+mod pool;
+mod presence;
+mod receive;
+mod round;
+pub mod rules;
+mod step;
+pub mod votes;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
+use journal::{Journal, Record};
+use messages::{Closed, Evidence, Get, Message, ResultCert, Scope, Signable, Signed, StatusMsg};
+use pool::Pool;
+pub use pool::Refused;
+use presence::PresenceTable;
+use round::Round;
+use votes::{Checker, Quorum};
+
+use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
+
+/// Inputs in one ledger, and ids in one NOVEL. More wait for the next.
+pub const INPUTS_MAX: usize = 16_384;
+/// Payload bytes in one ledger. More wait for the next.
+pub const INPUTS_BYTES_MAX: usize = 16 << 20;
+/// Payload bytes of one input. A longer one is refused.
+pub const INPUT_BYTES_MAX: usize = 4 << 20;
+/// Users to add, and to remove, in one NOVEL. More wait for the next.
+pub const NOVEL_USERS_MAX: usize = 4096;
+/// Members of a UNL.
+pub const UNL_MAX: usize = 128;
+/// Ids in one GET; more are asked for when these came.
+pub const GET_INPUTS_MAX: usize = 1024;
+/// Inputs that one NOVEL lists and I lack, that are asked for before a header needs them; more with the next NOVEL.
+const UNKNOWN_MAX: usize = 256;
+/// Attempts beyond mine for which messages are kept.
+const ATTEMPTS_AHEAD: Attempt = 8;
+/// Closed ledgers waiting for their run, past which no further ones are asked for.
+const EXECUTIONS_MAX: usize = 64;
+/// Ledgers closed without a host's NOVEL before its users are taken to be gone.
+const HOST_MISSED_MAX: u32 = 3;
+/// Closed ledgers without a node's NOVEL before it is no longer waited for.
+const SUSPECT_MISSED: u32 = 2;
+/// First wait before messages are sent again; doubles to [`RETRANSMIT_MAX_MS`] while nothing new arrives.
+const RETRANSMIT_MS: u64 = 100;
+/// Longest wait before messages are sent again.
+const RETRANSMIT_MAX_MS: u64 = 2_000;
+/// How long data that is probably on its way is waited for before it is asked for.
+const FETCH_PATIENCE_MS: u64 = 20;
+/// How long one peer has to answer a GET before another is asked.
+const FETCH_TIMEOUT_MS: u64 = 300;
+/// How often a node says where it stands.
+const STATUS_MS: u64 = 5_000;
+/// The same CLOSED or STATUS is not sent to one peer again before this.
+const REPLY_MS: u64 = 100;
+
+/// Signs as this node and checks signatures. Deterministic, like everything the core uses.
+pub trait Crypto {
+    /// This node's signature.
+    fn sign(&self, digest: &Hash) -> Sig;
+    /// Whether `key` signed `digest`.
+    fn verify(&self, key: &NodeKey, digest: &Hash, sig: &Sig) -> bool;
+}
+
+/// What the core is told of the configuration.
+#[derive(Debug, Clone)]
+pub struct Params {
+    /// This node.
+    pub me: NodeKey,
+    /// Drawn at each start.
+    pub boot: Hash,
+    /// A round starts this long after the one before, at the latest.
+    pub roundtime_ms: u64,
+    /// A round starts this long after the one before, at the earliest.
+    pub min_round_ms: u64,
+    /// Whether a round starts when there is work.
+    pub eager: bool,
+    /// How long novels beyond a quorum are waited for.
+    pub grace_ms: u64,
+    /// How long the first attempt may take once a quorum of novels is there.
+    pub attempt_ms: u64,
+    /// Length of a time slot; shared.
+    pub time_res_ms: u64,
+    /// W: how many ledgers an input key is remembered, and an input may wait; shared.
+    pub input_window: u64,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The process started. Comes once, first.
+    Start,
+    /// A peer's message. Its signatures were checked, those inside its certificates not.
+    Message(NodeKey, Message),
+    /// A timer went off.
+    Timer(Timer),
+    /// A user of this node sent an input in a session.
+    LocalInput(LocalInput),
+    /// A user came to this node.
+    UserUp(UserKey),
+    /// A user's last session at this node ended.
+    UserDown(UserKey),
+    /// The oldest ledger handed out by `Execute` has been run; its outputs and state are on disk.
+    ExecDone(ExecResult),
+    /// A link to a node is usable.
+    LinkUp(NodeKey),
+    /// It is not any more.
+    LinkDown(NodeKey),
+}
+
+/// An input as the gateway has it.
+#[derive(Debug, Clone)]
+pub struct LocalInput {
+    /// Whose.
+    pub user: UserKey,
+    /// Of the session.
+    pub challenge: Challenge,
+    /// By which the user opened the session.
+    pub helo_sig: Sig,
+    /// Counter within the session.
+    pub nonce: u64,
+    /// What the contract reads.
+    pub payload: Vec<u8>,
+}
+
+/// Timers, by what they are for; setting one again moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// The attempt has taken too long.
+    Attempt(Attempt),
+    /// Novels beyond a quorum are not waited for any longer.
+    Grace,
+    /// The next round may or must start.
+    Pace,
+    /// Nothing new arrived for a while.
+    Retransmit,
+    /// Data asked for did not come.
+    Fetch,
+    /// Time to say where this node stands.
+    Status,
+}
+
+/// A closed ledger to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execution {
+    /// The ledger.
+    pub header: Header,
+    /// Its hash.
+    pub hash: Hash,
+    /// Everybody connected, ascending.
+    pub users: BTreeSet<UserKey>,
+    /// Users with inputs, in execution order.
+    pub inputs: Vec<(UserKey, Vec<Input>)>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Write this with the next commit.
+    Persist(Record),
+    /// Go on only when everything to be persisted is on disk.
+    Sync,
+    /// Send to every linked member of the UNL.
+    Broadcast(Message),
+    /// Send to one node.
+    Send(NodeKey, Message),
+    /// Set or move a timer.
+    SetTimer(Timer, MonoMs),
+    /// Take a timer back.
+    Cancel(Timer),
+    /// A ledger is closed and stored: tell people, and its users "accepted".
+    LedgerClosed {
+        /// The ledger.
+        ledger: Box<ClosedLedger>,
+        /// Its hash.
+        hash: Hash,
+        /// In which attempt.
+        attempt: Attempt,
+    },
+    /// Make state/ what it was before this ledger's run.
+    Rollback(Seq),
+    /// Run the contract; runs are handed out in order and answered in order by `ExecDone`.
+    Execute(Box<Execution>),
+    /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
+    Deliver(Box<ExecResult>),
+    /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
+    Diverged {
+        /// Mine.
+        mine: Box<ExecResult>,
+        /// The quorum's.
+        agreed: Box<ExecResult>,
+    },
+    /// No result can reach a quorum any more: what each node says.
+    Split(Vec<(NodeKey, ExecResult)>),
+    /// After a `Split`: a missing result completed a quorum.
+    SplitHealed(Seq),
+    /// A local input was not taken.
+    Refuse(LocalRef, Refused),
+    /// Inputs of this host's sessions that can never be ledgered any more.
+    Expired(Vec<LocalRef>),
+    /// A node asks for what only the database has.
+    Serve(NodeKey, Query),
+    /// A node signed two different things.
+    Evidence(Box<Evidence>),
+}
+
+/// Names an input of a session of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalRef {
+    /// Whose.
+    pub user: UserKey,
+    /// Of the session.
+    pub challenge: Challenge,
+    /// Counter within it.
+    pub nonce: u64,
+}
+
+/// What a peer asks the database for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// Header and certificate of a closed ledger.
+    Closed(Seq),
+    /// The body of a closed ledger's header, by hash.
+    Candidate(Hash),
+    /// Inputs of closed ledgers, by id.
+    Inputs(Vec<Hash>),
+    /// What a run did.
+    Details(Seq),
+}
+
+/// Where this node stands, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Last closed ledger.
+    pub seq: Seq,
+    /// Its hash.
+    pub lcl: Hash,
+    /// Its time.
+    pub time_ms: WallMs,
+    /// Attempt at the next.
+    pub attempt: Attempt,
+    /// What is being waited for.
+    pub stage: Stage,
+    /// Members whose NOVEL for the next ledger is here.
+    pub novels: Vec<NodeKey>,
+    /// Members not waited for.
+    pub suspects: Vec<NodeKey>,
+    /// Connected users.
+    pub users: usize,
+    /// Inputs held and not ledgered.
+    pub pool: usize,
+    /// Closed ledgers not run yet.
+    pub unexecuted: usize,
+    /// Whether this node's state is the agreed one.
+    pub synced: bool,
+    /// Whether no result can reach a quorum.
+    pub split: bool,
+    /// State root after the last run.
+    pub state_root: Hash,
+}
+
+/// What a round waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The last ledger's run.
+    Executing,
+    /// Work, or the round time.
+    Idle,
+    /// A quorum of novels.
+    Novel,
+    /// A quorum of prevotes.
+    Prevote,
+    /// A quorum of precommits.
+    Precommit,
+    /// A quorum of results for the last ledger.
+    Result,
+}
+
+impl Stage {
+    /// In lower case, for people and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Executing => "executing",
+            Stage::Idle => "idle",
+            Stage::Novel => "novel",
+            Stage::Prevote => "prevote",
+            Stage::Precommit => "precommit",
+            Stage::Result => "result",
+        }
+    }
+}
+
+/// The last closed ledger, as far as the next one needs it.
+#[derive(Debug, Clone)]
+struct Tip {
+    seq: Seq,
+    hash: Hash,
+    time_ms: WallMs,
+    settlement: Option<header::Settlement>,
+}
+
+/// The state machine of one node.
+pub struct Consensus {
+    params: Params,
+    crypto: Box<dyn Crypto>,
+    genesis: Genesis,
+    scope: Scope,
+    quorum: Quorum,
+    unl: Vec<NodeKey>,
+
+    tip: Tip,
+    users: BTreeSet<UserKey>,
+    users_root: Hash,
+    window: BTreeMap<InputKey, Seq>,
+    pool: Pool,
+    presence: PresenceTable,
+    round: Round,
+
+    /// Results of the tip, the first of each signer.
+    results: BTreeMap<NodeKey, Signed<ExecResult>>,
+    /// My results that no later ledger settled, by ledger.
+    mine: BTreeMap<Seq, ExecResult>,
+    /// Agreed results that I have not compared with mine, by ledger.
+    agreed: BTreeMap<Seq, ExecResult>,
+    /// Last ledger whose result was compared.
+    settled: Seq,
+    /// Closed ledgers not run yet.
+    unexecuted: usize,
+    /// State root after my last run.
+    state_root: Hash,
+    /// Whether my state is the agreed one.
+    trusted: bool,
+    split: bool,
+
+    links: BTreeSet<NodeKey>,
+    /// How many ledgers in a row were closed without a member's NOVEL.
+    missed: BTreeMap<NodeKey, u32>,
+    /// The last ledger a peer said it closed.
+    peer_tips: BTreeMap<NodeKey, Seq>,
+    /// Messages of the ledger after the next, the last of each (link, kind, attempt).
+    future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
+    closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
+    status_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
+
+    round_started: Option<MonoMs>,
+    now: MonoMs,
+    wall: WallMs,
+    effects: Vec<Effect>,
+}
+
+impl Consensus {
+    /// A node that goes on from its journal. The first event must be [`Event::Start`].
+    pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
+        let genesis = journal.genesis;
+        let unl = genesis.unl.clone();
+        assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
+        let scope = Scope { chain_id: genesis.chain_id(), unl_hash: header::unl_hash(&unl) };
+        let tip = match &journal.tip {
+            None => Tip { seq: 0, hash: scope.chain_id, time_ms: genesis.time_ms, settlement: None },
+            Some(closed) => Tip::of(&closed.candidate.header),
+        };
+        let mut pool = Pool::default();
+        for (id, input) in journal.pool {
+            // Everything in it was taken once; a smaller limit must not lose it.
+            pool.insert(id, input, params.me, true).expect("needed inputs are always taken");
+        }
+        let round = Round::restored(
+            tip.seq + 1,
+            journal.novel,
+            journal.prevotes,
+            journal.precommits,
+            journal.advance,
+            journal.tc,
+        );
+        let mut core = Consensus {
+            quorum: Quorum::new(unl.len(), threshold),
+            presence: PresenceTable::new(params.me, params.boot, &journal.users),
+            users_root: header::users_root(&journal.users),
+            users: journal.users,
+            window: journal.window,
+            results: BTreeMap::new(),
+            mine: BTreeMap::new(),
+            agreed: BTreeMap::new(),
+            settled: tip.seq.saturating_sub(1),
+            unexecuted: 0,
+            state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
+            trusted: true,
+            split: false,
+            links: BTreeSet::new(),
+            missed: BTreeMap::new(),
+            peer_tips: BTreeMap::new(),
+            future: BTreeMap::new(),
+            closed_sent: BTreeMap::new(),
+            status_sent: BTreeMap::new(),
+            round_started: None,
+            now: 0,
+            wall: 0,
+            effects: Vec::new(),
+            params,
+            crypto,
+            genesis,
+            scope,
+            unl,
+            tip,
+            pool,
+            round,
+        };
+        core.restore_results(journal.result, &journal.unexecuted);
+        core.restore_executions(journal.unexecuted, journal.executed_users);
+        core
+    }
+
+    /// Handles one event. `now` never goes back; `wall` may jump and is only ever proposed to others.
+    pub fn on(&mut self, event: Event, now: MonoMs, wall: WallMs) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        self.wall = wall;
+        match event {
+            Event::Start => self.start(),
+            Event::Message(from, message) => self.receive(from, message),
+            Event::Timer(timer) => self.timer(timer),
+            Event::LocalInput(input) => self.local_input(input),
+            Event::UserUp(user) => {
+                let change = self.presence.up(user);
+                self.tell_presence(change);
+            }
+            Event::UserDown(user) => {
+                let change = self.presence.down(user);
+                self.tell_presence(change);
+            }
+            Event::ExecDone(result) => self.executed(result),
+            Event::LinkUp(peer) => self.link_up(peer),
+            Event::LinkDown(peer) => {
+                self.links.remove(&peer);
+                self.presence.forget_host(&peer);
+            }
+        }
+        self.step();
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The chain's name.
+    pub fn chain_id(&self) -> Hash {
+        self.scope.chain_id
+    }
+
+    /// What signatures of the current round cover.
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// The UNL in force, ascending.
+    pub fn unl(&self) -> &[NodeKey] {
+        &self.unl
+    }
+
+    /// What it needs and tolerates.
+    pub fn quorum(&self) -> Quorum {
+        self.quorum
+    }
+
+    /// Where this node stands.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            seq: self.tip.seq,
+            lcl: self.tip.hash,
+            time_ms: self.tip.time_ms,
+            attempt: self.round.attempt,
+            stage: self.stage(),
+            novels: self.round.novels.keys().copied().collect(),
+            suspects: self.unl.iter().filter(|node| self.is_suspect(node)).copied().collect(),
+            users: self.users.len(),
+            pool: self.pool.len(),
+            unexecuted: self.unexecuted,
+            synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
+            split: self.split,
+            state_root: self.state_root,
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        let signed = self.round.signed();
+        match (self.round.mine.novel.is_some(), signed.prevote, signed.precommit) {
+            (_, _, Some(attempt)) if attempt >= self.round.attempt => Stage::Precommit,
+            (_, Some(attempt), _) if attempt >= self.round.attempt => Stage::Prevote,
+            (true, ..) if self.result_cert().is_none() => Stage::Result,
+            (true, ..) => Stage::Novel,
+            (false, ..) if self.unexecuted > 0 => Stage::Executing,
+            (false, ..) => Stage::Idle,
+        }
+    }
+
+    fn start(&mut self) {
+        self.round_started = Some(self.now);
+        // Only a promise that binds starts the timer: while nothing is derivable, attempts must not climb.
+        if self.round.is_bound() {
+            self.set_attempt_timer();
+        }
+        for message in self.own_messages() {
+            self.effects.push(Effect::Broadcast(message));
+        }
+        self.fresh();
+        if self.unl.len() > 1 || !self.is_member(&self.params.me) {
+            self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
+            self.effects.push(Effect::SetTimer(Timer::Retransmit, self.now + RETRANSMIT_MS));
+        }
+        // Whatever waited in the pool when the process ended may be past its last ledger.
+        self.forget_dead();
+        self.compare_results();
+    }
+
+    fn timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Attempt(attempt) if attempt == self.round.attempt => {
+                self.advance_to(attempt + 1);
+            }
+            Timer::Attempt(_) => {}
+            Timer::Grace => self.round.grace_over = true,
+            Timer::Pace | Timer::Fetch => {}
+            Timer::Retransmit => self.retransmit(),
+            Timer::Status => {
+                let status = self.status();
+                self.effects.push(Effect::Broadcast(status));
+                self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
+            }
+        }
+    }
+
+    fn local_input(&mut self, local: LocalInput) {
+        let LocalInput { user, challenge, helo_sig, nonce, payload } = local;
+        let name = LocalRef { user, challenge, nonce };
+        // A session's inputs get the longest life: the user signed nothing that could say otherwise.
+        let max_ledger = self.round.seq + self.params.input_window - 1;
+        let origin = Origin::Session { host: self.params.me, challenge, helo_sig, host_sig: Sig([0; 64]) };
+        let mut input = Input { user, origin, nonce, max_ledger, payload };
+        let id = input.id(&self.scope.chain_id);
+        let sig = self.crypto.sign(&Input::host_digest(&self.scope.chain_id, &id));
+        if let Origin::Session { host_sig, .. } = &mut input.origin {
+            *host_sig = sig;
+        }
+        match self.take_input(id, input.clone(), self.params.me, false) {
+            Ok(true) => self.effects.push(Effect::Broadcast(Message::Input(input))),
+            Ok(false) => {}
+            Err(refused) => self.effects.push(Effect::Refuse(name, refused)),
+        }
+    }
+
+    /// Puts a verified input into the pool, and on disk with the next commit. Whether it is new.
+    fn take_input(&mut self, id: Hash, input: Input, link: NodeKey, needed: bool) -> Result<bool, Refused> {
+        if self.window.contains_key(&input.key()) {
+            return Err(Refused::Ledgered);
+        }
+        if input.payload.len() > INPUT_BYTES_MAX {
+            return Err(Refused::Busy);
+        }
+        Pool::check_ledger(&input, self.round.seq, self.params.input_window)?;
+        let new = self.pool.insert(id, input.clone(), link, needed)?;
+        if new {
+            self.round.unknown.remove(&id);
+            self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
+        }
+        Ok(new)
+    }
+
+    /// Drops inputs that can never be ledgered any more, and tells this host's users of those that expired.
+    fn forget_dead(&mut self) {
+        let dead = self.pool.dead(self.round.seq, |key| self.window.contains_key(key));
+        if dead.is_empty() {
+            return;
+        }
+        let mut expired = Vec::new();
+        for id in &dead {
+            let input = self.pool.remove(id).expect("listed from here");
+            if let Origin::Session { host, challenge, .. } = input.origin
+                && host == self.params.me
+                && !self.window.contains_key(&input.key())
+            {
+                expired.push(LocalRef { user: input.user, challenge, nonce: input.nonce });
+            }
+        }
+        self.effects.push(Effect::Persist(Record::Forget(dead)));
+        if !expired.is_empty() {
+            self.effects.push(Effect::Expired(expired));
+        }
+    }
+
+    fn tell_presence(&mut self, change: Option<messages::Presence>) {
+        if let Some(change) = change {
+            let signed = self.sign(change);
+            self.effects.push(Effect::Broadcast(Message::Presence(signed)));
+        }
+    }
+
+    fn link_up(&mut self, peer: NodeKey) {
+        self.links.insert(peer);
+        let snapshot = self.sign(self.presence.snapshot());
+        self.effects.push(Effect::Send(peer, Message::Presence(snapshot)));
+        let status = self.status();
+        self.effects.push(Effect::Send(peer, status));
+        for message in self.own_messages() {
+            self.effects.push(Effect::Send(peer, message));
+        }
+    }
+
+    // ---- Executing, results -------------------------------------------------------------------------------------
+
+    /// The agreed result of the tip, once it is known.
+    fn result_cert(&self) -> Option<ResultCert> {
+        if self.tip.seq == 0 {
+            return Some(ResultCert { result: self.genesis.result(), sigs: Vec::new() });
+        }
+        let mut by_value: BTreeMap<&ExecResult, Vec<(NodeKey, Sig)>> = BTreeMap::new();
+        for (from, signed) in &self.results {
+            by_value.entry(&signed.body).or_default().push((*from, signed.sig));
+        }
+        let (result, sigs) = by_value.into_iter().find(|(_, sigs)| sigs.len() >= self.quorum.q)?;
+        Some(ResultCert { result: result.clone(), sigs })
+    }
+
+    /// The contract ran.
+    fn executed(&mut self, result: ExecResult) {
+        if !self.trusted {
+            return;
+        }
+        assert!(self.unexecuted > 0, "a run ends after it was asked for");
+        self.unexecuted -= 1;
+        let seq = result.of_seq;
+        if let Some(agreed) = self.agreed.get(&seq)
+            && *agreed != result
+        {
+            // Known to be wrong before it was signed: never sign it.
+            let agreed = agreed.clone();
+            return self.diverge(result, agreed);
+        }
+        self.state_root = result.state_root;
+        let signed = self.sign(result.clone());
+        self.mine.insert(seq, result);
+        self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
+        if self.is_member(&self.params.me) && seq == self.tip.seq {
+            self.effects.push(Effect::Sync);
+            self.effects.push(Effect::Broadcast(Message::Result(signed.clone())));
+            self.results.insert(self.params.me, signed);
+            self.fresh();
+        }
+        self.compare_results();
+        self.ask_for_more();
+    }
+
+    /// Looks for the tip's agreed result, and compares what is agreed with what I have.
+    fn compare_results(&mut self) {
+        if let Some(cert) = self.result_cert() {
+            self.agree(cert.result);
+        } else {
+            self.look_for_split();
+        }
+    }
+
+    /// A quorum stands behind this result.
+    fn agree(&mut self, agreed: ExecResult) {
+        let seq = agreed.of_seq;
+        if std::mem::replace(&mut self.split, false) {
+            self.effects.push(Effect::SplitHealed(seq));
+        }
+        if seq > self.settled && self.trusted {
+            self.agreed.insert(seq, agreed);
+        }
+    }
+
+    /// Hands out what is agreed and equal to mine, in order; stops at what differs. Whether there was something.
+    fn settle_results(&mut self) -> bool {
+        let Some((&seq, mine)) = self.mine.first_key_value() else { return false };
+        let Some(agreed) = self.agreed.get(&seq) else { return false };
+        let (mine, agreed) = (mine.clone(), agreed.clone());
+        self.mine.remove(&seq);
+        self.agreed.remove(&seq);
+        self.settled = seq;
+        if mine == agreed {
+            self.effects.push(Effect::Deliver(Box::new(agreed)));
+        } else {
+            self.diverge(mine, agreed);
+        }
+        true
+    }
+
+    fn diverge(&mut self, mine: ExecResult, agreed: ExecResult) {
+        if std::mem::replace(&mut self.trusted, false) {
+            self.agreed.clear();
+            self.mine.clear();
+            self.unexecuted = 0;
+            self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
+        }
+    }
+
+    fn look_for_split(&mut self) {
+        let mut votes: BTreeMap<&ExecResult, usize> = BTreeMap::new();
+        for signed in self.results.values() {
+            *votes.entry(&signed.body).or_insert(0) += 1;
+        }
+        let best = votes.values().max().copied().unwrap_or(0);
+        let hopeless = best + (self.quorum.n - self.results.len()) < self.quorum.q;
+        if hopeless && !self.split {
+            self.split = true;
+            let all = self.results.values().map(|signed| (signed.from, signed.body.clone())).collect();
+            self.effects.push(Effect::Split(all));
+        }
+    }
+
+    fn restore_results(&mut self, result: Option<Signed<ExecResult>>, unexecuted: &[(ClosedLedger, Vec<Input>)]) {
+        let Some(result) = result else { return };
+        let seq = result.body.of_seq;
+        match unexecuted.first() {
+            // The ledger after my last result says what was agreed.
+            Some((next, _)) => {
+                let agreed = next.candidate.header.result.clone();
+                if agreed != result.body {
+                    self.diverge(result.body, agreed);
+                }
+            }
+            None => {
+                assert_eq!(seq, self.tip.seq, "the tip is executed");
+                self.mine.insert(seq, result.body.clone());
+                if self.is_member(&self.params.me) {
+                    self.results.insert(self.params.me, result);
+                }
+            }
+        }
+    }
+
+    fn restore_executions(&mut self, unexecuted: Vec<(ClosedLedger, Vec<Input>)>, mut users: BTreeSet<UserKey>) {
+        let Some((first, _)) = unexecuted.first() else { return };
+        self.settled = first.candidate.header.seq - 1;
+        if !self.trusted {
+            return;
+        }
+        // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
+        self.effects.push(Effect::Rollback(first.candidate.header.seq));
+        for (at, (closed, inputs)) in unexecuted.iter().enumerate() {
+            users = closed.candidate.users_after(&users);
+            self.execute(&closed.candidate, users.clone(), inputs.clone());
+            if let Some((next, _)) = unexecuted.get(at + 1) {
+                self.agreed.insert(closed.candidate.header.seq, next.candidate.header.result.clone());
+            }
+        }
+    }
+
+    fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
+        let header = candidate.header.clone();
+        let hash = header.hash();
+        let inputs = header::execution_order(&header, inputs);
+        self.unexecuted += 1;
+        self.effects.push(Effect::Execute(Box::new(Execution { header, hash, users, inputs })));
+    }
+
+    // ---- Small helpers ------------------------------------------------------------------------------------------
+
+    fn sign<T: Signable>(&self, body: T) -> Signed<T> {
+        let sig = self.crypto.sign(&body.digest(&self.scope));
+        Signed { from: self.params.me, body, sig }
+    }
+
+    fn checker(&self) -> Checker<'_> {
+        Checker { quorum: self.quorum, unl: &self.unl, scope: self.scope, crypto: &*self.crypto }
+    }
+
+    fn is_member(&self, node: &NodeKey) -> bool {
+        self.unl.binary_search(node).is_ok()
+    }
+
+    fn is_suspect(&self, node: &NodeKey) -> bool {
+        if *node == self.params.me || self.round.novels.contains_key(node) {
+            return false;
+        }
+        !self.links.contains(node) || self.missed.get(node).is_some_and(|missed| *missed >= SUSPECT_MISSED)
+    }
+
+    /// The last ledger that at least one honest peer has closed, as far as peers said.
+    fn best_peer_tip(&self) -> Seq {
+        let mut tips: Vec<Seq> = self.peer_tips.values().copied().collect();
+        tips.sort_unstable_by(|a, b| b.cmp(a));
+        tips.get(self.quorum.blocking() - 1).copied().unwrap_or(0)
+    }
+
+    fn status(&self) -> Message {
+        let body =
+            StatusMsg { seq: self.tip.seq, lcl: self.tip.hash, attempt: self.round.attempt, synced: self.trusted };
+        Message::Status(self.sign(body))
+    }
+
+    /// Asks a peer for the next closed ledger by showing where this node stands.
+    fn send_status(&mut self, to: NodeKey) {
+        let last = self.status_sent.get(&to);
+        if last.is_none_or(|(seq, at)| *seq != self.tip.seq || self.now >= at + REPLY_MS) {
+            self.status_sent.insert(to, (self.tip.seq, self.now));
+            let status = self.status();
+            self.effects.push(Effect::Send(to, status));
+        }
+    }
+
+    /// While behind a peer, and not too far behind with running, asks it for the next ledger.
+    fn ask_for_more(&mut self) {
+        if self.unexecuted >= EXECUTIONS_MAX {
+            return;
+        }
+        let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
+        let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
+        // Another one as time passes: whoever does not answer must not be asked for ever.
+        let turn = usize::try_from(self.now / REPLY_MS).unwrap_or(0);
+        if let Some(peer) = peers.get(turn % peers.len().max(1)) {
+            self.send_status(*peer);
+        }
+    }
+
+    /// Shows a peer that is behind the ledger it lacks.
+    fn send_closed(&mut self, to: NodeKey, seq: Seq) {
+        let last = self.closed_sent.get(&to);
+        if last.is_none_or(|(sent, at)| *sent != seq || self.now >= at + REPLY_MS) {
+            self.closed_sent.insert(to, (seq, self.now));
+            self.effects.push(Effect::Serve(to, Query::Closed(seq)));
+        }
+    }
+
+    fn get(&mut self, from: NodeKey, get: Get) {
+        self.effects.push(Effect::Send(from, Message::Get(get)));
+    }
+
+    /// Something new arrived: what I sent is sent again soon, if nothing more comes.
+    fn fresh(&mut self) {
+        self.round.retry_ms = RETRANSMIT_MS;
+        self.round.retry_from = self.now;
+    }
+
+    fn closed_message(ledger: &ClosedLedger) -> Message {
+        Message::Closed(Closed { header: ledger.candidate.header.clone(), qc: ledger.qc.clone() })
+    }
+}
+
+impl Tip {
+    fn of(header: &Header) -> Tip {
+        Tip { seq: header.seq, hash: header.hash(), time_ms: header.time_ms, settlement: header.settlement.clone() }
+    }
+}

@@ -1,0 +1,161 @@
+//! What a node must remember across a restart, and how each record changes it.
+//!
+//! The database keeps the same facts in tables; this is their meaning, and the simulator's disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey},
+    messages::{Advance, Certificate, Novel, Precommit, Prevote, Signed, Tc},
+};
+use crate::types::{Attempt, Hash, Seq, UserKey};
+
+/// One durable fact. Records of one transaction are applied in order, all or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Bytes of an input held; before any vote that lists it.
+    Input(Box<Input>),
+    /// Inputs that can never be ledgered any more.
+    Forget(Vec<Hash>),
+    /// My NOVEL of the current ledger.
+    Novel(Box<Signed<Novel>>),
+    /// My PREVOTE, with the body of its header.
+    Prevote(Signed<Prevote>, Box<Candidate>),
+    /// My PRECOMMIT, with the body of its header and the POLC it rests on.
+    Precommit(Signed<Precommit>, Box<Candidate>, Certificate),
+    /// My ADVANCE, with its POLC.
+    Advance(Box<Advance>),
+    /// The Tc by which I entered an attempt, and the POLC it names. It needs no sync of its own: every later vote is behind it in the order.
+    Entered(Tc, Option<Certificate>),
+    /// A closed ledger. Ends the records of its sequence number.
+    Ledger(Box<ClosedLedger>),
+    /// My result of executing a ledger. Never replaced.
+    Result(Box<Signed<ExecResult>>),
+}
+
+/// Everything durable, as one value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Journal {
+    /// Ledger 0.
+    pub genesis: Genesis,
+    /// The last closed ledger; `None` before the first.
+    pub tip: Option<ClosedLedger>,
+    /// Users of the last closed ledger.
+    pub users: BTreeSet<UserKey>,
+    /// Input keys of the last `input_window` ledgers, with their ledger.
+    pub window: BTreeMap<InputKey, Seq>,
+    /// Inputs held and not ledgered.
+    pub pool: BTreeMap<Hash, Input>,
+    /// My NOVEL of the ledger after the tip.
+    pub novel: Option<Signed<Novel>>,
+    /// My PREVOTEs of it.
+    pub prevotes: BTreeMap<Attempt, (Signed<Prevote>, Candidate)>,
+    /// My PRECOMMITs of it.
+    pub precommits: BTreeMap<Attempt, (Signed<Precommit>, Candidate, Certificate)>,
+    /// My last ADVANCE of it.
+    pub advance: Option<Advance>,
+    /// The highest Tc of it, with the POLC it names.
+    pub tc: Option<(Tc, Option<Certificate>)>,
+    /// Closed ledgers that I have no result for, oldest first, with their inputs.
+    pub unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
+    /// Users of the ledger before the oldest of `unexecuted`.
+    pub executed_users: BTreeSet<UserKey>,
+    /// My last result.
+    pub result: Option<Signed<ExecResult>>,
+}
+
+impl Journal {
+    /// Before anything happened.
+    pub fn new(genesis: Genesis) -> Journal {
+        Journal {
+            genesis,
+            tip: None,
+            users: BTreeSet::new(),
+            window: BTreeMap::new(),
+            pool: BTreeMap::new(),
+            novel: None,
+            prevotes: BTreeMap::new(),
+            precommits: BTreeMap::new(),
+            advance: None,
+            tc: None,
+            unexecuted: Vec::new(),
+            executed_users: BTreeSet::new(),
+            result: None,
+        }
+    }
+
+    /// Sequence number of the last closed ledger.
+    pub fn seq(&self) -> Seq {
+        self.tip.as_ref().map_or(0, |tip| tip.candidate.header.seq)
+    }
+
+    /// Adds one record.
+    ///
+    /// # Panics
+    /// When a record contradicts what is there: a second vote in one slot, a ledger that does not follow the tip.
+    pub fn apply(&mut self, record: Record, input_window: u64) {
+        match record {
+            Record::Input(input) => {
+                self.pool.insert(input.id(&self.genesis.chain_id()), *input);
+            }
+            Record::Forget(ids) => ids.iter().for_each(|id| {
+                self.pool.remove(id);
+            }),
+            Record::Novel(novel) => {
+                assert!(self.novel.is_none(), "one NOVEL a ledger");
+                self.novel = Some(*novel);
+            }
+            Record::Prevote(vote, candidate) => {
+                let attempt = vote.body.0.attempt;
+                let before = self.prevotes.insert(attempt, (vote, *candidate));
+                assert!(before.is_none(), "one PREVOTE an attempt");
+            }
+            Record::Precommit(vote, candidate, polc) => {
+                let attempt = vote.body.0.attempt;
+                let before = self.precommits.insert(attempt, (vote, *candidate, polc));
+                assert!(before.is_none(), "one PRECOMMIT an attempt");
+            }
+            Record::Advance(advance) => self.advance = Some(*advance),
+            Record::Entered(tc, polc) => {
+                if self.tc.as_ref().is_none_or(|(held, _)| held.attempt() < tc.attempt()) {
+                    self.tc = Some((tc, polc));
+                }
+            }
+            Record::Ledger(closed) => self.close(*closed, input_window),
+            Record::Result(result) => {
+                assert!(
+                    self.unexecuted
+                        .first()
+                        .is_some_and(|(closed, _)| closed.candidate.header.seq == result.body.of_seq),
+                    "results are journaled in order"
+                );
+                let (closed, _) = self.unexecuted.remove(0);
+                self.executed_users = closed.candidate.users_after(&self.executed_users);
+                self.result = Some(*result);
+            }
+        }
+    }
+
+    fn close(&mut self, closed: ClosedLedger, input_window: u64) {
+        let header = &closed.candidate.header;
+        assert_eq!(header.seq, self.seq() + 1, "ledgers are stored in order");
+        let inputs: Vec<Input> = closed
+            .candidate
+            .inputs
+            .iter()
+            .map(|id| self.pool.remove(id).expect("bytes are held before a vote"))
+            .collect();
+        for input in &inputs {
+            self.window.insert(input.key(), header.seq);
+        }
+        self.window.retain(|_, seq| *seq + input_window > header.seq);
+        self.users = closed.candidate.users_after(&self.users);
+        self.novel = None;
+        self.prevotes.clear();
+        self.precommits.clear();
+        self.advance = None;
+        self.tc = None;
+        self.tip = Some(closed.clone());
+        self.unexecuted.push((closed, inputs));
+    }
+}

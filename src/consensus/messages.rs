@@ -1,0 +1,426 @@
+//! The protocol's messages as data. `wire` frames them; `docs/protocol.md` writes every byte down.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use super::header::{Candidate, ExecResult, Header, Input, Settlement, UnlChange};
+use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, UserKey};
+
+/// What a signature of a node covers besides the fields: which chain, and for votes which UNL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope {
+    /// Hash of the genesis.
+    pub chain_id: Hash,
+    /// Hash of the UNL in force.
+    pub unl_hash: Hash,
+}
+
+/// A message body that nodes sign.
+pub trait Signable: BorshSerialize {
+    /// Tag of the hash that is signed, one a kind.
+    const TAG: &'static str;
+    /// Whether the signature covers the UNL's hash too. It does for everything that is counted towards a quorum.
+    const PER_UNL: bool;
+
+    /// The 32 bytes that are signed.
+    fn digest(&self, scope: &Scope) -> Hash {
+        match Self::PER_UNL {
+            true => Hash::tagged(Self::TAG, &(scope.chain_id, scope.unl_hash, self)),
+            false => Hash::tagged(Self::TAG, &(scope.chain_id, self)),
+        }
+    }
+}
+
+macro_rules! signable {
+    ($name:ty, $tag:literal, $per_unl:literal) => {
+        impl Signable for $name {
+            const TAG: &'static str = $tag;
+            const PER_UNL: bool = $per_unl;
+        }
+    };
+}
+
+/// A body with its signer and signature. Whoever holds one has checked it, at the edge or in the core.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Signed<T> {
+    /// Who signed.
+    pub from: NodeKey,
+    /// What.
+    pub body: T,
+    /// Over `T::digest`.
+    pub sig: Sig,
+}
+
+/// Stage 0: what one node has to propose for the next ledger. At most one a sequence number.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Novel {
+    /// Ledger to be closed.
+    pub seq: Seq,
+    /// Hash of the ledger before it.
+    pub parent: Hash,
+    /// The signer's wall clock, divided by `time_res_ms`.
+    pub time_slot: u64,
+    /// Users connected somewhere that are not in the ledger before; ascending.
+    pub users_add: Vec<UserKey>,
+    /// Users in the ledger before that are connected nowhere; ascending.
+    pub users_del: Vec<UserKey>,
+    /// Ids of inputs held and not ledgered; ascending.
+    pub inputs: Vec<Hash>,
+    /// The operator's vote for a change of the UNL.
+    pub unl_vote: Option<UnlChange>,
+    /// The settlement this node saw confirmed.
+    pub settlement: Option<Settlement>,
+}
+signable!(Novel, "hp/novel/1", true);
+
+impl Novel {
+    /// Names the novel in a PROPOSE and a GET.
+    pub fn id(&self) -> Hash {
+        Hash::tagged("hp/novel-id/1", self)
+    }
+}
+
+signable!(ExecResult, "hp/result/1", true);
+
+/// Instead of a result when the wall-time limit struck on this node's clock.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Overtime {
+    /// Ledger whose run was cut.
+    pub of_seq: Seq,
+    /// Its hash.
+    pub of_hash: Hash,
+}
+signable!(Overtime, "hp/overtime/1", true);
+
+/// What stages 2 and 3 vote for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub struct Vote {
+    /// Ledger to be closed.
+    pub seq: Seq,
+    /// Which try.
+    pub attempt: Attempt,
+    /// The one header voted for.
+    pub ledger_hash: Hash,
+}
+
+/// Stage 2: "I derived this header (or it is bound by a POLC) and hold its bytes".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Prevote(pub Vote);
+signable!(Prevote, "hp/prevote/1", true);
+
+/// Stage 3: "I hold a quorum of prevotes for it".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Precommit(pub Vote);
+signable!(Precommit, "hp/precommit/1", true);
+
+/// A vote of stage 2 or 3, which differ in their tag alone.
+pub trait VoteKind: Signable + Copy {
+    /// Wraps a vote.
+    fn of(vote: Vote) -> Self;
+    /// Unwraps it.
+    fn vote(&self) -> Vote;
+}
+
+impl VoteKind for Prevote {
+    fn of(vote: Vote) -> Self {
+        Prevote(vote)
+    }
+    fn vote(&self) -> Vote {
+        self.0
+    }
+}
+
+impl VoteKind for Precommit {
+    fn of(vote: Vote) -> Self {
+        Precommit(vote)
+    }
+    fn vote(&self) -> Vote {
+        self.0
+    }
+}
+
+/// A quorum of votes of one kind for one value: a POLC of prevotes, a QC of precommits.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Certificate {
+    /// What was voted for.
+    pub vote: Vote,
+    /// Signers and signatures, ascending by signer.
+    pub sigs: Vec<(NodeKey, Sig)>,
+}
+
+/// "I want to enter this attempt; my best POLC is that": the signed part of ADVANCE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct AdvanceVote {
+    /// Ledger to be closed.
+    pub seq: Seq,
+    /// The attempt to enter, at least 1.
+    pub attempt: Attempt,
+    /// Attempt and value of the signer's best POLC, below `attempt`.
+    pub high: Option<(Attempt, Hash)>,
+}
+signable!(AdvanceVote, "hp/advance/1", true);
+
+/// The signed vote and the POLC that proves its `high`.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Advance {
+    /// The signed part.
+    pub vote: Signed<AdvanceVote>,
+    /// Present exactly when `high` is.
+    pub polc: Option<Certificate>,
+}
+
+/// At least a quorum of ADVANCEs for one attempt, ascending by signer.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Tc {
+    /// The votes.
+    pub votes: Vec<Signed<AdvanceVote>>,
+}
+
+impl Tc {
+    /// The attempt entered by it; 0 when it is empty (and so invalid).
+    pub fn attempt(&self) -> Attempt {
+        self.votes.first().map_or(0, |vote| vote.body.attempt)
+    }
+
+    /// The highest POLC named: it binds the value of this attempt.
+    pub fn high(&self) -> Option<(Attempt, Hash)> {
+        self.votes.iter().filter_map(|vote| vote.body.high).max()
+    }
+}
+
+/// The Tc by which the sender entered its attempt, and the POLC it names.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct TcFwd {
+    /// Ledger to be closed.
+    pub seq: Seq,
+    /// The certificate.
+    pub tc: Tc,
+    /// Present exactly when `tc.high()` is.
+    pub polc: Option<Certificate>,
+}
+
+/// What justifies the value of a PROPOSE.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Basis {
+    /// The Tc names a POLC: its value is bound.
+    Polc(Certificate),
+    /// It names none: the value is derived from these novels (signer, [`Novel::id`]; ascending) and this result.
+    Novels(Vec<(NodeKey, Hash)>, ResultCert),
+}
+
+/// A quorum of equal results: the outputs are final.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ResultCert {
+    /// The agreed result.
+    pub result: ExecResult,
+    /// Signers and signatures, ascending by signer; empty for the constant result of ledger 0.
+    pub sigs: Vec<(NodeKey, Sig)>,
+}
+
+/// The coordinator's proposal for an attempt from 1 on.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Propose {
+    /// Ledger to be closed.
+    pub seq: Seq,
+    /// Which try.
+    pub attempt: Attempt,
+    /// The proposed header's hash; its body is fetched by it.
+    pub ledger_hash: Hash,
+    /// Why this attempt may be entered.
+    pub tc: Tc,
+    /// Why this value may be voted for.
+    pub basis: Basis,
+}
+signable!(Propose, "hp/propose/1", true);
+
+/// A closed ledger's proof.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Closed {
+    /// The header.
+    pub header: Header,
+    /// A quorum of precommits for it.
+    pub qc: Certificate,
+}
+
+/// Which users are connected at a host. Counted per link: a gap in `counter` asks for a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Presence {
+    /// Drawn at each start of the host.
+    pub boot: Hash,
+    /// One more with each message of this boot.
+    pub counter: u64,
+    /// Whether `up` is everybody, instead of a change.
+    pub full: bool,
+    /// Users that came.
+    pub up: Vec<UserKey>,
+    /// Users that went.
+    pub down: Vec<UserKey>,
+}
+signable!(Presence, "hp/presence/1", false);
+
+/// Where a node stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StatusMsg {
+    /// Its last closed ledger.
+    pub seq: Seq,
+    /// That ledger's hash.
+    pub lcl: Hash,
+    /// Its attempt at the next.
+    pub attempt: Attempt,
+    /// Whether its state is the agreed one.
+    pub synced: bool,
+}
+signable!(StatusMsg, "hp/status/1", false);
+
+/// Bytes on the party line of one ledger's run.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Npl {
+    /// The ledger being executed.
+    pub ledger_hash: Hash,
+    /// Position among the sender's frames of this ledger, from 0.
+    pub counter: u64,
+    /// At most 64 KiB.
+    pub data: Vec<u8>,
+}
+signable!(Npl, "hp/npl/1", false);
+
+/// The sender's contract has closed its end of the party line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct NplEnd {
+    /// The ledger being executed.
+    pub ledger_hash: Hash,
+    /// How many frames it sent.
+    pub frames: u64,
+}
+signable!(NplEnd, "hp/npl-end/1", false);
+
+/// A request for data. What the receiver lacks it leaves unanswered; the asker asks another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub enum Get {
+    /// The body of a header, by ledger hash.
+    Candidate(Hash),
+    /// A novel of the current ledger, by [`Novel::id`].
+    Novel(Hash),
+    /// Inputs, by id; at most [`super::GET_INPUTS_MAX`].
+    Inputs(Vec<Hash>),
+    /// The sender's users, as a full [`Presence`].
+    Presence,
+    /// What the run of this ledger changed, for finding out why results differ.
+    Details(Seq),
+}
+
+/// What one run did, for people who must find out why results differ.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Details {
+    /// The sender's result.
+    pub result: ExecResult,
+    /// State paths and their leaf hashes after the run (before a roll back), ascending, cut at a bound.
+    pub leaves: Vec<(Vec<u8>, Hash)>,
+    /// Users and the hash of their output, ascending, cut at a bound.
+    pub outputs: Vec<(UserKey, Hash)>,
+}
+
+/// Two different messages of one signer in one slot.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Evidence {
+    /// Who signed both.
+    pub signer: NodeKey,
+    /// The one that counts.
+    pub first: Box<Message>,
+    /// The one that came later.
+    pub second: Box<Message>,
+}
+
+/// Everything that travels between nodes after the hello.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Message {
+    /// A user's input, whole.
+    Input(Input),
+    /// Users of a host.
+    Presence(Signed<Presence>),
+    /// Stage 0.
+    Novel(Signed<Novel>),
+    /// Result of executing the last ledger.
+    Result(Signed<ExecResult>),
+    /// Its run was cut by the wall-time limit.
+    Overtime(Signed<Overtime>),
+    /// Stage 2.
+    Prevote(Signed<Prevote>),
+    /// Stage 3.
+    Precommit(Signed<Precommit>),
+    /// Retry.
+    Advance(Advance),
+    /// Why an attempt was entered.
+    TcFwd(TcFwd),
+    /// Coordinator's value.
+    Propose(Signed<Propose>),
+    /// Proof of a closed ledger.
+    Closed(Closed),
+    /// Request.
+    Get(Get),
+    /// Body of a header.
+    Candidate(Candidate),
+    /// Where the sender stands.
+    Status(Signed<StatusMsg>),
+    /// Party line.
+    Npl(Signed<Npl>),
+    /// Its end.
+    NplEnd(Signed<NplEnd>),
+    /// Answer to [`Get::Details`], and sent to all when results split.
+    Details(Box<Details>),
+    /// Proof of misbehaviour.
+    Evidence(Evidence),
+}
+
+impl Message {
+    /// Name for logs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Message::Input(_) => "INPUT",
+            Message::Presence(_) => "PRESENCE",
+            Message::Novel(_) => "NOVEL",
+            Message::Result(_) => "RESULT",
+            Message::Overtime(_) => "OVERTIME",
+            Message::Prevote(_) => "PREVOTE",
+            Message::Precommit(_) => "PRECOMMIT",
+            Message::Advance(_) => "ADVANCE",
+            Message::TcFwd(_) => "TCFWD",
+            Message::Propose(_) => "PROPOSE",
+            Message::Closed(_) => "CLOSED",
+            Message::Get(_) => "GET",
+            Message::Candidate(_) => "BODY",
+            Message::Status(_) => "STATUS",
+            Message::Npl(_) => "NPL",
+            Message::NplEnd(_) => "NPL_END",
+            Message::Details(_) => "DETAILS",
+            Message::Evidence(_) => "EVIDENCE",
+        }
+    }
+
+    /// The ledger a message of the round is about; `None` for what belongs to no round.
+    /// A RESULT belongs to the round after the ledger it is of.
+    pub fn round_seq(&self) -> Option<Seq> {
+        match self {
+            Message::Novel(m) => Some(m.body.seq),
+            Message::Result(m) => m.body.of_seq.checked_add(1),
+            Message::Overtime(m) => m.body.of_seq.checked_add(1),
+            Message::Prevote(m) => Some(m.body.0.seq),
+            Message::Precommit(m) => Some(m.body.0.seq),
+            Message::Advance(m) => Some(m.vote.body.seq),
+            Message::TcFwd(m) => Some(m.seq),
+            Message::Propose(m) => Some(m.body.seq),
+            _ => None,
+        }
+    }
+
+    /// The attempt a message of the round is about; 0 where it has none.
+    pub fn round_attempt(&self) -> Attempt {
+        match self {
+            Message::Prevote(m) => m.body.0.attempt,
+            Message::Precommit(m) => m.body.0.attempt,
+            Message::Advance(m) => m.vote.body.attempt,
+            Message::TcFwd(m) => m.tc.attempt(),
+            Message::Propose(m) => m.body.attempt,
+            _ => 0,
+        }
+    }
+}

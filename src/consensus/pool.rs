@@ -1,0 +1,208 @@
+//! Inputs held and not ledgered.
+
+use std::collections::BTreeMap;
+
+use super::{
+    INPUTS_BYTES_MAX, INPUTS_MAX,
+    header::{Input, InputKey, Origin, priority},
+};
+use crate::types::{Hash, NodeKey, Seq};
+
+/// Bytes of all inputs held. Past it an input is refused as "busy".
+pub const POOL_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the inputs of one host, so that one host cannot fill the pool of the others.
+pub const POOL_HOST_BYTES_MAX: usize = POOL_BYTES_MAX / 4;
+/// What an input costs beside its payload, against many empty ones.
+const ENTRY_BYTES: usize = 256;
+/// How far beyond the window an input's last ledger may be to be kept (not listed): nodes are not at one ledger.
+const AHEAD: u64 = 64;
+
+/// Why an input was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The pool, or its host's share, is full.
+    Busy,
+    /// `max_ledger` is past, or too far ahead.
+    Expired,
+    /// It was ledgered already.
+    Ledgered,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    input: Input,
+    key: InputKey,
+    host: NodeKey,
+    /// Listed in a NOVEL of mine before.
+    proposed: bool,
+}
+
+/// The inputs held.
+#[derive(Debug, Default)]
+pub struct Pool {
+    entries: BTreeMap<Hash, Entry>,
+    bytes: usize,
+    by_host: BTreeMap<NodeKey, usize>,
+    unproposed: usize,
+    /// Changes whenever an input comes.
+    pub generation: u64,
+}
+
+impl Pool {
+    /// The input with this id.
+    pub fn get(&self, id: &Hash) -> Option<&Input> {
+        self.entries.get(id).map(|entry| &entry.input)
+    }
+
+    /// Whether it is held.
+    pub fn contains(&self, id: &Hash) -> bool {
+        self.entries.contains_key(id)
+    }
+
+    /// How many are held.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is an input that I have not listed in a NOVEL yet.
+    pub fn has_unproposed(&self) -> bool {
+        self.unproposed > 0
+    }
+
+    /// Takes an input whose origin was verified; `false` when it was there. `link` is who brought it.
+    /// What a header that may be closed needs (`needed`) is taken even when the pool is full.
+    pub fn insert(&mut self, id: Hash, input: Input, link: NodeKey, needed: bool) -> Result<bool, Refused> {
+        if self.contains(&id) {
+            return Ok(false);
+        }
+        let host = match &input.origin {
+            Origin::User { .. } => link,
+            Origin::Session { host, .. } => *host,
+        };
+        let size = input.payload.len() + ENTRY_BYTES;
+        let host_bytes = self.by_host.get(&host).copied().unwrap_or(0);
+        if !needed && (self.bytes + size > POOL_BYTES_MAX || host_bytes + size > POOL_HOST_BYTES_MAX) {
+            return Err(Refused::Busy);
+        }
+        self.bytes += size;
+        self.by_host.insert(host, host_bytes + size);
+        self.unproposed += 1;
+        self.generation += 1;
+        self.entries.insert(id, Entry { key: input.key(), input, host, proposed: false });
+        Ok(true)
+    }
+
+    /// Takes an input out.
+    pub fn remove(&mut self, id: &Hash) -> Option<Input> {
+        let entry = self.entries.remove(id)?;
+        let size = entry.input.payload.len() + ENTRY_BYTES;
+        self.bytes -= size;
+        let host_bytes = self.by_host.get_mut(&entry.host).expect("counted when it came");
+        *host_bytes -= size;
+        if *host_bytes == 0 {
+            self.by_host.remove(&entry.host);
+        }
+        self.unproposed -= usize::from(!entry.proposed);
+        Some(entry.input)
+    }
+
+    /// Whether an input may be kept while `seq` is being closed.
+    pub fn check_ledger(input: &Input, seq: Seq, input_window: u64) -> Result<(), Refused> {
+        let ahead = input.max_ledger.checked_sub(seq).ok_or(Refused::Expired)?;
+        if ahead < input_window + AHEAD { Ok(()) } else { Err(Refused::Expired) }
+    }
+
+    /// Ids for my NOVEL of `seq`, ascending, within the caps of a ledger; they count as proposed from now on.
+    pub fn list(&mut self, seq: Seq, parent: &Hash, input_window: u64) -> Vec<Hash> {
+        let may_list = |entry: &Entry| seq <= entry.input.max_ledger && entry.input.max_ledger - seq < input_window;
+        let mut ids: Vec<Hash> = self.entries.iter().filter(|(_, entry)| may_list(entry)).map(|(id, _)| *id).collect();
+        if ids.len() > INPUTS_MAX || self.bytes > INPUTS_BYTES_MAX {
+            let mut prio: BTreeMap<_, Hash> = BTreeMap::new();
+            ids.sort_by_cached_key(|id| {
+                let (user, tag, nonce) = self.entries[id].key;
+                (*prio.entry(user).or_insert_with(|| priority(parent, &user)), tag, nonce)
+            });
+            let mut bytes = 0;
+            let fits = ids.iter().take(INPUTS_MAX).take_while(|id| {
+                bytes += self.entries[*id].input.payload.len();
+                bytes <= INPUTS_BYTES_MAX
+            });
+            let count = fits.count();
+            ids.truncate(count);
+            ids.sort_unstable();
+        }
+        for id in &ids {
+            let entry = self.entries.get_mut(id).expect("listed from here");
+            self.unproposed -= usize::from(!std::mem::replace(&mut entry.proposed, true));
+        }
+        ids
+    }
+
+    /// Ids that can never be ledgered any more once `seq` is the next ledger: expired, or their key is ledgered.
+    pub fn dead(&self, seq: Seq, is_ledgered: impl Fn(&InputKey) -> bool) -> Vec<Hash> {
+        let dead = |entry: &Entry| entry.input.max_ledger < seq || is_ledgered(&entry.key);
+        self.entries.iter().filter(|(_, entry)| dead(entry)).map(|(id, _)| *id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Sig, UserKey};
+
+    fn input(user: u8, nonce: u64, bytes: usize) -> (Hash, Input) {
+        let input = Input {
+            user: UserKey([user; 32]),
+            origin: Origin::User { sig: Sig([0; 64]) },
+            nonce,
+            max_ledger: 100,
+            payload: vec![0; bytes],
+        };
+        (input.id(&Hash::ZERO), input)
+    }
+
+    #[test]
+    fn one_host_cannot_take_more_than_its_share_but_what_a_header_needs_is_taken() {
+        let mut pool = Pool::default();
+        let host = NodeKey([1; 32]);
+        let mut taken = 0;
+        for nonce in 0..40 {
+            let (id, input) = input(1, nonce, 1 << 20);
+            taken += usize::from(pool.insert(id, input, host, false).is_ok());
+        }
+        assert_eq!(taken, 15, "16 MiB less what the entries cost");
+        let (id, more) = input(1, 99, 1 << 20);
+        assert_eq!(pool.insert(id, more.clone(), NodeKey([2; 32]), false), Ok(true), "another host has room");
+        pool.remove(&id);
+        assert_eq!(pool.insert(id, more, host, true), Ok(true), "needed");
+    }
+
+    #[test]
+    fn a_ledger_full_of_inputs_lists_the_same_users_first_everywhere_and_the_rest_stays_work() {
+        let mut pool = Pool::default();
+        for nonce in 0..20 {
+            let (id, input) = input((nonce % 4) as u8, nonce, 1 << 20);
+            pool.insert(id, input, NodeKey([nonce as u8; 32]), false).unwrap();
+        }
+        let listed = pool.list(1, &Hash::ZERO, 1000);
+        assert_eq!(listed.len(), 16);
+        assert!(pool.has_unproposed());
+        assert_eq!(pool.list(1, &Hash::ZERO, 1000), listed);
+        listed.iter().for_each(|id| {
+            pool.remove(id);
+        });
+        assert_eq!(pool.list(2, &Hash::ZERO, 1000).len(), 4);
+        assert!(!pool.has_unproposed());
+    }
+
+    #[test]
+    fn an_expired_or_ledgered_input_is_dead() {
+        let mut pool = Pool::default();
+        let (id, input) = input(1, 1, 1);
+        let key = input.key();
+        pool.insert(id, input, NodeKey([1; 32]), false).unwrap();
+        assert_eq!(pool.dead(100, |_| false), vec![]);
+        assert_eq!(pool.dead(101, |_| false), vec![id]);
+        assert_eq!(pool.dead(1, |other| *other == key), vec![id]);
+    }
+}

@@ -1,0 +1,201 @@
+//! Which users are connected, at which hosts, and how that differs from the last ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{NOVEL_USERS_MAX, messages::Presence};
+use crate::types::{Hash, NodeKey, UserKey};
+
+/// Users one host may claim. Past it the message is refused: no gateway serves more.
+pub const HOST_USERS_MAX: usize = 30_000;
+
+#[derive(Debug, Default)]
+struct Host {
+    boot: Option<Hash>,
+    counter: u64,
+    users: BTreeSet<UserKey>,
+}
+
+/// The table of hosts and users.
+#[derive(Debug)]
+pub struct PresenceTable {
+    me: NodeKey,
+    boot: Hash,
+    hosts: BTreeMap<NodeKey, Host>,
+    /// At how many hosts each user is connected.
+    sessions: BTreeMap<UserKey, usize>,
+    /// Users whose presence may differ from the last ledger.
+    pending: BTreeSet<UserKey>,
+}
+
+/// What came of a PRESENCE.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It was taken (or is old).
+    Taken,
+    /// Something before it is missing: ask for a full one.
+    Gap,
+}
+
+impl PresenceTable {
+    /// Nobody is connected yet; those of the last ledger may have to go.
+    pub fn new(me: NodeKey, boot: Hash, agreed: &BTreeSet<UserKey>) -> PresenceTable {
+        let hosts = BTreeMap::from([(me, Host { boot: Some(boot), ..Host::default() })]);
+        PresenceTable { me, boot, hosts, sessions: BTreeMap::new(), pending: agreed.clone() }
+    }
+
+    /// A user came to this node; the change to tell, `None` if it was here.
+    pub fn up(&mut self, user: UserKey) -> Option<Presence> {
+        self.change(&[user], &[])
+    }
+
+    /// A user left this node.
+    pub fn down(&mut self, user: UserKey) -> Option<Presence> {
+        self.change(&[], &[user])
+    }
+
+    fn change(&mut self, up: &[UserKey], down: &[UserKey]) -> Option<Presence> {
+        if !self.apply(self.me, up, down) {
+            return None;
+        }
+        let host = self.hosts.get_mut(&self.me).expect("made in new");
+        host.counter += 1;
+        let (up, down) = (up.to_vec(), down.to_vec());
+        Some(Presence { boot: self.boot, counter: host.counter, full: false, up, down })
+    }
+
+    /// Everybody at this node.
+    pub fn snapshot(&self) -> Presence {
+        let host = &self.hosts[&self.me];
+        let up = host.users.iter().copied().collect();
+        Presence { boot: self.boot, counter: host.counter, full: true, up, down: Vec::new() }
+    }
+
+    /// Another host's message.
+    pub fn heard(&mut self, from: NodeKey, presence: &Presence) -> Heard {
+        let host = self.hosts.entry(from).or_default();
+        let same_boot = host.boot == Some(presence.boot);
+        if presence.full {
+            if same_boot && presence.counter < host.counter {
+                return Heard::Taken;
+            }
+            let now: BTreeSet<UserKey> = presence.up.iter().copied().take(HOST_USERS_MAX).collect();
+            let gone: Vec<UserKey> = host.users.difference(&now).copied().collect();
+            let came: Vec<UserKey> = now.difference(&host.users).copied().collect();
+            host.boot = Some(presence.boot);
+            host.counter = presence.counter;
+            self.apply(from, &came, &gone);
+            return Heard::Taken;
+        }
+        if !same_boot || presence.counter > host.counter + 1 {
+            return Heard::Gap;
+        }
+        if presence.counter == host.counter + 1 && host.users.len() + presence.up.len() <= HOST_USERS_MAX {
+            host.counter = presence.counter;
+            self.apply(from, &presence.up, &presence.down);
+        }
+        Heard::Taken
+    }
+
+    /// A host is gone, and its users with it. Its next message must be a full one.
+    pub fn forget_host(&mut self, host: &NodeKey) {
+        if let Some(gone) = self.hosts.get(host) {
+            let users: Vec<UserKey> = gone.users.iter().copied().collect();
+            self.apply(*host, &[], &users);
+            self.hosts.remove(host);
+        }
+    }
+
+    /// Whether anything was heard of this host since it was forgotten.
+    pub fn knows(&self, host: &NodeKey) -> bool {
+        self.hosts.contains_key(host)
+    }
+
+    /// Users to add and to remove for my NOVEL, ascending, the first of each that fit.
+    pub fn novel(&self, agreed: &BTreeSet<UserKey>) -> (Vec<UserKey>, Vec<UserKey>) {
+        let present = |user: &&UserKey| self.sessions.contains_key(user);
+        let add = self.pending.iter().filter(present).filter(|user| !agreed.contains(user));
+        let del = self.pending.iter().filter(|user| !present(user)).filter(|user| agreed.contains(user));
+        (add.take(NOVEL_USERS_MAX).copied().collect(), del.take(NOVEL_USERS_MAX).copied().collect())
+    }
+
+    /// A ledger was closed: forget what it settled.
+    pub fn closed(&mut self, changed: impl IntoIterator<Item = UserKey>, agreed: &BTreeSet<UserKey>) {
+        self.pending.extend(changed);
+        let sessions = &self.sessions;
+        self.pending.retain(|user| sessions.contains_key(user) != agreed.contains(user));
+    }
+
+    fn apply(&mut self, host: NodeKey, up: &[UserKey], down: &[UserKey]) -> bool {
+        let users = &mut self.hosts.entry(host).or_default().users;
+        let mut changed = false;
+        for user in up {
+            if users.insert(*user) {
+                *self.sessions.entry(*user).or_insert(0) += 1;
+                self.pending.insert(*user);
+                changed = true;
+            }
+        }
+        for user in down {
+            if users.remove(user) {
+                let count = self.sessions.get_mut(user).expect("counted when it came");
+                *count -= 1;
+                if *count == 0 {
+                    self.sessions.remove(user);
+                }
+                self.pending.insert(*user);
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeKey = NodeKey([0; 32]);
+    const PEER: NodeKey = NodeKey([1; 32]);
+    const USER: UserKey = UserKey([9; 32]);
+
+    fn table() -> PresenceTable {
+        PresenceTable::new(ME, Hash([1; 32]), &BTreeSet::new())
+    }
+
+    #[test]
+    fn a_user_stays_while_one_of_its_hosts_has_it() {
+        let mut table = table();
+        let mut peer = PresenceTable::new(PEER, Hash([2; 32]), &BTreeSet::new());
+        table.heard(PEER, &peer.snapshot());
+        table.up(USER);
+        table.heard(PEER, &peer.up(USER).unwrap());
+        let agreed = BTreeSet::from([USER]);
+        table.down(USER);
+        assert_eq!(table.novel(&agreed), (vec![], vec![]));
+        table.forget_host(&PEER);
+        assert_eq!(table.novel(&agreed), (vec![], vec![USER]));
+    }
+
+    #[test]
+    fn a_gap_is_noticed_and_a_snapshot_mends_it() {
+        let mut table = table();
+        let mut peer = PresenceTable::new(PEER, Hash([2; 32]), &BTreeSet::new());
+        table.heard(PEER, &peer.snapshot());
+        peer.up(UserKey([1; 32]));
+        let second = peer.up(USER).unwrap();
+        assert_eq!(table.heard(PEER, &second), Heard::Gap);
+        assert_eq!(table.heard(PEER, &peer.snapshot()), Heard::Taken);
+        assert_eq!(table.novel(&BTreeSet::new()).0.len(), 2);
+        assert_eq!(table.heard(PEER, &second), Heard::Taken, "an old one changes nothing");
+    }
+
+    #[test]
+    fn what_a_ledger_settled_is_not_proposed_again() {
+        let mut table = table();
+        table.up(USER);
+        assert_eq!(table.novel(&BTreeSet::new()).0, vec![USER]);
+        let agreed = BTreeSet::from([USER]);
+        table.closed([USER], &agreed);
+        assert_eq!(table.novel(&agreed), (vec![], vec![]));
+    }
+}

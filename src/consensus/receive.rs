@@ -1,0 +1,380 @@
+//! What each message of a peer does. Signatures of messages were checked at the edge; those inside certificates are
+//! checked here. What a peer sends wrong is dropped.
+
+use super::{
+    ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX, INPUTS_MAX, NOVEL_USERS_MAX, Query,
+    UNKNOWN_MAX,
+    header::{Candidate, ExecResult, Input},
+    messages::{
+        Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Prevote, Propose, Signed,
+        StatusMsg, TcFwd, VoteKind,
+    },
+    presence::{HOST_USERS_MAX, Heard},
+    round::Want,
+    votes::{Counted, count_once, is_well_formed},
+};
+use crate::types::{Attempt, Hash, NodeKey, Seq};
+
+impl Consensus {
+    pub(super) fn receive(&mut self, from: NodeKey, message: Message) {
+        if from == self.params.me {
+            return;
+        }
+        match message.round_seq() {
+            Some(seq) => self.receive_round(from, seq, message),
+            None => match message {
+                Message::Input(input) => self.on_input(from, input),
+                Message::Presence(signed) => self.on_presence(from, &signed),
+                Message::Closed(closed) => self.on_closed(from, closed),
+                Message::Get(get) => self.on_get(from, get),
+                Message::Candidate(candidate) => self.on_candidate(candidate),
+                Message::Status(signed) => self.on_status(from, &signed.body),
+                // Of the contract's run and of diagnosis: the node's business.
+                _ => {}
+            },
+        }
+    }
+
+    fn receive_round(&mut self, from: NodeKey, seq: Seq, message: Message) {
+        if seq < self.round.seq {
+            // Its sender lacks the ledger that closed that round.
+            self.send_closed(from, seq);
+        } else if seq > self.round.seq {
+            if self.is_member(&from) {
+                let tip = self.peer_tips.entry(from).or_insert(0);
+                *tip = (*tip).max(seq - 1);
+                if seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
+                    self.future.insert((from, message.kind(), message.round_attempt()), message);
+                }
+                self.ask_for_more();
+            }
+        } else {
+            match message {
+                Message::Novel(novel) => self.on_novel(novel),
+                Message::Result(result) => self.on_result(result),
+                Message::Prevote(vote) => self.on_prevote(vote),
+                Message::Precommit(vote) => self.on_precommit(vote),
+                Message::Advance(advance) => self.on_advance(advance),
+                Message::TcFwd(forward) => self.on_tc_forward(forward),
+                Message::Propose(propose) => self.on_propose(propose),
+                // Signed directly as a limit so far: see `docs/decisions.md`.
+                Message::Overtime(_) => {}
+                _ => unreachable!("only messages of a round have a sequence number"),
+            }
+        }
+    }
+
+    // ---- Stages -------------------------------------------------------------------------------------------------
+
+    fn on_novel(&mut self, novel: Signed<Novel>) {
+        let Novel { parent, users_add, users_del, inputs, .. } = &novel.body;
+        let ascending = inputs.is_sorted_by(|a, b| a < b)
+            && users_add.is_sorted_by(|a, b| a < b)
+            && users_del.is_sorted_by(|a, b| a < b);
+        let bounded =
+            inputs.len() <= INPUTS_MAX && users_add.len() <= NOVEL_USERS_MAX && users_del.len() <= NOVEL_USERS_MAX;
+        if *parent != self.tip.hash || !ascending || !bounded || !self.is_member(&novel.from) {
+            return;
+        }
+        let signer = novel.from;
+        match count_once(&mut self.round.novels, novel.clone()) {
+            Counted::New => {
+                if self.missed.get(&signer).is_some_and(|missed| *missed >= HOST_MISSED_MAX)
+                    && !self.presence.knows(&signer)
+                    && self.links.contains(&signer)
+                {
+                    self.get(signer, Get::Presence);
+                }
+                self.note_unknown(&novel);
+                self.fresh();
+            }
+            Counted::Known => {}
+            Counted::Conflict(first) => {
+                self.evidence(signer, Message::Novel(first), Message::Novel(novel.clone()));
+                // A proposal may rest on the other one.
+                let id = novel.body.id();
+                let wanted = self.round.fetching.contains_key(&Want::Novel(id));
+                if wanted && self.round.other_novels.len() < self.unl.len() {
+                    self.round.other_novels.insert(id, novel);
+                }
+            }
+        }
+    }
+
+    /// Remembers listed inputs that are not held. A few a sender, because the ids may be invented.
+    fn note_unknown(&mut self, novel: &Signed<Novel>) {
+        let unknown = novel.body.inputs.iter().filter(|id| !self.pool.contains(id)).take(UNKNOWN_MAX);
+        for id in unknown {
+            self.round.unknown.entry(*id).or_default().insert(novel.from);
+        }
+    }
+
+    fn on_result(&mut self, result: Signed<ExecResult>) {
+        if result.body.of_hash != self.tip.hash || !self.is_member(&result.from) {
+            return;
+        }
+        let signer = result.from;
+        match count_once(&mut self.results, result.clone()) {
+            Counted::New => {
+                self.fresh();
+                self.compare_results();
+            }
+            Counted::Known => {}
+            Counted::Conflict(first) => self.evidence(signer, Message::Result(first), Message::Result(result)),
+        }
+    }
+
+    fn on_prevote(&mut self, vote: Signed<Prevote>) {
+        let attempt = vote.body.vote().attempt;
+        if !self.is_member(&vote.from) || !self.is_near(attempt) {
+            return;
+        }
+        let signer = vote.from;
+        match self.round.prevotes.entry(attempt).or_default().add(vote.clone()) {
+            Counted::New => self.fresh(),
+            Counted::Known => {}
+            Counted::Conflict(first) => self.evidence(signer, Message::Prevote(first), Message::Prevote(vote)),
+        }
+    }
+
+    fn on_precommit(&mut self, vote: Signed<Precommit>) {
+        let attempt = vote.body.vote().attempt;
+        if !self.is_member(&vote.from) || !self.is_near(attempt) {
+            return;
+        }
+        let signer = vote.from;
+        match self.round.precommits.entry(attempt).or_default().add(vote.clone()) {
+            Counted::New => self.fresh(),
+            Counted::Known => {}
+            Counted::Conflict(first) => self.evidence(signer, Message::Precommit(first), Message::Precommit(vote)),
+        }
+    }
+
+    fn on_advance(&mut self, advance: Advance) {
+        let vote = &advance.vote;
+        let body = vote.body;
+        if !self.is_member(&vote.from) || !is_well_formed(&body) {
+            return;
+        }
+        if let Some(first) = self.round.advances.get(&body.attempt).and_then(|votes| votes.get(&vote.from)) {
+            if first.body != body {
+                let first = Message::Advance(Advance { vote: first.clone(), polc: None });
+                let second = Message::Advance(Advance { vote: vote.clone(), polc: None });
+                self.evidence(vote.from, first, second);
+            }
+            return;
+        }
+        if !self.checker().polc_of(body.high, body.seq, advance.polc.as_ref()) {
+            return;
+        }
+        if let Some(polc) = &advance.polc {
+            self.round.add_polc(polc);
+        }
+        if !self.is_near(body.attempt) {
+            // So far ahead only the sender's latest is kept: what is beyond is forgotten with it.
+            let far = self.round.attempt + ATTEMPTS_AHEAD;
+            let older = |attempt: &Attempt| *attempt > far && *attempt != body.attempt;
+            for (attempt, votes) in &mut self.round.advances {
+                if older(attempt) {
+                    votes.remove(&vote.from);
+                }
+            }
+            self.round.advances.retain(|_, votes| !votes.is_empty());
+        }
+        self.round.add_advance(vote.clone());
+        self.fresh();
+    }
+
+    fn on_tc_forward(&mut self, forward: TcFwd) {
+        let attempt = forward.tc.attempt();
+        let known = self.round.tcs.contains_key(&attempt);
+        if attempt < self.round.attempt || known {
+            return;
+        }
+        let checker = self.checker();
+        let valid = checker.tc(&forward.tc, forward.seq, attempt)
+            && checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref());
+        if !valid {
+            return;
+        }
+        if let Some(polc) = &forward.polc {
+            self.round.add_polc(polc);
+        }
+        self.keep_tc(forward.tc);
+        self.enter_attempt(attempt);
+    }
+
+    fn on_propose(&mut self, propose: Signed<Propose>) {
+        let Propose { seq, attempt, ledger_hash, tc, basis } = &propose.body;
+        let attempt = *attempt;
+        if attempt == 0 || attempt < self.round.attempt || propose.from != self.coordinator(attempt) {
+            return;
+        }
+        if let Some(first) = self.round.proposals.get(&attempt) {
+            if first.body != propose.body {
+                self.evidence(propose.from, Message::Propose(first.clone()), Message::Propose(propose));
+            }
+            return;
+        }
+        let checker = self.checker();
+        let basis_valid = match basis {
+            Basis::Polc(polc) => {
+                polc.vote.ledger_hash == *ledger_hash
+                    && tc.high().is_some()
+                    && checker.polc_of(tc.high(), *seq, Some(polc))
+            }
+            Basis::Novels(novels, cert) => {
+                tc.high().is_none()
+                    && novels.len() >= self.quorum.q
+                    && novels.len() <= self.unl.len()
+                    && novels.is_sorted_by(|a, b| a.0 < b.0)
+                    && novels.iter().all(|(signer, _)| self.is_member(signer))
+                    && cert.result.of_hash == self.tip.hash
+                    && checker.result_cert(cert, &self.genesis.result())
+            }
+        };
+        if !basis_valid || !checker.tc(tc, *seq, attempt) {
+            return;
+        }
+        match basis {
+            Basis::Polc(polc) => self.round.add_polc(polc),
+            Basis::Novels(_, cert) => {
+                for (from, sig) in &cert.sigs {
+                    let signed = Signed { from: *from, body: cert.result.clone(), sig: *sig };
+                    self.results.entry(*from).or_insert(signed);
+                }
+                self.compare_results();
+            }
+        }
+        self.keep_tc(tc.clone());
+        self.enter_attempt(attempt);
+        self.round.proposals.insert(attempt, propose);
+        self.fresh();
+    }
+
+    fn is_near(&self, attempt: Attempt) -> bool {
+        attempt <= self.round.attempt.saturating_add(ATTEMPTS_AHEAD)
+    }
+
+    // ---- Data ---------------------------------------------------------------------------------------------------
+
+    fn on_input(&mut self, from: NodeKey, input: Input) {
+        let id = input.id(&self.scope.chain_id);
+        // What a header needs is taken whatever the pool holds.
+        let needed = self.round.fetching.contains_key(&Want::Input(id)) && self.header_needs(&id);
+        match self.take_input(id, input, from, needed) {
+            Ok(true) => self.fresh(),
+            Ok(false) => {}
+            // Not to be asked for again in this round.
+            Err(_) if !needed => {
+                self.round.unknown.remove(&id);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn header_needs(&self, id: &Hash) -> bool {
+        let in_candidate = self.round.candidates.values().any(|candidate| candidate.inputs.binary_search(id).is_ok());
+        let listed = self.round.novels.values().filter(|novel| novel.body.inputs.binary_search(id).is_ok()).count();
+        in_candidate || listed >= self.quorum.include
+    }
+
+    fn on_candidate(&mut self, candidate: Candidate) {
+        let hash = candidate.header.hash();
+        let wanted = self.round.fetching.contains_key(&Want::Candidate(hash));
+        let header = &candidate.header;
+        let follows = header.seq == self.round.seq
+            && header.parent == self.tip.hash
+            && header.chain_id == self.scope.chain_id
+            && header.unl_hash == self.scope.unl_hash;
+        if wanted
+            && follows
+            && candidate.inputs.len() <= INPUTS_MAX
+            && candidate.is_consistent(&self.users, self.users_root)
+        {
+            self.round.candidates.insert(hash, candidate);
+            self.fresh();
+        }
+    }
+
+    fn on_closed(&mut self, from: NodeKey, closed: Closed) {
+        let Closed { header, qc } = closed;
+        let tip = self.peer_tips.entry(from).or_insert(0);
+        if header.seq != self.round.seq {
+            if header.seq > self.round.seq && header.seq > *tip && self.unl.binary_search(&from).is_ok() {
+                *tip = header.seq;
+                self.ask_for_more();
+            }
+            return;
+        }
+        let follows = header.parent == self.tip.hash
+            && header.chain_id == self.scope.chain_id
+            && header.unl_hash == self.scope.unl_hash
+            && qc.vote.seq == header.seq
+            && qc.vote.ledger_hash == header.hash();
+        if !follows || self.round.closed.is_some() || !self.checker().certificate::<Precommit>(&qc) {
+            return;
+        }
+        let tip = self.peer_tips.entry(from).or_insert(0);
+        *tip = (*tip).max(header.seq);
+        self.round.closed = Some((qc, from));
+        self.fresh();
+    }
+
+    fn on_get(&mut self, from: NodeKey, get: Get) {
+        match get {
+            Get::Candidate(hash) => match self.round.candidates.get(&hash) {
+                Some(candidate) => self.effects.push(Effect::Send(from, Message::Candidate(candidate.clone()))),
+                None => self.effects.push(Effect::Serve(from, Query::Candidate(hash))),
+            },
+            Get::Novel(id) => {
+                let mut held = self.round.novels.values().chain(self.round.other_novels.values());
+                if let Some(novel) = held.find(|novel| novel.body.id() == id).cloned() {
+                    self.effects.push(Effect::Send(from, Message::Novel(novel)));
+                }
+            }
+            Get::Inputs(ids) => {
+                let mut elsewhere = Vec::new();
+                for id in ids.into_iter().take(GET_INPUTS_MAX) {
+                    match self.pool.get(&id) {
+                        Some(input) => self.effects.push(Effect::Send(from, Message::Input(input.clone()))),
+                        None => elsewhere.push(id),
+                    }
+                }
+                if !elsewhere.is_empty() {
+                    self.effects.push(Effect::Serve(from, Query::Inputs(elsewhere)));
+                }
+            }
+            Get::Presence => {
+                let snapshot = self.sign(self.presence.snapshot());
+                self.effects.push(Effect::Send(from, Message::Presence(snapshot)));
+            }
+            Get::Details(seq) => self.effects.push(Effect::Serve(from, Query::Details(seq))),
+        }
+    }
+
+    fn on_presence(&mut self, from: NodeKey, signed: &Signed<Presence>) {
+        let Presence { up, down, .. } = &signed.body;
+        let bounded = up.len() <= HOST_USERS_MAX && down.len() <= HOST_USERS_MAX;
+        if signed.from != from || !self.is_member(&from) || !bounded || !self.links.contains(&from) {
+            return;
+        }
+        if self.presence.heard(from, &signed.body) == Heard::Gap {
+            self.get(from, Get::Presence);
+        }
+    }
+
+    fn on_status(&mut self, from: NodeKey, status: &StatusMsg) {
+        if status.seq < self.tip.seq {
+            self.send_closed(from, status.seq + 1);
+        } else if status.seq > self.tip.seq && self.is_member(&from) {
+            self.peer_tips.insert(from, status.seq);
+            self.ask_for_more();
+        }
+    }
+
+    fn evidence(&mut self, signer: NodeKey, first: Message, second: Message) {
+        let evidence = Evidence { signer, first: Box::new(first), second: Box::new(second) };
+        self.effects.push(Effect::Evidence(Box::new(evidence)));
+    }
+}

@@ -1,0 +1,207 @@
+//! What is known of the ledger being closed. All of it but `mine` is forgotten at a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    header::{Candidate, Derived},
+    messages::{
+        Advance, AdvanceVote, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, Signed, Tc, TcFwd,
+    },
+    rules,
+    votes::Tally,
+};
+use crate::types::{Attempt, Hash, MonoMs, NodeKey, Seq};
+
+/// What this node has signed for the ledger: the very signed messages, as journaled.
+#[derive(Debug, Default)]
+pub(super) struct Mine {
+    pub novel: Option<Signed<Novel>>,
+    pub prevotes: BTreeMap<Attempt, Signed<Prevote>>,
+    pub precommits: BTreeMap<Attempt, Signed<Precommit>>,
+    pub advance: Option<Advance>,
+    /// Not journaled: after a restart the PREVOTE journaled before it keeps a second one from being made.
+    pub propose: Option<Signed<Propose>>,
+}
+
+/// One request for data.
+#[derive(Debug, Default)]
+pub(super) struct Fetching {
+    /// When it was first missed.
+    pub since: MonoMs,
+    /// When it was last asked for, and of whom.
+    pub asked: Option<(MonoMs, NodeKey)>,
+    /// Whom it was asked of before.
+    pub tried: BTreeSet<NodeKey>,
+}
+
+/// Something that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Want {
+    Candidate(Hash),
+    Novel(Hash),
+    Input(Hash),
+}
+
+#[derive(Debug)]
+pub(super) struct Round {
+    pub seq: Seq,
+    pub attempt: Attempt,
+    pub mine: Mine,
+
+    pub novels: BTreeMap<NodeKey, Signed<Novel>>,
+    /// Other novels of equivocating nodes that a PROPOSE rests on, by id.
+    pub other_novels: BTreeMap<Hash, Signed<Novel>>,
+    pub prevotes: BTreeMap<Attempt, Tally<Prevote>>,
+    pub precommits: BTreeMap<Attempt, Tally<Precommit>>,
+    pub advances: BTreeMap<Attempt, BTreeMap<NodeKey, Signed<AdvanceVote>>>,
+    pub polcs: BTreeMap<Attempt, Certificate>,
+    pub tcs: BTreeMap<Attempt, Tc>,
+    pub proposals: BTreeMap<Attempt, Signed<Propose>>,
+    /// A ledger closed by others.
+    pub closed: Option<(Certificate, NodeKey)>,
+    /// Bodies of headers, by ledger hash.
+    pub candidates: BTreeMap<Hash, Candidate>,
+
+    pub derived: Option<(usize, u64, Derived)>,
+    pub first_timer_started: bool,
+    pub grace_over: bool,
+    /// Inputs listed in novels that are not held, with who lists them.
+    pub unknown: BTreeMap<Hash, BTreeSet<NodeKey>>,
+    pub fetching: BTreeMap<Want, Fetching>,
+    pub wanted: BTreeMap<Want, BTreeSet<NodeKey>>,
+    pub retry_ms: u64,
+    pub retry_from: MonoMs,
+}
+
+impl Round {
+    pub fn new(seq: Seq) -> Round {
+        Round {
+            seq,
+            attempt: 0,
+            mine: Mine::default(),
+            novels: BTreeMap::new(),
+            other_novels: BTreeMap::new(),
+            prevotes: BTreeMap::new(),
+            precommits: BTreeMap::new(),
+            advances: BTreeMap::new(),
+            polcs: BTreeMap::new(),
+            tcs: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            closed: None,
+            candidates: BTreeMap::new(),
+            derived: None,
+            first_timer_started: false,
+            grace_over: false,
+            unknown: BTreeMap::new(),
+            fetching: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            retry_ms: super::RETRANSMIT_MS,
+            retry_from: 0,
+        }
+    }
+
+    /// The round as the journal knows it.
+    pub fn restored(
+        seq: Seq,
+        novel: Option<Signed<Novel>>,
+        prevotes: BTreeMap<Attempt, (Signed<Prevote>, Candidate)>,
+        precommits: BTreeMap<Attempt, (Signed<Precommit>, Candidate, Certificate)>,
+        advance: Option<Advance>,
+        tc: Option<(Tc, Option<Certificate>)>,
+    ) -> Round {
+        let mut round = Round::new(seq);
+        let attempts =
+            [prevotes.keys().max().copied(), precommits.keys().max().copied(), tc.as_ref().map(|(tc, _)| tc.attempt())];
+        round.attempt = attempts.into_iter().flatten().max().unwrap_or(0);
+        if let Some(novel) = &novel {
+            round.novels.insert(novel.from, novel.clone());
+        }
+        round.mine.novel = novel;
+        for (attempt, (vote, candidate)) in prevotes {
+            round.candidates.insert(vote.body.0.ledger_hash, candidate);
+            round.prevotes.entry(attempt).or_default().add(vote.clone());
+            round.mine.prevotes.insert(attempt, vote);
+        }
+        for (attempt, (vote, candidate, polc)) in precommits {
+            round.candidates.insert(vote.body.0.ledger_hash, candidate);
+            round.add_polc(&polc);
+            round.precommits.entry(attempt).or_default().add(vote.clone());
+            round.mine.precommits.insert(attempt, vote);
+        }
+        if let Some(advance) = &advance {
+            if let Some(polc) = &advance.polc {
+                round.add_polc(polc);
+            }
+            round.add_advance(advance.vote.clone());
+        }
+        round.mine.advance = advance;
+        if let Some((tc, polc)) = tc {
+            if let Some(polc) = &polc {
+                round.add_polc(polc);
+            }
+            round.tcs.insert(tc.attempt(), tc);
+        }
+        round
+    }
+
+    /// Keeps a checked POLC, and counts the votes in it.
+    pub fn add_polc(&mut self, polc: &Certificate) {
+        let tally = self.prevotes.entry(polc.vote.attempt).or_default();
+        for (from, sig) in &polc.sigs {
+            tally.add(Signed { from: *from, body: Prevote(polc.vote), sig: *sig });
+        }
+        self.polcs.entry(polc.vote.attempt).or_insert_with(|| polc.clone());
+    }
+
+    /// Counts a checked ADVANCE.
+    pub fn add_advance(&mut self, vote: Signed<AdvanceVote>) {
+        self.advances.entry(vote.body.attempt).or_default().entry(vote.from).or_insert(vote);
+    }
+
+    /// What this node has signed, for the vote rule.
+    pub fn signed(&self) -> rules::Signed {
+        rules::Signed {
+            prevote: self.mine.prevotes.keys().max().copied(),
+            precommit: self.mine.precommits.keys().max().copied(),
+            advance: self.mine.advance.as_ref().map(|advance| advance.vote.body.attempt),
+        }
+    }
+
+    /// Whether anything beyond a NOVEL was signed or entered.
+    pub fn is_bound(&self) -> bool {
+        self.signed() != rules::Signed::default() || !self.tcs.is_empty()
+    }
+
+    /// The POLC of the highest attempt.
+    pub fn best_polc(&self) -> Option<&Certificate> {
+        self.polcs.values().next_back()
+    }
+
+    /// TCFWD for the attempt this node is in, if it came here by a Tc.
+    pub fn tc_forward(&self) -> Option<Message> {
+        let tc = self.tcs.get(&self.attempt)?;
+        let polc = match tc.high() {
+            None => None,
+            Some((attempt, hash)) => {
+                Some(self.polcs.get(&attempt).filter(|polc| polc.vote.ledger_hash == hash)?.clone())
+            }
+        };
+        Some(Message::TcFwd(TcFwd { seq: self.seq, tc: tc.clone(), polc }))
+    }
+
+    /// Notes that something is missed which `holders` have.
+    pub fn want(&mut self, want: Want, holders: impl IntoIterator<Item = NodeKey>) {
+        self.wanted.entry(want).or_default().extend(holders);
+    }
+}
+
+impl Want {
+    /// The request for one thing that is not an input.
+    pub fn get(&self) -> Get {
+        match self {
+            Want::Candidate(hash) => Get::Candidate(*hash),
+            Want::Novel(id) => Get::Novel(*id),
+            Want::Input(id) => Get::Inputs(vec![*id]),
+        }
+    }
+}
