@@ -27,7 +27,7 @@ Examples:
   hp new mynode --binary /usr/bin/cat              an executable of the system
   hp new second --join mynode/cfg/hp.cfg           another node of mynode's contract
 
-The file for --join needs no secret key: take the lines `seckey` and `pubkey` out before you give it to anybody.";
+The file for --join needs no secret key: before you give yours to anybody, take the line `seckey` out.";
 
 /// Make a contract folder: bin/ cfg/hp.cfg hist/ state/ log/, with a key of its own.
 #[derive(Debug, clap::Args)]
@@ -86,11 +86,19 @@ fn check_empty(dir: &Path) -> Result<(), anyhow::Error> {
     Ok(())
 }
 
-/// Whether hist/ holds anything.
+/// Whether hist/ holds anything, but for what a file system puts there itself and hidden files.
 pub(super) fn has_history(dir: &Path) -> Result<bool, anyhow::Error> {
     let hist = dir.join("hist");
     match fs::read_dir(&hist) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
+        Ok(entries) => {
+            for entry in entries {
+                let name = entry.with_context(|| format!("cannot read {}", hist.display()))?.file_name();
+                if name != "lost+found" && !name.as_encoded_bytes().starts_with(b".") {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", hist.display())),
     }
@@ -156,9 +164,11 @@ fn report(config: &Config, other: Option<&Config>) -> String {
     line(format_args!(""));
     if let Some(other) = other {
         line(format_args!(
-            "The node observes until its key is in the UNL. Before the network's first run, every operator adds"
+            "The node observes until its key is in the UNL. Before the network's first run, every operator"
         ));
-        line(format_args!("this line to `unl` in cfg/hp.cfg, in {dir} as well:"));
+        line(format_args!(
+            "adds this line to `unl` in cfg/hp.cfg, in {dir} as well; later, the network has to vote it in:"
+        ));
         line(format_args!("{}", unl_line(config.key)));
         line(format_args!("{}", peer_note(other)));
         if config.peerport == other.peerport {

@@ -1,14 +1,16 @@
 //! `hp rekey`: a new key for an existing contract folder.
 
 use std::{
-    fs, io,
+    fs::{self, File, Metadata, TryLockError},
+    io,
+    os::unix::fs::{MetadataExt as _, fchown},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 
 use super::{
-    Outcome, answer,
+    Exit, Failure, Outcome, answer,
     new::{has_history, sync, unl_line, write_aside},
 };
 use crate::{
@@ -42,6 +44,7 @@ pub(super) struct Rekey {
 impl Rekey {
     pub(super) fn run(self) -> Outcome {
         let (text, config) = Config::load_text(&self.dir)?;
+        let _lock = lock(&self.dir)?;
         if !self.force && has_history(&self.dir)? {
             return Err(anyhow::anyhow!(
                 "{} holds a history, in which the network knows this node by its old key; with a new one it observes \
@@ -78,29 +81,64 @@ impl Rekey {
     }
 }
 
-/// Gives `file` a new text, keeping the old one beside it. Returns where.
+/// Holds the folder's lock, if there ever was one, so that no node runs while its key changes.
+fn lock(dir: &Path) -> Result<Option<File>, Failure> {
+    let path = dir.join("run/lock");
+    let lock = match File::open(&path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(anyhow::Error::new(error).context(format!("cannot open {}", path.display())).into()),
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::new(Exit::Taken, anyhow::anyhow!("{} is locked: the node is running", path.display())))
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(anyhow::Error::new(error).context(format!("cannot lock {}", path.display())).into())
+        }
+    }
+}
+
+/// Gives `file` a new text, with the owner and mode it had, keeping the old text beside it. Returns where.
 fn replace(file: &Path, old_text: &str, text: &str) -> Result<PathBuf, anyhow::Error> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let kept = keep(file, folder, old_text)?;
     let cannot = || format!("cannot write {}", file.display());
+    // A link stays a link: what it leads to is replaced.
+    let is_link = fs::symlink_metadata(file).with_context(cannot)?.is_symlink();
+    let file = if is_link { &fs::canonicalize(file).with_context(cannot)? } else { file };
+    let was = fs::metadata(file).with_context(cannot)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let kept = keep(file, folder, old_text, &was)?;
     let new = write_aside(folder, text).with_context(cannot)?;
+    keep_owner(new.as_file(), &was).with_context(cannot)?;
+    new.as_file().set_permissions(was.permissions()).with_context(cannot)?;
     new.persist(file).map_err(|error| error.error).with_context(cannot)?;
     sync(folder)?;
     Ok(kept)
 }
 
 /// Writes the old text to the first free name of `file`.old, `file`.old.2 and so on, mode 0600.
-fn keep(file: &Path, folder: &Path, text: &str) -> Result<PathBuf, anyhow::Error> {
+fn keep(file: &Path, folder: &Path, text: &str, was: &Metadata) -> Result<PathBuf, anyhow::Error> {
+    let mut old = write_aside(folder, text).with_context(|| format!("cannot write beside {}", file.display()))?;
+    keep_owner(old.as_file(), was).with_context(|| format!("cannot write beside {}", file.display()))?;
     for number in 1..=OLD_FILES_MAX {
         let mut name = file.as_os_str().to_owned();
         name.push(if number == 1 { ".old".to_owned() } else { format!(".old.{number}") });
         let name = PathBuf::from(name);
-        let old = write_aside(folder, text).with_context(|| format!("cannot write {}", name.display()))?;
         match old.persist_noclobber(&name) {
             Ok(_) => return Ok(name),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => old = taken.file,
             Err(error) => return Err(error.error).with_context(|| format!("cannot write {}", name.display())),
         }
     }
     anyhow::bail!("{} has {OLD_FILES_MAX} old files beside it; remove some", file.display())
+}
+
+/// Gives a file the owner another one had: root may give a key to a node that does not run as root.
+fn keep_owner(file: &File, was: &Metadata) -> io::Result<()> {
+    let is = file.metadata()?;
+    match (is.uid(), is.gid()) == (was.uid(), was.gid()) {
+        true => Ok(()),
+        false => fchown(file, Some(was.uid()), Some(was.gid())),
+    }
 }

@@ -376,6 +376,9 @@ pub enum Problem {
     /// It does not fit another key.
     #[error("{0}")]
     Conflict(String),
+    /// The file that it names cannot be used.
+    #[error("{0}")]
+    KeyFile(String),
     /// A wrong secret key.
     #[error(transparent)]
     Secret(#[from] SecretKeyError),
@@ -574,7 +577,10 @@ fn own_key(top: &Table<'_>, dir: &Path, keys: &Keys<'_>) -> Result<(NodeKey, Sec
     };
     let (name, text) = match (inline, &seckey_file) {
         (Some(text), None) => ("seckey", text.to_owned()),
-        (None, Some(path)) => ("seckey_file", read_key_file(path)?),
+        (None, Some(path)) => {
+            let cannot = |error| top.error("seckey_file", Problem::KeyFile(format!("{:#}", anyhow::Error::new(error))));
+            ("seckey_file", read_key_file(path).map_err(cannot)?)
+        }
         (None, None) => return Err(top.error("seckey", Problem::Missing(" (or seckey_file)"))),
         (Some(_), Some(_)) => {
             let problem = "stands beside seckey; one of them must go".to_owned();

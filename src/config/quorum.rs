@@ -48,7 +48,7 @@ impl fmt::Display for Tolerance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "UNL {}, quorum {}: ", self.n, self.quorum())?;
         match (self.n, self.live(), self.advice()) {
-            (1, ..) => f.write_str("this node alone decides"),
+            (1, ..) => f.write_str("one node alone decides"),
             (_, 0, Some((threshold, nodes))) => {
                 write!(f, "stops if any node is down; threshold {threshold} tolerates {nodes}")
             }
@@ -97,7 +97,8 @@ mod tests {
             for threshold in crate::config::THRESHOLD_MIN..=100 {
                 let q = quorum(n, threshold);
                 assert!(3 * q > 2 * n && q <= n, "n {n}, threshold {threshold}");
-                assert_eq!(q, (n * threshold as usize + 99) / 100);
+                // Rounded up: one vote less is under the threshold.
+                assert!(q * 100 >= n * threshold as usize && (q - 1) * 100 < n * threshold as usize);
             }
         }
     }
@@ -108,6 +109,6 @@ mod tests {
         assert_eq!(line(4, 80), "UNL 4, quorum 4: stops if any node is down; threshold 75 tolerates 1");
         assert_eq!(line(3, 80), "UNL 3, quorum 3: stops if any node is down; a UNL of 4 or more can tolerate one");
         assert_eq!(line(10, 80), "UNL 10, quorum 8: goes on with 2 down, agrees in spite of 5 malicious");
-        assert_eq!(line(1, 80), "UNL 1, quorum 1: this node alone decides");
+        assert_eq!(line(1, 80), "UNL 1, quorum 1: one node alone decides");
     }
 }

@@ -245,11 +245,40 @@ fn rekey_with_a_history_needs_force_and_says_why() {
 }
 
 #[test]
+fn rekey_of_a_running_node_ends_with_5_and_changes_nothing() {
+    let folder = folder();
+    answer(&folder, "new node");
+    write(&folder, "node/run/lock", "");
+    let lock = fs::File::open(folder.path().join("node/run/lock")).unwrap();
+    lock.lock().unwrap();
+    let before = snapshot(folder.path());
+    assert_eq!(error(&folder, "rekey node --force", 5), "error: node/run/lock is locked: the node is running\n");
+    assert_eq!(snapshot(folder.path()), before);
+    drop(lock);
+    answer(&folder, "rekey node");
+}
+
+#[test]
+fn rekey_keeps_mode_and_link_of_the_file() {
+    let folder = folder();
+    answer(&folder, "new node");
+    let (file, real) = (folder.path().join("node/cfg/hp.cfg"), folder.path().join("real.cfg"));
+    fs::rename(&file, &real).unwrap();
+    std::os::unix::fs::symlink(&real, &file).unwrap();
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o400)).unwrap();
+    let old = load(&folder, "node").key;
+    answer(&folder, "rekey node");
+    assert_ne!(load(&folder, "node").key, old);
+    assert!(fs::symlink_metadata(&file).unwrap().is_symlink());
+    assert_eq!((mode(&real), mode(&folder.path().join("real.cfg.old"))), (0o400, 0o600));
+}
+
+#[test]
 fn config_check_says_ok_what_is_tolerated_and_what_is_odd() {
     let folder = folder();
     answer(&folder, "new node");
     let told = answer(&folder, "config check node");
-    assert!(told.starts_with("ok\nUNL 1, quorum 1: this node alone decides\nnote: no `pubport`"), "{told}");
+    assert!(told.starts_with("ok\nUNL 1, quorum 1: one node alone decides\nnote: no `pubport`"), "{told}");
     assert!(told.contains("note: binary node/bin/contract cannot be found: No such file"), "{told}");
     fs::write(folder.path().join("node/bin/contract"), "x").unwrap();
     assert!(answer(&folder, "config check node").contains("node/bin/contract is not executable (chmod +x"));
