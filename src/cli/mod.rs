@@ -1,6 +1,6 @@
 //! The `hp` command: one file per family of subcommands.
 //!
-//! A subcommand is an `Args` struct with a `run` method in its own file, a variant of [`Command`], and a line in
+//! A subcommand is an `Args` struct with a `run` method in its own file, a variant of `Command`, and a line in
 //! [`main`]. It logs on stderr and answers on stdout through [`answer`].
 
 mod config_check;

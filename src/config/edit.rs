@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use super::{Config, ConfigError, EXAMPLE, Entry, Value, full_name, tree};
+use super::{
+    Config, ConfigError, EXAMPLE,
+    table::full_name,
+    tree::{self, Entry, Value},
+};
 use crate::{
     crypto::SecretKey,
     types::{Hash, NodeKey, WallMs},

@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    table::{KEYS, full_name},
+    tree::{Entry, Value},
+    *,
+};
 
 const LEGACY_A: &str = include_str!("../../tests/golden/legacy-node-a.hp.cfg");
 const LEGACY_B: &str = include_str!("../../tests/golden/legacy-node-b.hp.cfg");

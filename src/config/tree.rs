@@ -206,7 +206,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
         let mut names = std::collections::BTreeSet::new();
         while let Some((name, value)) = map.next_entry::<String, Value>()? {
             if !names.insert(name.clone()) {
-                return Err(A::Error::custom(format_args!("key {:?} stands twice", super::cut(&name))));
+                return Err(A::Error::custom(format_args!("key {} stands twice", super::table::shown_text(&name))));
             }
             entries.push(Entry { name, line: None, value, span: 0..0 });
         }
