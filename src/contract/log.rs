@@ -61,13 +61,15 @@ pub(super) struct StreamLog {
     stream: Stream,
     seq: Seq,
     begun: bool,
+    /// Whether the last byte kept was not the end of a line.
+    mid_line: bool,
     left: u64,
     dropped: u64,
 }
 
 impl StreamLog {
     pub(super) fn new(queue: LogQueue, dir: Arc<Path>, stream: Stream, seq: Seq, bytes_max: u64) -> StreamLog {
-        StreamLog { queue, dir, stream, seq, begun: false, left: bytes_max, dropped: 0 }
+        StreamLog { queue, dir, stream, seq, begun: false, mid_line: false, left: bytes_max, dropped: 0 }
     }
 
     /// Takes what the contract wrote; keeps the part within the bounds. A run that writes nothing leaves no line.
@@ -84,15 +86,22 @@ impl StreamLog {
                 return;
             }
             self.begun = true;
+            self.mid_line = bytes[keep - 1] != b'\n';
             self.left -= keep as u64;
         }
         self.dropped += (bytes.len() - keep) as u64;
     }
 
-    /// The run is over: says what was not kept.
+    /// The run is over: ends its last line, and says what was not kept.
     pub(super) fn finish(mut self) {
+        let mut note = String::new();
+        if self.mid_line {
+            note.push('\n');
+        }
         if self.dropped > 0 {
-            let note = format!("\n--- ledger {}: {} more bytes were not kept\n", self.seq, self.dropped);
+            note.push_str(&format!("--- ledger {}: {} more bytes were not kept\n", self.seq, self.dropped));
+        }
+        if !note.is_empty() {
             self.send(note.into_bytes());
         }
     }
@@ -173,7 +182,7 @@ mod tests {
     fn each_run_that_prints_gets_a_heading_and_one_that_does_not_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("log/contract");
-        for parts in [&["one ", "two\n"][..], &[], &["three\n"]] {
+        for parts in [&["one ", "two"][..], &[], &["three\n"]] {
             let (mut log, pieces) = log(&place, 100);
             parts.iter().for_each(|part| log.add(part.as_bytes()));
             log.finish();

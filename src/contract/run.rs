@@ -54,6 +54,10 @@ const PIPES_A_TURN: usize = 64;
 /// [`NplPort::incoming`], so that it fills up; at the end of the window what waits there is dropped.
 const NPL_WAITING_BYTES_MAX: usize = 32 << 20;
 
+/// How long the launcher may take to receive a request and its descriptors. Past it the run fails with
+/// [`LaunchError::Unresponsive`].
+const START_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// How long a message of a contract that is over waits for room on the way to the peers. Past it the rest is dropped.
 const REST_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -77,7 +81,9 @@ pub(super) async fn run(
     let started = Instant::now();
     let channel = connection.channel()?;
     let mut sinks = Sinks::new(&spec, log);
-    let pumps = start(&channel, &spec, &mut sinks).await?;
+    // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
+    let start = timeout(START_TIME_MAX, start(&channel, &spec, &mut sinks));
+    let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
     let (reply, overtime) = pump(&channel, &spec, npl, pumps, &mut sinks, started).await?;
     let elapsed = started.elapsed();
     let (end, left_over) = match reply {
@@ -114,9 +120,10 @@ fn refused(spec: &RunSpec, step: Step, errno: i32) -> Result<Status, LaunchError
             | Errno::EPERM
             | Errno::ENAMETOOLONG
             | Errno::EINVAL
-            | Errno::ELIBBAD
             | Errno::E2BIG,
         ) => 126,
+        #[cfg(target_os = "linux")]
+        (Step::Exec, Errno::ELIBBAD) => 126,
         _ => return Err(not_started(step, spec.binary.clone(), errno)),
     };
     let reason = io::Error::from_raw_os_error(errno);
@@ -142,7 +149,7 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     let json = fdlist::to_json(&spec.facts, [FIRST_FD, FIRST_FD + 1], &users);
     channel.request(&request(spec), 5 + 2 * users.len()).await?;
 
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null").map_err(pipe_error)?;
+    let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
     let mut pumps = Pumps::new();
     let mut ends = Ends { channel, raw: Vec::new(), owned: Vec::new() };
     let (npl_in, end) = to_contract().map_err(pipe_error)?;

@@ -3,13 +3,7 @@
 //! On Linux the child shares the launcher's memory and the launcher sleeps until the child has executed its program or
 //! has failed (as `vfork` does), so a start costs no copy of anything and a failure is told through that memory.
 
-use std::{
-    cell::Cell,
-    ffi::{CStr, CString},
-    io,
-    os::fd::RawFd,
-    ptr,
-};
+use std::{cell::Cell, ffi::CString, io, os::fd::RawFd, ptr};
 
 use nix::{
     errno::Errno,
@@ -146,17 +140,28 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
 
 /// All signals at their defaults, none blocked.
 fn reset_signals() {
+    // SAFETY: a zeroed action is the default one with an empty mask; the table is the child's own, as it was made
+    // without CLONE_SIGHAND. The two signals that cannot be set return an error without effect.
     #[cfg(target_os = "linux")]
-    const LAST: c_int = 64;
+    unsafe {
+        // Past the C library, which hides two signals that a parent may have ignored all the same. All zero, and
+        // longer than the kernel's own structure is anywhere.
+        let default = [0u64; 8];
+        let set_bytes: usize = 8;
+        for signal in 1..=64 {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<c_void>(), set_bytes);
+        }
+    }
+    // SAFETY: as above.
     #[cfg(not(target_os = "linux"))]
-    const LAST: c_int = 31;
-    // SAFETY: a zeroed sigaction is the default action with an empty mask; the table is the child's own, as it was
-    // made without CLONE_SIGHAND. The two signals that cannot be set return an error without effect.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=LAST {
+        for signal in 1..=31 {
             libc::sigaction(signal, &default, ptr::null_mut());
         }
+    }
+    // SAFETY: both calls write to a set of this function or to the mask of this process.
+    unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
@@ -167,7 +172,7 @@ fn reset_signals() {
 fn prefer_as_oom_victim() {
     #[cfg(target_os = "linux")]
     {
-        const FILE: &CStr = c"/proc/self/oom_score_adj";
+        const FILE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
         const SCORE: &[u8] = b"500";
         // SAFETY: async-signal-safe calls with texts that live for ever; the descriptor is closed before it is lost.
         unsafe {

@@ -45,6 +45,9 @@ pub enum LaunchError {
     /// The launcher ended during the run, and the contract with it. The next run starts another one.
     #[error("the contract launcher died")]
     Died,
+    /// The launcher lives and does not listen: somebody has stopped it, or it hangs in the kernel.
+    #[error("the contract launcher does not take requests")]
+    Unresponsive,
     /// Talking with the launcher failed.
     #[error("cannot talk with the contract launcher")]
     Socket {
