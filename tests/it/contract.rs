@@ -262,6 +262,28 @@ daemon(hop)
 }
 
 #[tokio::test]
+async fn a_tree_of_processes_in_sessions_of_their_own_is_dead_before_the_report() {
+    let rig = rig();
+    let code = r#"
+ready = os.pipe()
+def grow(depth):
+    os.setsid()
+    for _ in range(2):
+        if depth and os.fork() == 0: grow(depth - 1)
+    os.write(ready[1], b"%d\n" % os.getpid())
+    time.sleep(1000)
+if os.fork() == 0: grow(5)
+pids = b""
+while pids.count(b"\n") < 63: pids += os.read(ready[0], 1000)
+open("pids", "wb").write(pids)
+"#;
+    let report = rig.run(rig.python(code)).await;
+    assert_eq!((report.end, report.left_over), (End::Status(Status::Ok), 63));
+    let pids = rig.file("pids").expect("written");
+    assert!(pids.lines().all(|pid| is_gone(Pid::from_raw(pid.parse().unwrap()))));
+}
+
+#[tokio::test]
 async fn a_child_that_holds_the_pipes_does_not_stretch_the_run() {
     let rig = rig();
     let code = "write_all(list(users.values())[0][1], b'done')\ndaemon(lambda: time.sleep(1000))";
@@ -550,6 +572,28 @@ async fn dropping_a_run_kills_it_and_the_next_run_waits_for_that() {
 }
 
 #[tokio::test]
+async fn a_run_dropped_at_any_point_leaves_nothing_and_the_next_one_is_whole() {
+    let rig = rig();
+    let big = pattern(200_000);
+    for point in 0..24 {
+        let users = (0..150).map(|n| user(n, &[&big[..1000 * (n as usize % 3)]])).collect();
+        let spec = RunSpec { users, ..rig.shell("echo $$ > main.pid; sleep 1000") };
+        let (port, _peers) = npl_port();
+        tokio::select! {
+            biased;
+            _ = rig.launcher.run(spec, port) => panic!("it sleeps"),
+            () = async { for _ in 0..point { tokio::task::yield_now().await } } => {}
+        }
+        rig.launcher.settled().await.expect("all can be killed");
+        if let Some(pid) = rig.file("main.pid") {
+            assert!(is_gone(Pid::from_raw(pid.trim().parse().unwrap())), "dropped at {point}");
+        }
+        let report = rig.run(RunSpec { users: vec![user(1, &[&big])], ..rig.shell("exit 5") }).await;
+        assert_eq!(report.end, End::Status(Status::Exit(5)), "dropped at {point}");
+    }
+}
+
+#[tokio::test]
 async fn a_launcher_that_dies_takes_the_contract_with_it_and_is_replaced() {
     let rig = rig();
     let launcher = Pid::from_raw(rig.launcher.process_id().expect("idle") as i32);
@@ -601,6 +645,33 @@ async fn counts_its_descriptors() {
         counts.push(open());
     }
     assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+}
+
+#[tokio::test]
+async fn more_users_than_descriptors_is_an_error_that_the_next_run_does_not_notice() {
+    let output = own_test("runs_out_of_descriptors", Path::new("/")).output().expect("runs");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test]
+#[ignore = "run by another test, in a process of its own"]
+async fn runs_out_of_descriptors() {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(RLIMIT_NOFILE).unwrap();
+    let many = |rig: &Rig| RunSpec { users: (0..300).map(|n| user(n, &[])).collect(), ..rig.shell("exit 0") };
+    // Too few here: one for each user.
+    setrlimit(RLIMIT_NOFILE, 100, hard).unwrap();
+    let here = rig();
+    assert!(matches!(here.try_run(many(&here)).await, Err(LaunchError::Pipe { users: 300, .. })));
+    ok(&here.run(here.shell("exit 0")).await);
+    // Too few in the launcher, where each user takes two; only root can come back from a lower hard limit.
+    setrlimit(RLIMIT_NOFILE, 100, 100).unwrap();
+    let there = rig();
+    if setrlimit(RLIMIT_NOFILE, 1000.min(hard), hard).is_ok() {
+        let result = there.try_run(many(&there)).await;
+        assert!(matches!(result, Err(LaunchError::NotStarted { .. })), "{result:?}");
+    }
+    ok(&there.run(there.shell("exit 0")).await);
 }
 
 #[tokio::test]
