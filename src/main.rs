@@ -2,7 +2,12 @@
 
 use std::process::ExitCode;
 
+use hotpocket::{cli, contract};
+
 fn main() -> ExitCode {
-    // The hidden `__launcher` argument belongs here, before anything else happens in the process.
-    hotpocket::cli::main(std::env::args_os().skip(1)).into()
+    // Before anything else happens in the process: the launcher is this program again, and has to stay small.
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == contract::LAUNCHER_ARG) {
+        contract::launcher_main();
+    }
+    cli::main(std::env::args_os().skip(1)).into()
 }

@@ -1,0 +1,758 @@
+//! One run: makes the pipes, has the contract started, and moves bytes through all pipes at once until it is over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    os::fd::{AsRawFd as _, OwnedFd, RawFd},
+    path::Path,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures::{
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt as _},
+};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+};
+use tokio::{
+    net::unix::pipe,
+    sync::mpsc,
+    task::yield_now,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    End, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec,
+    control::{Exit, FD_BATCH, FIRST_FD, Reply, Request, Step},
+    fdlist::{self, UserFds},
+    limits::OsLimits,
+    log::{LogQueue, Stream, StreamLog},
+    npl,
+    supervisor::{Channel, Connection, KILL_TIME_MAX, LaunchError, not_started},
+};
+use crate::types::{LimitKind, NodeKey, Status, UserKey};
+
+/// Bytes moved by one system call; the usual capacity of a pipe, and the longest message on the party line.
+const PIECE_BYTES: usize = npl::NPL_MESSAGE_BYTES_MAX;
+
+/// Pieces moved through one pipe before the next pipe has its turn.
+const PIECES_A_TURN: usize = 4;
+
+/// Bytes moved before everything else on this thread has its turn; well below a millisecond.
+const BYTES_A_TURN: usize = 512 * 1024;
+
+/// Pipes made or closed before everything else on this thread has its turn.
+const PIPES_A_TURN: usize = 64;
+
+/// Bytes of peers' messages waiting for a contract that does not read them. Past it no more are taken out of
+/// [`NplPort::incoming`], so that it fills up; at the end of the window what waits there is dropped.
+const NPL_WAITING_BYTES_MAX: usize = 32 << 20;
+
+/// How long the launcher may take to receive a request and its descriptors. Past it the run fails with
+/// [`LaunchError::Unresponsive`].
+const START_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a message of a contract that is over waits for room on the way to the peers. Past it the rest is dropped.
+const REST_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// PATH where the configuration sets none: the same on every node, whatever shell it was started from.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+// Places of the pipes in `Pumps::ins` (stdin is the first) and `Pumps::outs`; those of users follow.
+const NPL_IN: usize = 1;
+const STDOUT: usize = 0;
+const STDERR: usize = 1;
+const NPL_OUT: usize = 2;
+const USERS_OUT: usize = 3;
+
+/// Runs the contract once with the launcher behind `connection`.
+pub(super) async fn run(
+    connection: &Connection,
+    log: LogQueue,
+    spec: RunSpec,
+    npl: NplPort,
+) -> Result<RunReport, LaunchError> {
+    let started = Instant::now();
+    let channel = connection.channel()?;
+    let mut sinks = Sinks::new(&spec, log);
+    // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
+    let start = timeout(START_TIME_MAX, start(&channel, &spec, &mut sinks));
+    let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
+    let (reply, overtime) = pump(&channel, &spec, npl, pumps, &mut sinks, started).await?;
+    let elapsed = started.elapsed();
+    let (end, left_over) = match reply {
+        Reply::Ended { exit, left_over } => (end_of(exit, sinks.exceeded, overtime), left_over),
+        Reply::NotStarted { step, errno } => (End::Status(refused(&spec, step, errno)?), 0),
+    };
+    let npl_frames = sinks.npl_frames;
+    let outputs = if end == End::Status(Status::Ok) { sinks.into_outputs() } else { BTreeMap::new() };
+    Ok(RunReport { end, outputs, elapsed, npl_frames, left_over })
+}
+
+/// A limit that all nodes measure alike counts before the way the main process died of it.
+fn end_of(exit: Exit, exceeded: Option<LimitKind>, overtime: bool) -> End {
+    End::Status(match (exceeded, exit) {
+        (Some(kind), _) => Status::Limit(kind),
+        (None, Exit::Signal(libc::SIGKILL)) if overtime => return End::Overtime,
+        (None, Exit::Code(0)) => Status::Ok,
+        (None, Exit::Code(code)) => Status::Exit(code),
+        (None, Exit::Signal(libc::SIGXFSZ)) => Status::Limit(LimitKind::FileSize),
+        (None, Exit::Signal(signal)) => Status::Signal(signal),
+    })
+}
+
+/// The status of a contract that cannot be executed, by the shells' convention; an error when this machine is at fault.
+fn refused(spec: &RunSpec, step: Step, errno: i32) -> Result<Status, LaunchError> {
+    let code = match (step, Errno::from_raw(errno)) {
+        (Step::Exec, Errno::ENOENT | Errno::ENOTDIR) => 127,
+        (
+            Step::Exec,
+            Errno::EACCES
+            | Errno::ENOEXEC
+            | Errno::EISDIR
+            | Errno::ELOOP
+            | Errno::EPERM
+            | Errno::ENAMETOOLONG
+            | Errno::EINVAL
+            | Errno::E2BIG,
+        ) => 126,
+        #[cfg(target_os = "linux")]
+        (Step::Exec, Errno::ELIBBAD) => 126,
+        _ => return Err(not_started(step, spec.binary.clone(), errno)),
+    };
+    let reason = io::Error::from_raw_os_error(errno);
+    let what = if code == 127 {
+        "the contract's binary, or its interpreter, is missing"
+    } else {
+        "cannot execute the contract"
+    };
+    tracing::error!(binary = %spec.binary.display(), dir = %spec.dir.display(), code, %reason, "{what}");
+    Ok(Status::Exit(code))
+}
+
+/// Makes all pipes, hands their other ends over, and so starts the contract.
+async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Result<Pumps, LaunchError> {
+    let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
+    let mut users = Vec::with_capacity(spec.users.len());
+    let mut keys = BTreeSet::new();
+    for (user, input) in spec.users.iter().zip((FIRST_FD + 2..).step_by(2)) {
+        assert!(keys.insert(user.key), "a ledger lists each user once");
+        let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
+        users.push(UserFds { key: user.key, auth, input, output: input + 1 });
+    }
+    let json = fdlist::to_json(&spec.facts, [FIRST_FD, FIRST_FD + 1], &users);
+    channel.request(&request(spec), 5 + 2 * users.len()).await?;
+
+    let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
+    let mut pumps = Pumps::new();
+    let mut ends = Ends { channel, raw: Vec::new(), owned: Vec::new() };
+    let (npl_in, end) = to_contract().map_err(pipe_error)?;
+    ends.push(end).await?;
+    let (npl_out, end) = from_contract().map_err(pipe_error)?;
+    ends.push(end).await?;
+    let mut user_outs = Vec::with_capacity(users.len());
+    let mut user_ins = Vec::new();
+    for (place, (user, fds)) in spec.users.iter().zip(&users).enumerate() {
+        if fds.auth.is_some() {
+            let (ours, end) = to_contract().map_err(pipe_error)?;
+            ends.push(end).await?;
+            user_ins.extend(Feed::begin(ours, user.inputs.iter().cloned().collect()).map_err(pipe_error)?);
+        } else {
+            ends.push_borrowed(null.as_raw_fd()).await?;
+        }
+        let (ours, end) = from_contract().map_err(pipe_error)?;
+        ends.push(end).await?;
+        user_outs.push(ours);
+        if place % PIPES_A_TURN == PIPES_A_TURN - 1 {
+            yield_now().await;
+        }
+    }
+    let (stdin, end) = to_contract().map_err(pipe_error)?;
+    ends.push(end).await?;
+    let (stdout, end) = from_contract().map_err(pipe_error)?;
+    ends.push(end).await?;
+    let (stderr, end) = from_contract().map_err(pipe_error)?;
+    ends.push(end).await?;
+    let stdin = Feed::begin(stdin, [Bytes::from(json)].into()).map_err(pipe_error)?;
+    ends.flush().await?;
+    drop(ends);
+
+    // Only now, with the contract on its way, the pipes are registered with the event loop.
+    pumps.add_in(stdin).map_err(pipe_error)?;
+    pumps.add_in(Some(Feed::open(npl_in))).map_err(pipe_error)?;
+    for ours in [stdout, stderr, npl_out] {
+        pumps.add_out(ours).map_err(pipe_error)?;
+    }
+    for (place, ours) in user_outs.into_iter().enumerate() {
+        pumps.add_out(ours).map_err(pipe_error)?;
+        if place % PIPES_A_TURN == PIPES_A_TURN - 1 {
+            yield_now().await;
+        }
+    }
+    for feed in user_ins {
+        pumps.add_in(Some(feed)).map_err(pipe_error)?;
+    }
+    sinks.users = users.iter().map(|user| (user.key, Vec::new())).collect();
+    Ok(pumps)
+}
+
+fn request(spec: &RunSpec) -> Request {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+    let mut env: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::from([
+        (b"PATH".to_vec(), DEFAULT_PATH.into()),
+        (b"HOME".to_vec(), bytes(&spec.dir)),
+        (b"TZ".to_vec(), b"UTC".to_vec()),
+        (b"LANG".to_vec(), b"C.UTF-8".to_vec()),
+    ]);
+    env.extend(spec.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())));
+    let argv = [bytes(&spec.binary)].into_iter().chain(spec.args.iter().map(|arg| arg.clone().into_bytes()));
+    Request {
+        path: bytes(&spec.binary),
+        argv: argv.collect(),
+        env: env.into_iter().map(|(name, value)| [name, value].join(&b'=')).collect(),
+        dir: bytes(&spec.dir),
+        limits: OsLimits::of(&spec.limits, spec.users.len()),
+    }
+}
+
+/// The contract's ends of the pipes on their way to the launcher. Sent in batches, so that only one batch is open here.
+struct Ends<'a> {
+    channel: &'a Channel<'a>,
+    raw: Vec<RawFd>,
+    owned: Vec<OwnedFd>,
+}
+
+impl Ends<'_> {
+    async fn push(&mut self, end: OwnedFd) -> Result<(), LaunchError> {
+        let raw = end.as_raw_fd();
+        self.owned.push(end);
+        self.push_borrowed(raw).await
+    }
+
+    async fn push_borrowed(&mut self, raw: RawFd) -> Result<(), LaunchError> {
+        self.raw.push(raw);
+        if self.raw.len() == FD_BATCH { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> Result<(), LaunchError> {
+        if !self.raw.is_empty() {
+            self.channel.descriptors(&self.raw).await?;
+        }
+        self.raw.clear();
+        self.owned.clear();
+        Ok(())
+    }
+}
+
+/// A pipe as (read end, write end), both closed on exec and blocking.
+fn new_pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
+    #[cfg(target_os = "linux")]
+    return nix::unistd::pipe2(OFlag::O_CLOEXEC);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let (read, write) = nix::unistd::pipe()?;
+        for end in [&read, &write] {
+            fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+        }
+        Ok((read, write))
+    }
+}
+
+/// A pipe that the contract reads: (our end, not blocking; its end).
+fn to_contract() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = new_pipe()?;
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((write, read))
+}
+
+/// A pipe that the contract writes: (our end, not blocking; its end).
+fn from_contract() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = new_pipe()?;
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((read, write))
+}
+
+/// Bytes on their way into one pipe.
+struct Feed<P> {
+    pipe: P,
+    queue: VecDeque<Bytes>,
+    /// Bytes in the queue.
+    queued: usize,
+    /// What is written next: small entries of the queue together, or one big one.
+    piece: Bytes,
+    /// Whether the pipe is closed once everything is written.
+    last: bool,
+    /// Whether the pumps wait for room in the pipe.
+    waiting: bool,
+}
+
+impl Feed<OwnedFd> {
+    /// Writes as much as the pipe takes at once; `None` when that was all, which is the usual case.
+    fn begin(pipe: OwnedFd, queue: VecDeque<Bytes>) -> io::Result<Option<Feed<OwnedFd>>> {
+        let queued = queue.iter().map(Bytes::len).sum();
+        let mut feed = Feed { pipe, queue, queued, piece: Bytes::new(), last: true, waiting: false };
+        while feed.refill() {
+            match nix::unistd::write(&feed.pipe, &feed.piece) {
+                Ok(n) => feed.piece.advance(n),
+                Err(Errno::EAGAIN) => return Ok(Some(feed)),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A pipe that stays open until it is told otherwise.
+    fn open(pipe: OwnedFd) -> Feed<OwnedFd> {
+        Feed { pipe, queue: VecDeque::new(), queued: 0, piece: Bytes::new(), last: false, waiting: false }
+    }
+}
+
+impl<P> Feed<P> {
+    /// Bytes not yet written.
+    fn bytes(&self) -> usize {
+        self.queued + self.piece.len()
+    }
+
+    fn push(&mut self, entry: Bytes) {
+        self.queued += entry.len();
+        self.queue.push_back(entry);
+    }
+
+    /// Whether there is a piece to write.
+    fn refill(&mut self) -> bool {
+        if self.piece.is_empty() {
+            let mut joined = BytesMut::new();
+            while joined.len() < PIECE_BYTES / 2 && self.queue.front().is_some_and(|it| it.len() < PIECE_BYTES / 2) {
+                joined.extend_from_slice(&self.queue.pop_front().expect("seen above"));
+            }
+            let whole = if joined.is_empty() { self.queue.pop_front() } else { None };
+            self.piece = whole.unwrap_or_else(|| joined.freeze());
+            self.queued -= self.piece.len();
+        }
+        !self.piece.is_empty()
+    }
+}
+
+/// A pipe that is ready, by its place.
+#[derive(Clone, Copy)]
+enum Ready {
+    In(usize),
+    Out(usize),
+}
+
+enum Awaited {
+    In(usize, Arc<pipe::Sender>),
+    Out(usize, Arc<pipe::Receiver>),
+}
+
+/// An error of waiting shows again at the read or write that follows.
+async fn ready(pipe: Awaited) -> Ready {
+    match pipe {
+        Awaited::In(place, pipe) => {
+            let _ = pipe.writable().await;
+            Ready::In(place)
+        }
+        Awaited::Out(place, pipe) => {
+            let _ = pipe.readable().await;
+            Ready::Out(place)
+        }
+    }
+}
+
+/// All pipes of a run, at their places; a closed one leaves its place empty.
+struct Pumps {
+    ins: Vec<Option<Feed<Arc<pipe::Sender>>>>,
+    outs: Vec<Option<Arc<pipe::Receiver>>>,
+    awaited: FuturesUnordered<BoxFuture<'static, Ready>>,
+    scratch: Vec<u8>,
+    /// The party line is not read while its messages wait for room on the way to the peers.
+    npl_parked: bool,
+}
+
+impl Pumps {
+    fn new() -> Pumps {
+        let (ins, outs, awaited) = (Vec::new(), Vec::new(), FuturesUnordered::new());
+        Pumps { ins, outs, awaited, scratch: vec![0; PIECE_BYTES], npl_parked: false }
+    }
+
+    fn add_in(&mut self, feed: Option<Feed<OwnedFd>>) -> io::Result<()> {
+        let place = self.ins.len();
+        let feed = feed.map(|Feed { pipe, queue, queued, piece, last, waiting }| {
+            let pipe = Arc::new(pipe::Sender::from_owned_fd_unchecked(pipe)?);
+            Ok::<_, io::Error>(Feed { pipe, queue, queued, piece, last, waiting })
+        });
+        self.ins.push(feed.transpose()?);
+        self.wake_in(place);
+        Ok(())
+    }
+
+    fn add_out(&mut self, pipe: OwnedFd) -> io::Result<()> {
+        self.outs.push(Some(Arc::new(pipe::Receiver::from_owned_fd_unchecked(pipe)?)));
+        self.await_out(self.outs.len() - 1);
+        Ok(())
+    }
+
+    /// Takes up writing after something was put into the queue, or `last` was set.
+    fn wake_in(&mut self, place: usize) {
+        let Some(feed) = &mut self.ins[place] else { return };
+        if feed.waiting {
+            return;
+        }
+        if feed.refill() {
+            feed.waiting = true;
+            self.awaited.push(Box::pin(ready(Awaited::In(place, Arc::clone(&feed.pipe)))));
+        } else if feed.last {
+            self.ins[place] = None;
+        }
+    }
+
+    fn await_out(&mut self, place: usize) {
+        if let Some(pipe) = &self.outs[place] {
+            self.awaited.push(Box::pin(ready(Awaited::Out(place, Arc::clone(pipe)))));
+        }
+    }
+
+    /// Writes what the pipe takes; returns how many bytes.
+    fn write(&mut self, place: usize) -> usize {
+        let Some(feed) = &mut self.ins[place] else { return 0 };
+        feed.waiting = false;
+        let mut moved = 0;
+        for _ in 0..PIECES_A_TURN {
+            if !feed.refill() {
+                break;
+            }
+            match feed.pipe.try_write(&feed.piece) {
+                Ok(n) => {
+                    feed.piece.advance(n);
+                    moved += n;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    // The contract has closed its end: it does not want the rest.
+                    self.ins[place] = None;
+                    return moved;
+                }
+            }
+        }
+        self.wake_in(place);
+        moved
+    }
+
+    /// Reads what is there into the sinks; returns how many bytes.
+    fn read(&mut self, place: usize, sinks: &mut Sinks) -> usize {
+        let Some(pipe) = self.outs[place].clone() else { return 0 };
+        let mut moved = 0;
+        for _ in 0..PIECES_A_TURN {
+            if place == NPL_OUT && !sinks.unsent.is_empty() {
+                self.npl_parked = true;
+                return moved;
+            }
+            match pipe.try_read(&mut self.scratch) {
+                Ok(n) if n > 0 => {
+                    sinks.take(place, &self.scratch[..n]);
+                    moved += n;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(_) | Err(_) => {
+                    self.outs[place] = None;
+                    sinks.closed(place);
+                    return moved;
+                }
+            }
+        }
+        self.await_out(place);
+        moved
+    }
+
+    /// Reads what the dead have left in the pipes. Does not ask the event loop, which may not have heard of it yet, and
+    /// does not wait for the end of a pipe, which somebody outside of the run might have been handed.
+    async fn drain(mut self, sinks: &mut Sinks) {
+        self.awaited.clear();
+        let mut moved = 0;
+        for place in 0..self.outs.len() {
+            let Some(pipe) = self.outs[place].take() else { continue };
+            loop {
+                match nix::unistd::read(&pipe, &mut self.scratch) {
+                    Ok(n) if n > 0 => {
+                        sinks.take(place, &self.scratch[..n]);
+                        moved += n;
+                    }
+                    Err(Errno::EINTR) => {}
+                    Ok(_) | Err(_) => break,
+                }
+                if moved > BYTES_A_TURN {
+                    moved = 0;
+                    yield_now().await;
+                }
+            }
+            sinks.closed(place);
+            drop(pipe);
+            if place % PIPES_A_TURN == PIPES_A_TURN - 1 {
+                yield_now().await;
+            }
+        }
+    }
+}
+
+/// Where the contract's bytes go.
+struct Sinks {
+    limits: Limits,
+    own: NodeKey,
+    logs: [Option<StreamLog>; 2],
+    users: Vec<(UserKey, Vec<u8>)>,
+    output_bytes: u64,
+    npl_bytes: u64,
+    npl_frames: u64,
+    npl_ended: bool,
+    /// Messages on their way to the peers.
+    unsent: VecDeque<NplOut>,
+    /// Own messages on their way back to the contract.
+    looped: Vec<Bytes>,
+    /// The first limit that the bytes went over. What comes after that is dropped.
+    exceeded: Option<LimitKind>,
+}
+
+impl Sinks {
+    fn new(spec: &RunSpec, log: LogQueue) -> Sinks {
+        let dir: Arc<Path> = spec.log_dir.as_path().into();
+        let log_of =
+            |stream| StreamLog::new(log.clone(), Arc::clone(&dir), stream, spec.facts.seq, spec.limits.log_bytes_max);
+        Sinks {
+            limits: spec.limits.clone(),
+            own: spec.facts.pubkey,
+            logs: [Some(log_of(Stream::Stdout)), Some(log_of(Stream::Stderr))],
+            users: Vec::new(),
+            output_bytes: 0,
+            npl_bytes: 0,
+            npl_frames: 0,
+            npl_ended: false,
+            unsent: VecDeque::new(),
+            looped: Vec::new(),
+            exceeded: None,
+        }
+    }
+
+    fn take(&mut self, place: usize, bytes: &[u8]) {
+        match place {
+            STDOUT | STDERR => {
+                if let Some(log) = &mut self.logs[place] {
+                    log.add(bytes);
+                }
+            }
+            NPL_OUT => self.take_npl(bytes),
+            user => self.take_output(user - USERS_OUT, bytes),
+        }
+    }
+
+    fn take_output(&mut self, user: usize, bytes: &[u8]) {
+        if self.exceeded.is_some() {
+            return;
+        }
+        let output = &mut self.users[user].1;
+        self.output_bytes += bytes.len() as u64;
+        let output_bytes = (output.len() + bytes.len()) as u64;
+        if self.output_bytes > self.limits.output_bytes_max || output_bytes > self.limits.output_user_bytes_max {
+            self.exceeded = Some(LimitKind::Output);
+            self.users.iter_mut().for_each(|(_, output)| *output = Vec::new());
+        } else {
+            output.extend_from_slice(bytes);
+        }
+    }
+
+    fn take_npl(&mut self, bytes: &[u8]) {
+        if self.exceeded.is_some() {
+            return;
+        }
+        self.npl_bytes += bytes.len() as u64;
+        if self.npl_bytes > self.limits.npl_bytes_max {
+            self.exceeded = Some(LimitKind::Npl);
+            return;
+        }
+        self.npl_frames += 1;
+        self.looped.push(npl::write_frame(self.own, bytes));
+        self.unsent.push_back(NplOut::Data(Bytes::copy_from_slice(bytes)));
+    }
+
+    /// The contract closed this pipe, or is dead.
+    fn closed(&mut self, place: usize) {
+        match place {
+            STDOUT | STDERR => {
+                if let Some(log) = self.logs[place].take() {
+                    log.finish();
+                }
+            }
+            NPL_OUT => {
+                self.npl_ended = true;
+                self.unsent.push_back(NplOut::End { frames: self.npl_frames });
+            }
+            _ => {}
+        }
+    }
+
+    fn into_outputs(self) -> BTreeMap<UserKey, Vec<u8>> {
+        self.users.into_iter().filter(|(_, output)| !output.is_empty()).collect()
+    }
+}
+
+/// The contract's view of the party line: what it will still read, and until when.
+struct PartyLine {
+    line: npl::Line,
+    incoming: mpsc::Receiver<NplIn>,
+    open: bool,
+    warned: bool,
+}
+
+impl PartyLine {
+    /// A peer's message; `None` where the contract does not read it.
+    fn hear(&mut self, message: NplIn) -> Option<Bytes> {
+        match message {
+            NplIn::End { from, frames } => {
+                self.line.end(from, frames);
+                None
+            }
+            NplIn::Data { from, data } => match self.line.data(from, data.len()) {
+                Ok(()) => Some(npl::write_frame(from, &data)),
+                Err(why) => {
+                    if !std::mem::replace(&mut self.warned, true) {
+                        tracing::warn!(%from, bytes = data.len(), ?why, "message on the party line is not shown to the contract");
+                    }
+                    None
+                }
+            },
+        }
+    }
+
+    /// Nothing more will be shown to the contract but what it was already given.
+    fn close(&mut self, pumps: &mut Pumps) {
+        self.open = false;
+        self.incoming.close();
+        while self.incoming.try_recv().is_ok() {}
+        if let Some(feed) = &mut pumps.ins[NPL_IN] {
+            feed.last = true;
+        }
+        pumps.wake_in(NPL_IN);
+    }
+}
+
+/// Moves bytes until the launcher says that all is over. Returns its reply, and whether the time was up.
+async fn pump(
+    channel: &Channel<'_>,
+    spec: &RunSpec,
+    port: NplPort,
+    mut pumps: Pumps,
+    sinks: &mut Sinks,
+    started: Instant,
+) -> Result<(Reply, bool), LaunchError> {
+    let mut party = PartyLine {
+        line: npl::Line::new(spec.facts.pubkey, &spec.facts.unl, spec.limits.npl_bytes_max),
+        incoming: port.incoming,
+        open: true,
+        warned: false,
+    };
+    let mut listening = true;
+    let mut out_open = true;
+    let mut reply = pin!(channel.reply());
+    let mut window = pin!(sleep_until(started + spec.npl_window));
+    let mut limit = pin!(sleep_until(started + spec.limits.wall));
+    let (mut overtime, mut killed) = (false, false);
+    let mut moved = 0;
+    let reply = loop {
+        let waiting_bytes = pumps.ins[NPL_IN].as_ref().map_or(0, Feed::bytes);
+        let room = waiting_bytes < NPL_WAITING_BYTES_MAX;
+        tokio::select! {
+            reply = &mut reply => break reply?,
+            () = &mut limit => {
+                if killed {
+                    return Err(LaunchError::Unkillable);
+                }
+                overtime = true;
+            }
+            () = &mut window, if party.open => party.close(&mut pumps),
+            permit = port.out.reserve(), if out_open && !sinks.unsent.is_empty() => match permit {
+                Ok(permit) => permit.send(sinks.unsent.pop_front().expect("asked for it above")),
+                Err(_) => out_open = false,
+            },
+            message = party.incoming.recv(), if listening && party.open && room => match message {
+                Some(message) => {
+                    moved += PIECE_BYTES / 8; // a small one is not free either
+                    if let Some(frame) = party.hear(message) {
+                        moved += frame.len();
+                        if let Some(feed) = &mut pumps.ins[NPL_IN] {
+                            feed.push(frame);
+                        }
+                        pumps.wake_in(NPL_IN);
+                    }
+                }
+                None => listening = false,
+            },
+            Some(ready) = pumps.awaited.next(), if !pumps.awaited.is_empty() => moved += match ready {
+                Ready::In(place) => pumps.write(place),
+                Ready::Out(place) => pumps.read(place, sinks),
+            },
+        }
+        for frame in sinks.looped.drain(..) {
+            if let Some(feed) = pumps.ins[NPL_IN].as_mut().filter(|_| party.open) {
+                feed.push(frame);
+            }
+            pumps.wake_in(NPL_IN);
+        }
+        if !out_open {
+            sinks.unsent.clear();
+        }
+        if pumps.npl_parked && sinks.unsent.is_empty() {
+            pumps.npl_parked = false;
+            pumps.await_out(NPL_OUT);
+        }
+        if sinks.npl_ended {
+            party.line.own_end();
+        }
+        if party.open && party.line.is_complete() {
+            party.close(&mut pumps);
+        }
+        if !killed && (overtime || sinks.exceeded.is_some()) {
+            killed = true;
+            channel.kill().await?;
+            limit.as_mut().reset(Instant::now() + KILL_TIME_MAX);
+        }
+        if moved > BYTES_A_TURN {
+            moved = 0;
+            yield_now().await;
+        }
+    };
+    pumps.drain(sinks).await;
+    if out_open {
+        send_rest(port.out, std::mem::take(&mut sinks.unsent));
+    }
+    Ok((reply, overtime))
+}
+
+/// The last messages of a contract that is over. The report does not wait for a slow way to the peers.
+fn send_rest(out: mpsc::Sender<NplOut>, mut rest: VecDeque<NplOut>) {
+    while let Some(message) = rest.pop_front() {
+        match out.try_send(message) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Closed(_)) => return,
+            Err(mpsc::error::TrySendError::Full(message)) => {
+                rest.push_front(message);
+                break;
+            }
+        }
+    }
+    if !rest.is_empty() {
+        tokio::spawn(async move {
+            for message in rest {
+                if !matches!(timeout(REST_TIME_MAX, out.send(message)).await, Ok(Ok(()))) {
+                    return;
+                }
+            }
+        });
+    }
+}
