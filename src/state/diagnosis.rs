@@ -63,7 +63,11 @@ pub(super) fn keep(dir: &Path, live: &Index, copy: Option<&Index>, seq: Seq) -> 
 fn remove_oldest(diag: &Path, seq: Seq) -> Result<(), StateError> {
     let mut seqs: Vec<Seq> = fs::read_dir(diag)
         .map_err(at("list", diag))?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|entry| {
+            let entry = entry.ok().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))?;
+            let name = entry.file_name().into_string().ok()?;
+            name.parse().ok().filter(|seq: &Seq| seq.to_string() == name)
+        })
         .collect();
     seqs.sort_unstable();
     let remove = |old: Seq| {

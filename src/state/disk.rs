@@ -104,6 +104,12 @@ impl Disk {
         file.sync_all().map_err(at("sync", path))
     }
 
+    /// The bytes and the size alone.
+    pub fn sync_data(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        self.step("sync", path)?;
+        file.sync_data().map_err(at("sync", path))
+    }
+
     pub fn sync_path(&self, path: &Path) -> Result<(), StateError> {
         let file = open_read(path).map_err(at("open", path))?;
         self.sync(&file, path)

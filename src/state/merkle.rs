@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use blake3::Hasher;
-use borsh::BorshSerialize;
+use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::types::Hash;
 
@@ -17,7 +17,7 @@ static LEAF: LazyLock<Hasher> = LazyLock::new(|| Hasher::new_derive_key("hp/stat
 static NODE: LazyLock<Hasher> = LazyLock::new(|| Hasher::new_derive_key("hp/state/node/1"));
 
 /// What a path in the state is. The numbers are part of the hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 #[borsh(use_discriminant = true)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -27,7 +27,7 @@ pub(super) enum Kind {
 }
 
 /// What is agreed on about one path, but for the path itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Leaf {
     pub kind: Kind,
     /// The owner's executable bit of a file; false for the other kinds.

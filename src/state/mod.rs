@@ -32,6 +32,7 @@
 //! `hist/shadow/copy/` holds the pre-state of the last run, `hist/shadow/intent` says what it is worth. Copies only,
 //! never hard links: a contract that writes in place must not reach them. Only blocks that differ are written.
 
+mod cache;
 mod diagnosis;
 mod disk;
 mod merkle;
@@ -163,8 +164,8 @@ pub enum StateError {
 pub struct Scan {
     /// The state root.
     pub root: Hash,
-    /// Paths (bytes, relative to `state/`, sorted) that changed, came or went since the last scan that succeeded; all
-    /// of them after `open`.
+    /// Paths (bytes, relative to `state/`, sorted) that changed, came or went since the last scan that succeeded or
+    /// roll back. After `open`: since the cache was saved, or all.
     pub changed: Vec<Vec<u8>>,
     /// Files, folders and symlinks.
     pub files: u64,
@@ -196,7 +197,7 @@ impl State {
     /// Opens the contract folder `dir`: the state in `dir/state`, the copy in `dir/hist/shadow/`, both created when
     /// missing. Finishes a snapshot or a roll back that a crash cut.
     ///
-    /// Reads the copy whole. A finished copy that is damaged counts as none (and is logged); a cut snapshot or roll
+    /// Reads the copy whole, but for what [`State::save_cache`] kept of it. A finished copy that is damaged counts as none (and is logged); a cut snapshot or roll
     /// back that cannot be finished because the right one of the folders is damaged is [`StateError::Root`].
     pub fn open(dir: &Path) -> Result<State, StateError> {
         State::open_on(dir, Disk::default())
@@ -228,9 +229,11 @@ impl State {
             scanned: None,
             dirty: None,
         };
+        let mut copy = Index::new(shadow.join("copy"));
+        cache::load(&state.cache_path(), &mut state.live, &mut copy);
         match state.intent.intent {
             Intent::Empty => {}
-            Intent::Clean { root, .. } => match state.read_copy(root) {
+            Intent::Clean { root, .. } => match state.read_copy(copy, root) {
                 Ok(copy) => state.copy = Some(copy),
                 Err(error) => warn!(%error, "the copy of the state is damaged; there is no pre-state to roll back to"),
             },
@@ -239,7 +242,7 @@ impl State {
                 state.snapshot(seq, root)?;
             }
             Intent::RollingBack { root, .. } => {
-                state.copy = Some(state.read_copy(root)?);
+                state.copy = Some(state.read_copy(copy, root)?);
                 state.rollback()?;
             }
         }
@@ -361,6 +364,12 @@ impl State {
         diagnosis::keep(&self.dir, &self.live, self.copy.as_ref(), seq)
     }
 
+    /// Keeps what is known of the files for the next `open`, which then reads only what changed. For an orderly stop;
+    /// without it the next `open` is slower, and no different. Linux only: elsewhere it does nothing.
+    pub fn save_cache(&self) -> Result<(), StateError> {
+        cache::save(&self.disk, &self.cache_path(), &self.live, self.copy.as_ref(), self.now_ns()?)
+    }
+
     fn scan_live(&mut self) -> Result<Totals, StateError> {
         self.scanned = None;
         let now_ns = self.now_ns()?;
@@ -378,9 +387,12 @@ impl State {
         self.dir.join("hist/shadow/copy")
     }
 
+    fn cache_path(&self) -> PathBuf {
+        self.dir.join("hist/shadow/cache")
+    }
+
     /// Reads the copy, which must have this root.
-    fn read_copy(&self, root: Hash) -> Result<Index, StateError> {
-        let mut copy = Index::new(self.copy_top());
+    fn read_copy(&self, mut copy: Index, root: Hash) -> Result<Index, StateError> {
         copy.scan(&self.disk, self.now_ns()?)?;
         expect_root(copy.top(), root, copy.root())?;
         Ok(copy)

@@ -18,6 +18,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use super::{
     Forbidden, StateError,
+    cache::Row,
     disk::{Disk, at, open_read},
     merkle::{self, BLOCK_BYTES, Kind, Leaf, block_hash},
 };
@@ -276,6 +277,32 @@ impl Index {
     /// No longer trusts any stamp: the next scan reads everything.
     pub fn distrust(&mut self) {
         self.entries.values_mut().for_each(|entry| entry.settled = false);
+    }
+
+    /// What another process may trust: the entries whose bytes are on the disk, and whose stamps were old enough when
+    /// they were read - or are old enough by `written_before_ns`, where nobody but this process ever writes.
+    pub fn rows(&self, written_before_ns: Option<i128>) -> Vec<Row> {
+        let known = self.entries.iter().filter(|(path, entry)| {
+            let settled = entry.settled || written_before_ns.is_some_and(|now_ns| entry.stat.settled(now_ns));
+            settled && !self.unsynced.contains(*path)
+        });
+        known
+            .map(|(path, Entry { leaf, blocks, stat, .. })| Row {
+                path: path.clone(),
+                leaf: *leaf,
+                blocks: blocks.clone(),
+                stat: *stat,
+            })
+            .collect()
+    }
+
+    /// Takes over what another process knew. It counts only where the next scan finds the same stamps.
+    pub fn know(&mut self, rows: Vec<Row>) {
+        for Row { path, leaf, blocks, stat } in rows {
+            let hash = leaf.hash(&path);
+            self.entries.insert(path, Entry { leaf, hash, blocks, stat, settled: true, seen: self.walk });
+            self.tree_stale = true;
+        }
     }
 
     /// Notes what was just written at `path`, as a copy of `leaf` and `blocks`.

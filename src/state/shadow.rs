@@ -69,8 +69,10 @@ impl IntentFile {
             Err(other) => return Err(at("look at", &fresh)(other)),
         }
         let file = disk.create(&fresh, 0o600)?;
-        disk.set_len(&file, &fresh, 2 * SLOT_BYTES)?;
-        disk.write_at(&file, &fresh, &record(0, Intent::Empty), 0)?;
+        // Both slots in full, so that writing one later allocates nothing and its sync is one write.
+        let mut slots = record(0, Intent::Empty);
+        slots.resize(2 * SLOT_BYTES as usize, 0);
+        disk.write_at(&file, &fresh, &slots, 0)?;
         disk.sync(&file, &fresh)?;
         disk.rename(&fresh, path)?;
         if let Some(folder) = path.parent() {
@@ -97,7 +99,7 @@ impl IntentFile {
     pub fn write(&mut self, disk: &Disk, intent: Intent) -> Result<(), StateError> {
         let counter = self.counter + 1;
         disk.write_at(&self.file, &self.path, &record(counter, intent), counter % 2 * SLOT_BYTES)?;
-        disk.sync(&self.file, &self.path)?;
+        disk.sync_data(&self.file, &self.path)?;
         (self.counter, self.intent) = (counter, intent);
         Ok(())
     }

@@ -341,6 +341,95 @@ fn a_snapshot_of_anything_but_the_last_scan_is_refused() {
     assert_eq!(contract.state.snapshot_info(), None);
 }
 
+/// The thread that the state gets is not the one that opens it.
+#[test]
+fn a_state_can_be_sent_to_a_thread() {
+    fn sendable<T: Send + 'static>() {}
+    sendable::<State>();
+}
+
+#[test]
+fn files_too_big_to_read_on_every_node_are_forbidden_unread() {
+    let mut contract = Contract::new();
+    fs::File::create(contract.path("holes")).unwrap().set_len(BYTES_MAX + 1).unwrap();
+    assert_eq!(contract.forbidden(), (PathBuf::from("holes"), Forbidden::TooBig));
+}
+
+fn settled_and_saved() -> Contract {
+    let mut contract = Contract::new();
+    contract.write("one", "1");
+    contract.write("two", "22");
+    contract.keep(1);
+    contract.settle();
+    // The copy was written after `state/`: until its stamps are old enough, too.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while contract.state.copy.as_ref().unwrap().rows(Some(contract.state.now_ns().unwrap())).len() < 2 {
+        assert!(Instant::now() < deadline, "stamps never grow old");
+    }
+    contract.state.save_cache().unwrap();
+    contract
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn after_a_saved_cache_only_what_changed_is_read() {
+    let mut contract = settled_and_saved();
+    let root = contract.scan().root;
+    contract.state = State::open(contract.dir.path()).unwrap();
+    assert_eq!(contract.state.snapshot_info(), Some((1, root)));
+    let (mut live, mut copy) = (Index::new(contract.path("")), Index::new(contract.copy("")));
+    cache::load(&contract.state.cache_path(), &mut live, &mut copy);
+    let totals = copy.scan(&Disk::default(), contract.state.now_ns().unwrap()).unwrap();
+    assert_eq!((totals.bytes, totals.read), (3, 0));
+    let scan = contract.scan();
+    assert_eq!((scan.read, scan.root, scan.changed), (0, root, vec![]));
+    contract.write("one", "changed");
+    contract.state = State::open(contract.dir.path()).unwrap();
+    let scan = contract.scan();
+    assert_eq!((scan.read, scan.changed), (7, vec![b"one".to_vec()]));
+    assert_eq!(scan.root, root_by_the_book(&contract.tree()));
+    contract.state.rollback().unwrap();
+    assert_eq!(fs::read(contract.path("one")).unwrap(), b"1");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cache_that_is_damaged_or_of_another_boot_is_not_used() {
+    let mut contract = settled_and_saved();
+    let root = contract.scan().root;
+    let path = contract.state.cache_path();
+    let good = fs::read(&path).unwrap();
+    // The boot's name is in front, behind its length.
+    let mut other_boot = good[..good.len() - 32].to_vec();
+    other_boot[6] ^= 1;
+    other_boot.extend(blake3::hash(&other_boot.clone()).as_bytes());
+    let flipped: Vec<u8> = good.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 100)).collect();
+    for bad in [other_boot, flipped, good[..50].to_vec(), Vec::new()] {
+        fs::write(&path, bad).unwrap();
+        contract.state = State::open(contract.dir.path()).unwrap();
+        let scan = contract.scan();
+        assert_eq!((scan.read, scan.root), (3, root));
+    }
+    fs::write(&path, good).unwrap();
+    contract.state = State::open(contract.dir.path()).unwrap();
+    assert_eq!(contract.scan().read, 0);
+}
+
+#[test]
+fn what_was_not_synced_is_not_in_the_cache() {
+    let mut contract = settled_and_saved();
+    contract.write("unsynced", "1");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while contract.scan().read > 0 {
+        assert!(Instant::now() < deadline, "stamps never grow old");
+    }
+    contract.state.save_cache().unwrap();
+    contract.state = State::open(contract.dir.path()).unwrap();
+    contract.state.scan(true).unwrap();
+    let done = contract.state.disk.test.lock().unwrap().done.clone();
+    assert!(done.contains(&("sync", contract.path("unsynced"))), "{done:?}");
+}
+
 #[test]
 fn a_damaged_copy_is_no_snapshot_and_the_next_snapshot_mends_it() {
     let mut contract = Contract::new();
@@ -638,6 +727,7 @@ enum Act {
     Link(u8, u8),
     Snapshot,
     Rollback,
+    SaveCache,
     Reopen,
 }
 
@@ -659,6 +749,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (name.clone(), name).prop_map(|(from, to)| Act::Link(from, to)),
         2 => Just(Act::Snapshot),
         2 => Just(Act::Rollback),
+        1 => Just(Act::SaveCache),
         1 => Just(Act::Reopen),
     ]
 }
@@ -741,6 +832,7 @@ proptest! {
                     prop_assert_eq!(&contract.state.rollback().unwrap(), root, "act {}", number);
                     prop_assert_eq!(&contract.tree(), tree, "act {}", number);
                 },
+                Act::SaveCache => contract.state.save_cache().unwrap(),
                 Act::Reopen => contract.state = State::open(contract.dir.path()).unwrap(),
                 _ => {}
             }
