@@ -1,1 +1,3 @@
 //! The `hp` command: one file per family of subcommands.
+
+pub mod client;
