@@ -351,9 +351,14 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
         },
         _ = interrupts.recv() => return Ok(INTERRUPTED),
     };
+    // Not locked: the lock would be held while waiting.
+    let mut out = io::stdout();
     match &args.once {
-        Some(input) => once(client, &args, input.clone(), interrupts).await,
-        None => converse(client, &args, interrupts).await,
+        Some(input) => once(client, &args, input.clone(), interrupts, &mut out).await,
+        None => {
+            let prefix = if out.is_terminal() { "< " } else { "" };
+            converse(client, &args, read_lines(), interrupts, &mut out, prefix).await
+        }
     }
 }
 
@@ -364,7 +369,13 @@ fn no_answer(args: &ClientArgs) -> i32 {
 }
 
 /// One input, one answer.
-async fn once(mut client: RawClient, args: &ClientArgs, input: String, mut interrupts: Signal) -> anyhow::Result<i32> {
+async fn once(
+    mut client: RawClient,
+    args: &ClientArgs,
+    input: String,
+    mut interrupts: Signal,
+    out: &mut impl io::Write,
+) -> anyhow::Result<i32> {
     let answer = async {
         client.send(input).await?;
         client.recv().await
@@ -376,7 +387,7 @@ async fn once(mut client: RawClient, args: &ClientArgs, input: String, mut inter
                 FAILED
             }
             Ok(Ok(answer)) => {
-                print_output(&answer, "")?;
+                print_output(out, &answer, "")?;
                 OK
             }
             Ok(Err(error)) => return Err(error.into()),
@@ -397,8 +408,14 @@ struct Talk {
 
 /// Lines in, outputs out. After the last line it waits until every line had a frame back, or for `--timeout`
 /// without any frame: outputs of several inputs may come as one.
-async fn converse(client: RawClient, args: &ClientArgs, mut interrupts: Signal) -> anyhow::Result<i32> {
-    let prefix = if io::stdout().is_terminal() { "< " } else { "" };
+async fn converse(
+    client: RawClient,
+    args: &ClientArgs,
+    mut lines: mpsc::Receiver<Line>,
+    mut interrupts: Signal,
+    out: &mut impl io::Write,
+    prefix: &str,
+) -> anyhow::Result<i32> {
     eprintln!("connected to {} as {}", args.url, client.user());
     let user = client.user();
     let (mut sink, mut messages) = client.websocket.split();
@@ -406,12 +423,12 @@ async fn converse(client: RawClient, args: &ClientArgs, mut interrupts: Signal) 
     let code = {
         // Sending goes on beside receiving: a node that waits for us to read takes no more from us.
         let mut sending = pin!(async {
-            let mut lines = read_lines();
             while let Some(line) = lines.recv().await {
                 match line {
                     Line::Input(input) => {
-                        sink.send(input_message(input.into())).await.map_err(broken)?;
+                        // Counted first: the answer may be here before the sending is done.
                         state.unanswered.update(|count| count + 1);
+                        sink.send(input_message(input.into())).await.map_err(broken)?;
                         state.last.set(Instant::now());
                     }
                     Line::TooLong(bytes) => {
@@ -434,7 +451,7 @@ async fn converse(client: RawClient, args: &ClientArgs, mut interrupts: Signal) 
                     state.unanswered.update(|count| count.saturating_sub(1));
                     match frame? {
                         Frame::Error { code, message } => eprintln!("error: {code}: {message}"),
-                        output => print_output(&output, prefix)?,
+                        output => print_output(out, &output, prefix)?,
                     }
                 }
                 sent = &mut sending, if reading => sent?,
@@ -453,8 +470,7 @@ async fn converse(client: RawClient, args: &ClientArgs, mut interrupts: Signal) 
 }
 
 /// Writes an output as it is; a text without a newline at its end gets one.
-fn print_output(frame: &Frame, prefix: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
+fn print_output(out: &mut impl io::Write, frame: &Frame, prefix: &str) -> anyhow::Result<()> {
     let written = match frame {
         Frame::Text(text) => {
             let end = if text.ends_with('\n') { "" } else { "\n" };
@@ -580,6 +596,7 @@ fn create_key(path: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::{Gateway, GatewayConfig, GatewayEvent};
 
     #[test]
     fn an_address_is_read_with_and_without_scheme_and_path() {
@@ -640,6 +657,104 @@ mod tests {
             });
         }
         assert_eq!(lines, ["a", "", "b", "12345", "6 bytes", "7 bytes", "last"]);
+    }
+
+    /// A node of one user: answers each input with `answer(input)`, or not at all.
+    async fn node(answer: impl Fn(&[u8]) -> Option<Bytes> + Send + 'static) -> String {
+        let (sender, mut events) = mpsc::channel(16);
+        let config = GatewayConfig { message_bytes_max: 100, ..GatewayConfig::new("127.0.0.1:0".parse().unwrap()) };
+        let gateway = Gateway::start(config, sender).await.unwrap();
+        let url = gateway.local_addr().to_string();
+        // Ends with the test's runtime.
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let GatewayEvent::Input { user, payload, .. } = event
+                    && let Some(output) = answer(&payload)
+                {
+                    gateway.deliver(&user, output);
+                }
+            }
+        });
+        url
+    }
+
+    fn args(url: &str, seconds: f64) -> ClientArgs {
+        ClientArgs { url: url.to_owned(), key: None, once: None, timeout: Duration::from_secs_f64(seconds) }
+    }
+
+    fn interrupts() -> Signal {
+        signal(SignalKind::interrupt()).unwrap()
+    }
+
+    async fn ask(url: &str, input: &str, seconds: f64) -> (anyhow::Result<i32>, Vec<u8>) {
+        let client = RawClient::connect(url, &SecretKey::from_seed([1; 32])).await.unwrap();
+        let mut out = Vec::new();
+        (once(client, &args(url, seconds), input.to_owned(), interrupts(), &mut out).await, out)
+    }
+
+    #[tokio::test]
+    async fn one_input_prints_its_answer_alone() {
+        let url = node(|input| match input {
+            b"binary" => Some(Bytes::from_static(b"\xff\n\xfe")),
+            b"silence" => None,
+            input => Some(Bytes::copy_from_slice(input)),
+        })
+        .await;
+        let answer = async |input: &str, seconds| {
+            let (code, out) = ask(&url, input, seconds).await;
+            (code.unwrap(), out)
+        };
+        assert_eq!(answer("hello", 20.0).await, (OK, b"hello\n".to_vec()));
+        assert_eq!(answer("line\n", 20.0).await, (OK, b"line\n".to_vec()));
+        assert_eq!(answer("binary", 20.0).await, (OK, b"\xff\n\xfe".to_vec()));
+        assert_eq!(answer("silence", 0.05).await, (NO_ANSWER, Vec::new()));
+        assert_eq!(answer(&"x".repeat(101), 20.0).await, (FAILED, Vec::new()));
+    }
+
+    async fn talk(url: &str, lines: &[&str], seconds: f64) -> (i32, String) {
+        let client = RawClient::connect(url, &SecretKey::from_seed([1; 32])).await.unwrap();
+        let (sender, receiver) = mpsc::channel(lines.len());
+        for line in lines {
+            sender.send(Line::Input(line.as_bytes().to_vec())).await.ok().unwrap();
+        }
+        drop(sender);
+        let mut out = Vec::new();
+        let code = converse(client, &args(url, seconds), receiver, interrupts(), &mut out, "< ").await.unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_conversation_ends_when_every_line_has_its_answer() {
+        let url = node(|input| Some(Bytes::copy_from_slice(input))).await;
+        let began = Instant::now();
+        assert_eq!(talk(&url, &["a", "b", "c"], 60.0).await, (OK, "< a\n< b\n< c\n".to_owned()));
+        assert!(began.elapsed() < Duration::from_secs(30), "it did not wait for the timeout");
+    }
+
+    #[tokio::test]
+    async fn a_conversation_with_joined_answers_ends_after_the_timeout() {
+        let url = node(|input| (input == b"last").then(|| Bytes::from_static(b"all three"))).await;
+        assert_eq!(talk(&url, &["a", "b", "last"], 0.2).await, (OK, "< all three\n".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_no_node_is_named() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            for challenge in ["{}", r#"{"type":"public_challenge","challenge":"sign this"}"#] {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut websocket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                websocket.send(Message::text(challenge)).await.unwrap();
+            }
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 404 Not Found\r\n\r\n").await.unwrap();
+        });
+        for why in ["no challenge", "malformed", "404"] {
+            let error = RawClient::connect(&url, &SecretKey::from_seed([1; 32])).await.unwrap_err();
+            assert!(matches!(error, ClientError::Handshake { .. }), "{error:?}");
+            assert!(error.to_string().contains(why) && error.to_string().contains(&url), "{error}");
+        }
     }
 
     #[tokio::test]

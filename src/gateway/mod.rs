@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -349,10 +350,11 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut tasks = JoinSet::new();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let mut full_logged: Option<Instant> = None;
+    let mut stopped = pin!(shared.stopped());
     loop {
         tokio::select! {
             biased;
-            () = shared.stopped() => break,
+            () = &mut stopped => break,
             Some(ended) = tasks.join_next() => log_ended(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match Slot::take(&shared, peer.ip()) {

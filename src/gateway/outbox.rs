@@ -4,9 +4,10 @@ use std::{
     collections::VecDeque,
     mem,
     sync::{Mutex, MutexGuard},
+    task::Waker,
 };
 
-use tokio::sync::Notify;
+use futures::task::AtomicWaker;
 use tokio_tungstenite::tungstenite::Message;
 
 /// What one frame counts beside its payload, so that a queue of empty frames is bounded as well.
@@ -17,7 +18,7 @@ const FRAME_OVERHEAD_BYTES: usize = 64;
 pub struct Outbox {
     bytes_max: usize,
     queue: Mutex<Queue>,
-    changed: Notify,
+    reader: AtomicWaker,
 }
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl Outbox {
     /// Holds `bytes_max`, or one frame of any size.
     pub fn new(bytes_max: usize) -> Outbox {
         let queue = Queue::Open { frames: VecDeque::new(), bytes: 0, flying: 0 };
-        Outbox { bytes_max, queue: Mutex::new(queue), changed: Notify::new() }
+        Outbox { bytes_max, queue: Mutex::new(queue), reader: AtomicWaker::new() }
     }
 
     /// Adds a frame. When it does not fit the queue overflows: it forgets everything and takes no more, since a
@@ -55,12 +56,12 @@ impl Outbox {
             *queue = Queue::Overflowed;
         }
         drop(queue);
-        self.changed.notify_one();
+        self.reader.wake();
     }
 
-    /// Waits for a push since the last wait.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Wakes this task at the next push. One task reads an outbox, so the latest call counts.
+    pub fn wake_at_push(&self, waker: &Waker) {
+        self.reader.register(waker);
     }
 
     /// Whether a frame did not fit.

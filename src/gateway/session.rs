@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -195,21 +195,16 @@ impl<'a> Open<'a> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let shared = self.shared;
-        let outbox = self.outbox.clone();
         let every = shared.config.ping_every.max(Duration::from_millis(1));
         let mut ping = interval_at(Instant::now() + every, every);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pulse = Pulse { moved: socket.moved(), missed: 0 };
         let mut handled = 0;
+        let mut stopped = pin!(shared.stopped());
         loop {
-            if outbox.overflowed() {
-                warn!(session = self.id.0, user = %self.user.short(), "user does not read its outputs, dropped");
-                let message = "more waits for you than this node keeps; connect again".into();
-                return End::Refused { code: ErrorCode::Slow, close: CloseCode::Policy, message };
-            }
             let done = tokio::select! {
                 biased;
-                () = shared.stopped() => Err(End::Stopping),
+                () = &mut stopped => Err(End::Stopping),
                 message = poll_fn(|cx| self.poll(socket, cx)) => match message {
                     Ok(message) => {
                         handled = (handled + 1) % FRAMES_PER_TURN;
@@ -220,7 +215,6 @@ impl<'a> Open<'a> {
                     }
                     Err(end) => Err(end),
                 },
-                () = outbox.changed() => Ok(()),
                 _ = ping.tick() => pulse.tick(socket, self.waiting.is_some()),
             };
             if let Err(end) = done {
@@ -235,6 +229,12 @@ impl<'a> Open<'a> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        self.outbox.wake_at_push(cx.waker());
+        if self.outbox.overflowed() {
+            warn!(session = self.id.0, user = %self.user.short(), "user does not read its outputs, dropped");
+            let message = "more waits for you than this node keeps; connect again".into();
+            return Poll::Ready(Err(End::Refused { code: ErrorCode::Slow, close: CloseCode::Policy, message }));
+        }
         match socket.poll_drain(cx, &self.outbox) {
             Poll::Ready(Ok(())) => self.refusing = false,
             Poll::Ready(Err(error)) => return Poll::Ready(Err(ended(error))),

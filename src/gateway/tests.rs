@@ -196,7 +196,8 @@ async fn nobody_acts_as_another_user() {
     let (gateway, mut events) = start(|_| {}).await;
     let mine = key(1);
     let victim = key(2).user_key();
-    let cases: [(fn(&mut Value, UserKey), &str); 4] = [
+    type Change = fn(&mut Value, UserKey);
+    let cases: [(Change, &str); 4] = [
         (
             |helo, victim| helo["pubkey"] = json!(format!("{}zz;{victim}", helo["pubkey"].as_str().unwrap())),
             "bad_format",
