@@ -479,6 +479,34 @@ async fn inputs_accepted_before_a_disconnect_all_arrive_in_order_and_before_the_
 }
 
 #[tokio::test]
+async fn an_input_that_waits_for_the_node_outlives_its_session() {
+    let (gateway, mut events) = start_with_room(1, |config| config.queue_bytes_max = 1_000).await;
+    let mut stream = bare_open(&gateway, 1).await;
+    let user = key(1).user_key();
+    connections(&gateway, 1).await;
+    soon(async {
+        while gateway.users() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // The event of the user has all the room there is.
+    stream.write_all(&frame(0x81, b"waits")).await.unwrap();
+    // The session writes, then reads: after some outputs it has read the input.
+    for _ in 0..5 {
+        gateway.deliver(&user, "output".into());
+        assert_eq!(read_frame(&mut stream).await, (0x81, b"output".to_vec()));
+    }
+    // Two frames at once do not fit, and the session is dropped for it.
+    gateway.deliver(&user, vec![0xff; 900].into());
+    gateway.deliver(&user, vec![0xff; 900].into());
+    soon(stream.read_to_end(&mut Vec::new())).await.unwrap();
+    assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserUp { user }));
+    assert_eq!(input(&mut events).await, (user, 0, "waits".into()));
+    assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserDown { user }));
+}
+
+#[tokio::test]
 async fn a_busy_node_slows_inputs_down_loses_none_and_outputs_still_flow() {
     let ping_every = Duration::from_millis(20);
     let (gateway, mut events) = start_with_room(1, |config| config.ping_every = ping_every).await;
@@ -522,12 +550,15 @@ async fn who_floods_without_reading_the_refusals_is_read_no_further() {
     let (gateway, mut events) = start(|config| config.messages_per_minute = Some(1)).await;
     let mut flood = bare_open(&gateway, 1).await;
     let mut other = open_after(&gateway, &mut events, 2).await;
-    let messages = frame(0x82, &[]).repeat(10_000);
+    let messages = frame(0x82, &[0; 500]).repeat(200);
     let mut sent = 0;
+    let mut rest = &messages[..];
     // Buffers of the operating system fill up in both directions, then nothing more is taken.
-    while let Ok(written) = timeout(Duration::from_millis(300), flood.write(&messages)).await {
-        sent += written.unwrap();
-        assert!(sent < 200 << 20, "the flood is never stopped");
+    while let Ok(written) = timeout(Duration::from_millis(500), flood.write(rest)).await {
+        let written = written.unwrap();
+        sent += written;
+        rest = if written == rest.len() { &messages } else { &rest[written..] };
+        assert!(sent < 100 << 20, "the flood is never stopped");
     }
     other.send("served").await.unwrap();
     while input(&mut events).await.0 != other.user() {}
