@@ -69,11 +69,11 @@ impl Outbox {
         matches!(*self.lock(), Queue::Overflowed)
     }
 
-    /// The next frame. It counts until `flushed`.
-    pub fn pop(&self) -> Option<Message> {
+    /// The next frame, if there is one that fits. It counts until `flushed`.
+    pub fn pop_if(&self, fits: impl FnOnce(&Message) -> bool) -> Option<Message> {
         let mut queue = self.lock();
         let Queue::Open { frames, flying, .. } = &mut *queue else { return None };
-        let message = frames.pop_front()?;
+        let message = if fits(frames.front()?) { frames.pop_front()? } else { return None };
         *flying += size(&message);
         Some(message)
     }
@@ -116,20 +116,20 @@ mod tests {
         outbox.push(frame(0));
         assert!(outbox.overflowed());
         outbox.push(frame(0));
-        assert_eq!(outbox.pop(), None);
+        assert_eq!(outbox.pop_if(|_| true), None);
     }
 
     #[test]
     fn a_popped_frame_counts_until_it_is_flushed() {
         let outbox = Outbox::new(1_000);
         outbox.push(frame(900));
-        outbox.pop().unwrap();
+        outbox.pop_if(|_| true).unwrap();
         outbox.push(frame(0));
         assert!(outbox.overflowed());
 
         let outbox = Outbox::new(1_000);
         outbox.push(frame(900));
-        outbox.pop().unwrap();
+        outbox.pop_if(|_| true).unwrap();
         outbox.flushed();
         outbox.push(frame(900));
         assert!(!outbox.overflowed());
@@ -139,7 +139,7 @@ mod tests {
     fn one_frame_of_any_size_passes_when_nothing_waits() {
         let outbox = Outbox::new(10);
         outbox.push(frame(5_000));
-        assert_eq!(outbox.pop().unwrap().len(), 5_000);
+        assert_eq!(outbox.pop_if(|_| true).unwrap().len(), 5_000);
         outbox.push(frame(0));
         assert!(outbox.overflowed());
     }
