@@ -3,6 +3,7 @@
 //! A subcommand is an `Args` struct with a `run` method in its own file, a variant of `Command`, and a line in
 //! [`main`]. It logs on stderr and answers on stdout through [`answer`].
 
+pub mod client;
 mod config_check;
 mod new;
 mod rekey;
