@@ -45,7 +45,7 @@ pub(super) struct Streams {
 #[derive(Debug)]
 pub(super) enum Report {
     /// Both streams are there.
-    Ready(Streams),
+    Ready(Box<Streams>),
     /// There will be no streams, for this reason.
     Failed(String),
 }
@@ -154,7 +154,7 @@ impl Handler {
         } else if let (Some(_), Some(_)) = (&self.vote, &self.bulk)
             && let (Some(vote), Some(bulk)) = (self.vote.take(), self.bulk.take())
         {
-            self.report = Some(Report::Ready(Streams { vote, bulk }));
+            self.report = Some(Report::Ready(Box::new(Streams { vote, bulk })));
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::types::NodeKey;
 /// Dials at a time. Further ones wait until one ends.
 const DIALS_MAX: usize = 32;
 
-/// Learnt addresses kept for one key. Past it a new one replaces one that does not answer, or is ignored.
+/// Learnt addresses kept for one key. Past it a new one replaces a worse one, or is ignored.
 const LEARNT_PER_KEY_MAX: usize = 2;
 
 /// Two addresses of one node are tried one after the other, at least this far apart.
@@ -46,6 +46,17 @@ pub(super) struct Dial {
     pub(super) attempt: u32,
 }
 
+/// Where an address is from, the least trusted first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// Told by a UNL member.
+    Member,
+    /// Its node was linked there.
+    OwnLink,
+    /// The configuration.
+    Config,
+}
+
 /// How a try ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -74,6 +85,7 @@ enum State {
 #[derive(Debug)]
 struct Target {
     place: Place,
+    source: Source,
     /// Who answered there last, or should.
     key: Option<NodeKey>,
     backoff: Backoff,
@@ -98,41 +110,45 @@ impl Book {
                 "::" => "::1".to_owned(),
                 _ => host,
             };
-            book.add(Place::Configured { host, port }, None, now);
+            book.add(Place::Configured { host, port }, Source::Config, None, now);
         }
         book
     }
 
-    fn add(&mut self, place: Place, key: Option<NodeKey>, now: Instant) {
-        let target = Target { place, key, backoff: Backoff::default(), state: State::Waiting(now), attempt: 0 };
+    fn add(&mut self, place: Place, source: Source, key: Option<NodeKey>, now: Instant) {
+        let target = Target { place, source, key, backoff: Backoff::default(), state: State::Waiting(now), attempt: 0 };
         self.targets.insert(self.next_id, target);
         self.next_id += 1;
     }
 
     /// A UNL member `key` is said to be at `addr`.
-    pub(super) fn learn(&mut self, key: NodeKey, addr: SocketAddr, now: Instant) {
-        let same: Vec<TargetId> = self
-            .targets
-            .iter()
-            .filter(|(_, t)| matches!(t.place, Place::Learnt { key: k, .. } if k == key))
-            .map(|(id, _)| *id)
-            .collect();
+    pub(super) fn learn(&mut self, key: NodeKey, addr: SocketAddr, source: Source, now: Instant) {
+        let learnt = |target: &Target| matches!(target.place, Place::Learnt { key: k, .. } if k == key);
+        let same: Vec<TargetId> = self.targets.iter().filter(|(_, t)| learnt(t)).map(|(id, _)| *id).collect();
         let place = Place::Learnt { key, addr };
-        if same.iter().any(|id| self.targets[id].place == place) {
+        if let Some(id) = same.iter().find(|id| self.targets[id].place == place) {
+            if let Some(target) = self.targets.get_mut(id) {
+                target.source = target.source.max(source);
+            }
             return;
         }
         if same.len() >= LEARNT_PER_KEY_MAX {
-            let waits = |target: &Target| matches!(target.state, State::Waiting(_)) && target.backoff.failures() > 0;
-            let worst = same
-                .into_iter()
-                .filter(|id| waits(&self.targets[id]))
-                .max_by_key(|id| self.targets[id].backoff.failures());
+            // Hearsay displaces only hearsay that failed; what we saw ourselves displaces anything.
+            let may_go = |target: &Target| match source {
+                Source::Member => target.source == Source::Member && target.backoff.failures() > 0,
+                Source::OwnLink | Source::Config => true,
+            };
+            let target = |id: &TargetId| &self.targets[id];
+            let worst = same.into_iter().filter(|id| may_go(target(id))).max_by_key(|id| {
+                let target = target(id);
+                (target.source == Source::Member, target.backoff.failures())
+            });
             match worst {
                 Some(id) => self.targets.remove(&id),
                 None => return,
             };
         }
-        self.add(place, Some(key), now);
+        self.add(place, source, Some(key), now);
     }
 
     /// Forgets learnt addresses whose key is not wanted any more.
@@ -272,10 +288,10 @@ mod tests {
     fn addresses_of_one_node_are_not_dialled_at_once() {
         let start = Instant::now();
         let mut book = Book::default();
-        book.learn(A, addr(1), start);
-        book.learn(A, addr(1), start);
-        book.learn(A, addr(2), start);
-        book.learn(B, addr(3), start);
+        book.learn(A, addr(1), Source::Member, start);
+        book.learn(A, addr(1), Source::Member, start);
+        book.learn(A, addr(2), Source::Member, start);
+        book.learn(B, addr(3), Source::Member, start);
         assert_eq!(ids(&book.take_due(start, |_| false)), [0, 2]);
         assert_eq!(book.next_due(), Some(start + SIBLING_WAIT));
     }
@@ -285,18 +301,24 @@ mod tests {
         let start = Instant::now();
         let mut book = Book::default();
         for port in 1..10 {
-            book.learn(A, addr(port), start);
+            book.learn(A, addr(port), Source::Member, start);
         }
         assert_eq!(book.targets.len(), LEARNT_PER_KEY_MAX);
         assert_eq!(ids(&book.take_due(start, |_| false)), [0]);
         book.ended(0, Outcome::WrongKey, start, 0);
         assert_eq!(book.targets.len(), 1);
-        book.learn(A, addr(9), start);
+        book.learn(A, addr(9), Source::Member, start);
         book.take_due(start, |_| false);
         book.ended(1, Outcome::Failed, start, 0);
-        book.learn(A, addr(8), start);
+        book.learn(A, addr(8), Source::Member, start);
         let places: Vec<&Place> = book.targets.values().map(|target| &target.place).collect();
         assert_eq!(places, [&Place::Learnt { key: A, addr: addr(9) }, &Place::Learnt { key: A, addr: addr(8) }]);
+        book.learn(A, addr(1), Source::OwnLink, start);
+        book.learn(A, addr(2), Source::OwnLink, start);
+        let seen = [&Place::Learnt { key: A, addr: addr(1) }, &Place::Learnt { key: A, addr: addr(2) }];
+        assert_eq!(book.targets.values().map(|target| &target.place).collect::<Vec<_>>(), seen);
+        book.learn(A, addr(3), Source::Member, start);
+        assert_eq!(book.targets.values().map(|target| &target.place).collect::<Vec<_>>(), seen, "hearsay");
         book.retain(|key| *key == B);
         assert!(book.targets.is_empty());
     }

@@ -2,7 +2,8 @@
 //!
 //! The handshake on the vote stream: both send `Hello`; who is suited by the other's answers `Accept`, who is not,
 //! `Refuse` with the reason. Of two accepted sides the one with the lower key decides: `Go` makes this connection
-//! the link, `Duplicate` says that another one is. One decider, so the two never keep different connections.
+//! the link, `Duplicate` says that another one is. One decider, so the two never keep different connections. With
+//! `Accept` each says whether it holds a link to the other, so that the decider sees when its own is a dead one.
 
 use std::{
     net::SocketAddr,
@@ -25,7 +26,8 @@ use tokio::{
 };
 
 use super::{
-    BULK_QUEUE_BYTES_MAX, BULK_QUEUE_FRAMES_MAX, Class, MeshEvent, Timing, VOTE_QUEUE_BYTES_MAX, VOTE_QUEUE_FRAMES_MAX,
+    BULK_QUEUE_BYTES_MAX, BULK_QUEUE_FRAMES_MAX, CheckHello, Class, MeshEvent, Shared, Timing, VOTE_QUEUE_BYTES_MAX,
+    VOTE_QUEUE_FRAMES_MAX,
     behaviour::Streams,
     frame::{BULK_FRAME_BYTES_MAX, FrameReader, FrameWriter, Kind, StreamError, VOTE_FRAME_BYTES_MAX},
     hello::{Hello, Known, parse_known},
@@ -144,6 +146,8 @@ pub(super) enum Message {
     Ask {
         connection: Connection,
         hello: Hello,
+        /// The other side holds a link to us, this one or another.
+        peer_holds: bool,
         /// The other side has decided that it is.
         granted: bool,
         /// Not to be put off for another connection any more.
@@ -184,7 +188,8 @@ pub(super) enum End {
 pub(super) struct Context {
     pub(super) timing: Timing,
     pub(super) hello: Bytes,
-    pub(super) check_hello: Box<dyn Fn(&NodeKey, &[u8]) -> Result<(), String> + Send + Sync>,
+    pub(super) check_hello: CheckHello,
+    pub(super) shared: Arc<Shared>,
     pub(super) events: mpsc::Sender<MeshEvent>,
     pub(super) messages: mpsc::Sender<Message>,
 }
@@ -204,13 +209,13 @@ struct Agreed {
 }
 
 /// Runs one connection to its end.
-pub(super) async fn run(connection: Connection, streams: oneshot::Receiver<Streams>, context: Arc<Context>) {
+pub(super) async fn run(connection: Connection, streams: oneshot::Receiver<Box<Streams>>, context: Arc<Context>) {
     let (id, peer) = (connection.id, connection.peer);
     let done = |end| context.messages.send(Message::Done { connection: id, peer, end });
     // A send fails only when the mesh stops, and then nobody wants to know.
     let handshake = async {
         let streams = streams.await.map_err(|_| End::Lost("closed before its streams opened".to_owned()))?;
-        let mut ends = Ends::new(streams, &context.timing);
+        let mut ends = Ends::new(*streams, &context.timing);
         let agreed = ends.handshake(&connection, &context).await?;
         Ok((ends, agreed))
     };
@@ -262,12 +267,13 @@ impl Ends {
                 return Err(End::Refused(readable(reason.as_bytes())));
             }
         };
-        self.vote_out.write(Kind::Accept, b"").await.map_err(lost)?;
-        match self.vote_in.next().await.map_err(lost)? {
-            (Kind::Accept, _) => {}
+        let holds = u8::from(context.shared.link(&connection.peer).is_some());
+        self.vote_out.write(Kind::Accept, &[holds]).await.map_err(lost)?;
+        let peer_holds = match self.vote_in.next().await.map_err(lost)? {
+            (Kind::Accept, body) => body[..] != [0],
             (Kind::Refuse, reason) => return Err(self.refused(&reason).await),
             (kind, _) => return Err(unexpected(kind)),
-        }
+        };
         let granted = !connection.decider;
         if granted {
             match self.vote_in.next().await.map_err(lost)? {
@@ -280,7 +286,7 @@ impl Ends {
         loop {
             let (reply, verdict) = oneshot::channel();
             let (connection, hello_) = (connection.clone(), hello.clone());
-            let ask = Message::Ask { connection, hello: hello_, granted, impatient, reply };
+            let ask = Message::Ask { connection, hello: hello_, peer_holds, granted, impatient, reply };
             let stopping = |_| End::Lost("the mesh stops".to_owned());
             context.messages.send(ask).await.map_err(|_| stopping(()))?;
             match verdict.await.map_err(|_| stopping(()))? {

@@ -354,6 +354,7 @@ impl Mesh {
             timing,
             hello: Bytes::from(hello.to_bytes()),
             check_hello: config.check_hello,
+            shared: shared.clone(),
             events,
             messages: to_manager,
         };
@@ -421,7 +422,8 @@ impl Mesh {
         self.control.send_modify(|control| control.unl = unl);
     }
 
-    /// Ends all links and stops listening; returns when that is done. No event comes afterwards.
+    /// Ends all links and stops listening; returns when that is done. No event comes afterwards:
+    /// the channel closes.
     pub async fn stop(self) {
         self.control.send_modify(|control| control.stop = true);
         self.control.closed().await;

@@ -30,7 +30,7 @@ use tracing::{debug, warn};
 use super::{
     Admit, Control, MeshError, MeshEvent, Shared,
     behaviour::{Behaviour, Report, Reported, Streams},
-    book::{Book, Dial, Outcome, Place, TargetId},
+    book::{Book, Dial, Outcome, Place, Source, TargetId},
     frame::Kind,
     hello::{Hello, KNOWN_MAX, Known, known_to_bytes, worth_telling},
     link::{self, Connection, Context, End, Link, Message, Verdict},
@@ -66,6 +66,11 @@ const LOOKUP_ADDRS_MAX: usize = 8;
 /// Yamux streams a peer may have open. Two are used.
 const STREAMS_MAX: usize = 8;
 
+/// Listening must work in this time.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+const LEFT_UNL: &str = "the peer left the UNL";
+
 /// A swarm that listens, and where.
 pub(super) async fn listen(key: &SecretKey, addr: SocketAddr) -> Result<(Swarm<Behaviour>, SocketAddr), MeshError> {
     let failed = |source| MeshError::Listen { addr, source };
@@ -97,18 +102,22 @@ pub(super) async fn listen(key: &SecretKey, addr: SocketAddr) -> Result<(Swarm<B
         TransportError::Other(source) => failed(inner(source)),
         err => failed(io::Error::other(err)),
     })?;
-    loop {
-        match swarm.select_next_some().await {
-            SwarmEvent::NewListenAddr { address, .. } => {
-                let port = socket_addr(&address).map_or(addr.port(), |bound| bound.port());
-                return Ok((swarm, SocketAddr::new(addr.ip(), port)));
+    let listening = async {
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::NewListenAddr { address, .. } => {
+                    return Ok(socket_addr(&address).map_or(addr.port(), |bound| bound.port()));
+                }
+                SwarmEvent::ListenerClosed { reason, .. } => {
+                    return Err(failed(reason.err().unwrap_or_else(|| io::Error::other("the listener closed"))));
+                }
+                _ => {}
             }
-            SwarmEvent::ListenerClosed { reason, .. } => {
-                return Err(failed(reason.err().unwrap_or_else(|| io::Error::other("the listener closed"))));
-            }
-            _ => {}
         }
-    }
+    };
+    // No address comes on a machine without any network interface.
+    let port = timeout(LISTEN_TIMEOUT, listening).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))??;
+    Ok((swarm, SocketAddr::new(addr.ip(), port)))
 }
 
 /// The transports wrap an error in errors; the one with the kind is the operating system's.
@@ -135,7 +144,7 @@ struct Held {
     refused: bool,
     target: Option<TargetId>,
     /// Where its streams go when they are there. Dropped to tell the task that they never will be.
-    streams: Option<oneshot::Sender<Streams>>,
+    streams: Option<oneshot::Sender<Box<Streams>>>,
     why_no_streams: Option<String>,
 }
 
@@ -384,8 +393,11 @@ impl Manager {
 
     fn on_message(&mut self, message: Message) {
         match message {
-            Message::Ask { connection, hello, granted, impatient, reply } => {
-                let verdict = self.decide(&connection, &hello, granted, impatient);
+            Message::Ask { connection, hello, peer_holds, granted, impatient, reply } => {
+                let verdict = match granted {
+                    true => self.make_link(&connection, &hello),
+                    false => self.decide(&connection, &hello, peer_holds, impatient),
+                };
                 // The task is gone only when its time is over; `Done` follows, and takes the link out again.
                 let _ = reply.send(verdict);
             }
@@ -394,36 +406,50 @@ impl Manager {
         }
     }
 
-    fn decide(&mut self, connection: &Connection, hello: &Hello, granted: bool, impatient: bool) -> Verdict {
-        let peer = connection.peer;
-        let current = self.shared.link(&peer);
-        let own_on_its_way = || {
-            self.held
-                .iter()
-                .any(|(id, held)| *id != connection.id && held.peer == peer && held.outbound && !held.refused)
+    /// Which of a peer's connections is the link: the first that is ready, or, while there are two on their way, the
+    /// one dialled by the lower key. Only the lower key comes here. A link that is up is never given up for another,
+    /// unless it is a dead one.
+    fn decide(&mut self, connection: &Connection, hello: &Hello, peer_holds: bool, impatient: bool) -> Verdict {
+        let dialled_by_us = |held: &Held| held.peer == connection.peer && held.outbound && !held.refused;
+        let Some(current) = self.shared.link(&connection.peer) else {
+            let better = !connection.outbound && self.held.values().any(dialled_by_us);
+            return match better && !impatient {
+                true => Verdict::Wait,
+                false => self.make_link(connection, hello),
+            };
         };
-        match &current {
-            Some(current) if !granted && current.boot == hello.boot => return Verdict::Duplicate,
-            None if !granted && !impatient && !connection.outbound && own_on_its_way() => return Verdict::Wait,
-            Some(current) => current.reset(if current.boot == hello.boot {
-                "replaced by a newer connection"
-            } else {
-                "the peer was started again"
-            }),
-            None => {}
+        // No handshake takes longer than the link has been up: the peer had this link when it said that it has none.
+        let lost_there = !peer_holds && current.since.elapsed() > self.context.timing.handshake;
+        match current.boot != hello.boot || lost_there {
+            true => self.make_link(connection, hello),
+            false => Verdict::Duplicate,
+        }
+    }
+
+    /// Makes this connection the link. A former one, which the peer does not have any more, ends.
+    fn make_link(&mut self, connection: &Connection, hello: &Hello) -> Verdict {
+        let peer = connection.peer;
+        if let Some(former) = self.shared.link(&peer) {
+            former.reset(match former.boot == hello.boot {
+                true => "the peer had lost the link",
+                false => "the peer was started again",
+            });
         }
         let link = Arc::new(Link::new(connection, hello));
         let (ended, end) = oneshot::channel();
         self.ended.retain(|_, end| matches!(end.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
         let predecessor = self.ended.insert(peer, end);
         if let Some(addr) = link.addr.filter(|_| self.is_member(&peer)) {
-            self.book.learn(peer, addr, Instant::now());
+            self.book.learn(peer, addr, Source::OwnLink, Instant::now());
             self.tell_members(&[Known { key: peer, addr }]);
         }
         self.tell(&link, &self.known());
         self.shared.insert(link.clone());
         if let Some(target) = self.held.get_mut(&connection.id).and_then(|held| held.target.take()) {
             self.book.ended(target, Outcome::Linked, Instant::now(), random());
+        }
+        if self.admit == Admit::Unl && !self.is_member(&peer) {
+            link.reset(LEFT_UNL);
         }
         Verdict::Go { link, predecessor, ended }
     }
@@ -499,7 +525,7 @@ impl Manager {
         let now = Instant::now();
         for Known { key, addr } in known {
             if key != self.own && self.is_member(&key) && addr.port() != 0 && !addr.ip().is_unspecified() {
-                self.book.learn(key, addr, now);
+                self.book.learn(key, addr, Source::Member, now);
             }
         }
     }
@@ -509,13 +535,13 @@ impl Manager {
         self.book.retain(|key| unl.contains(key));
         if self.admit == Admit::Unl {
             for link in self.shared.links().iter().filter(|link| !unl.contains(&link.peer)) {
-                link.reset("the peer left the UNL");
+                link.reset(LEFT_UNL);
             }
         }
         let now = Instant::now();
         for link in self.shared.links().iter().filter(|link| unl.contains(&link.peer)) {
             if let Some(addr) = link.addr {
-                self.book.learn(link.peer, addr, now);
+                self.book.learn(link.peer, addr, Source::OwnLink, now);
             }
         }
         self.tell_members(&self.known());

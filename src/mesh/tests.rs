@@ -149,10 +149,10 @@ async fn linked_pair() -> (Node, Node) {
     (a, b)
 }
 
-/// Forwards connections to `to` until it is frozen; then it keeps them open and forwards nothing.
+/// Forwards connections to `to`. Those that are frozen stay open and forward nothing more; new ones are not.
 struct Shim {
     addr: SocketAddr,
-    frozen: watch::Sender<bool>,
+    freeze: watch::Sender<()>,
     _tasks: JoinSet<()>,
 }
 
@@ -160,35 +160,37 @@ impl Shim {
     async fn start(to: SocketAddr) -> Shim {
         let listener = TcpListener::bind(LOOPBACK).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (frozen, watched) = watch::channel(false);
+        let (freeze, watched) = watch::channel(());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut pumps = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
                 let Ok(far) = TcpStream::connect(to).await else { continue };
                 let (near, far) = (near.into_split(), far.into_split());
-                pumps.spawn(pump(near.0, far.1, watched.clone()));
-                pumps.spawn(pump(far.0, near.1, watched.clone()));
+                let mut freeze = watched.clone();
+                freeze.mark_unchanged();
+                pumps.spawn(pump(near.0, far.1, freeze.clone()));
+                pumps.spawn(pump(far.0, near.1, freeze));
             }
         });
-        Shim { addr, frozen, _tasks: tasks }
+        Shim { addr, freeze, _tasks: tasks }
     }
 
     fn freeze(&self) {
-        self.frozen.send_replace(true);
+        self.freeze.send_replace(());
     }
 }
 
 async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut frozen: watch::Receiver<bool>,
+    mut freeze: watch::Receiver<()>,
 ) {
     let mut buf = vec![0; 4096];
     loop {
         tokio::select! {
             biased;
-            () = async { drop(frozen.wait_for(|frozen| *frozen).await) } => std::future::pending().await,
+            _ = freeze.changed() => std::future::pending().await,
             len = from.read(&mut buf) => match len {
                 Ok(len @ 1..) if to.write_all(&buf[..len]).await.is_ok() => {}
                 // Ends are not forwarded after freezing, only before.
@@ -495,6 +497,25 @@ async fn a_restarted_peer_replaces_its_stale_link_whichever_key_is_lower() {
         b.mesh.stop().await;
         let mut b = start(restarted, &[a.addr()]).await;
         assert_eq!(a.down(b.key).await, "the peer was started again");
+        a.up(b.key).await;
+        b.up(a.key).await;
+        round_trip(&mut a, &mut b, "on the new link").await;
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_only_one_side_has_lost_is_replaced_whichever_key_is_lower() {
+    let (low, high) = low_and_high();
+    for (believer, loser) in [(low, high), (high, low)] {
+        let patient = Timing { handshake: Duration::from_secs(1), ..Timing::default() };
+        let mut a = setup(believer, &[]).timing(patient).start().await;
+        let shim = Shim::start(a.addr()).await;
+        let mut b = setup(loser, &[shim.addr]).timing(QUICK).start().await;
+        a.up(b.key).await;
+        b.up(a.key).await;
+        shim.freeze();
+        b.down(a.key).await;
+        assert_eq!(a.down(b.key).await, "the peer had lost the link");
         a.up(b.key).await;
         b.up(a.key).await;
         round_trip(&mut a, &mut b, "on the new link").await;
