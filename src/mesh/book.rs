@@ -51,7 +51,7 @@ pub(super) struct Dial {
 pub(super) enum Source {
     /// Told by a UNL member.
     Member,
-    /// Its node was linked there.
+    /// Its node is linked there.
     OwnLink,
     /// The configuration.
     Config,
@@ -110,13 +110,13 @@ impl Book {
                 "::" => "::1".to_owned(),
                 _ => host,
             };
-            book.add(Place::Configured { host, port }, Source::Config, None, now);
+            book.add(Place::Configured { host, port }, Source::Config, None, State::Waiting(now));
         }
         book
     }
 
-    fn add(&mut self, place: Place, source: Source, key: Option<NodeKey>, now: Instant) {
-        let target = Target { place, source, key, backoff: Backoff::default(), state: State::Waiting(now), attempt: 0 };
+    fn add(&mut self, place: Place, source: Source, key: Option<NodeKey>, state: State) {
+        let target = Target { place, source, key, backoff: Backoff::default(), state, attempt: 0 };
         self.targets.insert(self.next_id, target);
         self.next_id += 1;
     }
@@ -148,7 +148,11 @@ impl Book {
                 None => return,
             };
         }
-        self.add(place, source, Some(key), now);
+        let state = match source {
+            Source::OwnLink => State::Linked,
+            Source::Member | Source::Config => State::Waiting(now),
+        };
+        self.add(place, source, Some(key), state);
     }
 
     /// Forgets learnt addresses whose key is not wanted any more.
@@ -319,6 +323,7 @@ mod tests {
         assert_eq!(book.targets.values().map(|target| &target.place).collect::<Vec<_>>(), seen);
         book.learn(A, addr(3), Source::Member, start);
         assert_eq!(book.targets.values().map(|target| &target.place).collect::<Vec<_>>(), seen, "hearsay");
+        assert_eq!(book.next_due(), None, "linked there");
         book.retain(|key| *key == B);
         assert!(book.targets.is_empty());
     }

@@ -65,8 +65,8 @@ pub(super) struct Link {
 const RTT_UNKNOWN: u64 = u64::MAX;
 
 impl Link {
-    pub(super) fn new(connection: &Connection, hello: &Hello) -> Link {
-        let addr = match (connection.outbound, hello.listen_port) {
+    pub(super) fn new(connection: &Connection, boot: [u8; 16], listen_port: u16) -> Link {
+        let addr = match (connection.outbound, listen_port) {
             (true, _) => Some(connection.remote),
             (false, 0) => None,
             (false, port) => Some(SocketAddr::new(connection.remote.ip(), port)),
@@ -77,7 +77,7 @@ impl Link {
             addr,
             remote: connection.remote,
             outbound: connection.outbound,
-            boot: hello.boot,
+            boot,
             since: Instant::now(),
             vote: Queue::new(VOTE_QUEUE_FRAMES_MAX, VOTE_QUEUE_BYTES_MAX),
             bulk: Queue::new(BULK_QUEUE_FRAMES_MAX, BULK_QUEUE_BYTES_MAX),
@@ -145,7 +145,10 @@ pub(super) enum Message {
     /// Both hellos are accepted: may this connection be the link?
     Ask {
         connection: Connection,
-        hello: Hello,
+        /// From its hello.
+        boot: [u8; 16],
+        /// From its hello.
+        listen_port: u16,
         /// The other side holds a link to us, this one or another.
         peer_holds: bool,
         /// The other side has decided that it is.
@@ -285,11 +288,11 @@ impl Ends {
         let mut impatient = false;
         loop {
             let (reply, verdict) = oneshot::channel();
-            let (connection, hello_) = (connection.clone(), hello.clone());
-            let ask = Message::Ask { connection, hello: hello_, peer_holds, granted, impatient, reply };
-            let stopping = |_| End::Lost("the mesh stops".to_owned());
-            context.messages.send(ask).await.map_err(|_| stopping(()))?;
-            match verdict.await.map_err(|_| stopping(()))? {
+            let (connection, boot, listen_port) = (connection.clone(), hello.boot, hello.listen_port);
+            let ask = Message::Ask { connection, boot, listen_port, peer_holds, granted, impatient, reply };
+            let stopping = || End::Lost("the mesh stops".to_owned());
+            context.messages.send(ask).await.map_err(|_| stopping())?;
+            match verdict.await.map_err(|_| stopping())? {
                 Verdict::Wait => {
                     sleep(PREFER_OWN).await;
                     impatient = true;

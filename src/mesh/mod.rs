@@ -96,6 +96,7 @@ pub enum Admit {
 }
 
 /// Checks the application's part of a peer's hello; `Err` is the reason to refuse the peer, shown on both sides.
+/// Called by the mesh's tasks, so it must not block.
 pub type CheckHello = Box<dyn Fn(&NodeKey, &[u8]) -> Result<(), String> + Send + Sync>;
 
 /// What a mesh needs to know.

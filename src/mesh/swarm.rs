@@ -393,11 +393,9 @@ impl Manager {
 
     fn on_message(&mut self, message: Message) {
         match message {
-            Message::Ask { connection, hello, peer_holds, granted, impatient, reply } => {
-                let verdict = match granted {
-                    true => self.make_link(&connection, &hello),
-                    false => self.decide(&connection, &hello, peer_holds, impatient),
-                };
+            Message::Ask { connection, boot, listen_port, peer_holds, granted, impatient, reply } => {
+                let settled = if granted { None } else { self.settle(&connection, boot, peer_holds, impatient) };
+                let verdict = settled.unwrap_or_else(|| self.make_link(&connection, boot, listen_port));
                 // The task is gone only when its time is over; `Done` follows, and takes the link out again.
                 let _ = reply.send(verdict);
             }
@@ -408,34 +406,28 @@ impl Manager {
 
     /// Which of a peer's connections is the link: the first that is ready, or, while there are two on their way, the
     /// one dialled by the lower key. Only the lower key comes here. A link that is up is never given up for another,
-    /// unless it is a dead one.
-    fn decide(&mut self, connection: &Connection, hello: &Hello, peer_holds: bool, impatient: bool) -> Verdict {
+    /// unless it is a dead one. `None`: make this connection the link.
+    fn settle(&self, connection: &Connection, boot: [u8; 16], peer_holds: bool, impatient: bool) -> Option<Verdict> {
         let dialled_by_us = |held: &Held| held.peer == connection.peer && held.outbound && !held.refused;
         let Some(current) = self.shared.link(&connection.peer) else {
             let better = !connection.outbound && self.held.values().any(dialled_by_us);
-            return match better && !impatient {
-                true => Verdict::Wait,
-                false => self.make_link(connection, hello),
-            };
+            return (better && !impatient).then_some(Verdict::Wait);
         };
         // No handshake takes longer than the link has been up: the peer had this link when it said that it has none.
         let lost_there = !peer_holds && current.since.elapsed() > self.context.timing.handshake;
-        match current.boot != hello.boot || lost_there {
-            true => self.make_link(connection, hello),
-            false => Verdict::Duplicate,
-        }
+        (current.boot == boot && !lost_there).then_some(Verdict::Duplicate)
     }
 
     /// Makes this connection the link. A former one, which the peer does not have any more, ends.
-    fn make_link(&mut self, connection: &Connection, hello: &Hello) -> Verdict {
+    fn make_link(&mut self, connection: &Connection, boot: [u8; 16], listen_port: u16) -> Verdict {
         let peer = connection.peer;
         if let Some(former) = self.shared.link(&peer) {
-            former.reset(match former.boot == hello.boot {
+            former.reset(match former.boot == boot {
                 true => "the peer had lost the link",
                 false => "the peer was started again",
             });
         }
-        let link = Arc::new(Link::new(connection, hello));
+        let link = Arc::new(Link::new(connection, boot, listen_port));
         let (ended, end) = oneshot::channel();
         self.ended.retain(|_, end| matches!(end.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
         let predecessor = self.ended.insert(peer, end);

@@ -267,6 +267,22 @@ async fn two_nodes_that_dial_each_other_at_once_get_one_link_and_one_link_up_eac
 }
 
 #[tokio::test]
+async fn a_node_that_is_named_twice_is_linked_once_whichever_key_is_lower() {
+    let (low, high) = low_and_high();
+    for (dialler, listener) in [(low, high), (high, low)] {
+        let mut a = start(listener, &[]).await;
+        let mut b = start(dialler, &[a.addr(), a.addr()]).await;
+        a.up(b.key).await;
+        b.up(a.key).await;
+        let end = Instant::now() + Duration::from_millis(200);
+        while Instant::now() < end {
+            round_trip(&mut a, &mut b, "on the only link").await;
+        }
+        assert_eq!((a.mesh.links().len(), b.mesh.links().len()), (1, 1));
+    }
+}
+
+#[tokio::test]
 async fn five_nodes_that_know_one_address_each_all_find_each_other() {
     let mut nodes = vec![start(1, &[]).await];
     for seed in 2..=5 {
