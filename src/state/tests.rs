@@ -211,6 +211,17 @@ fn an_unchanged_tree_is_not_read_again_and_a_changed_file_alone_is() {
 }
 
 #[test]
+fn a_file_stamped_in_the_future_is_read_each_time() {
+    let mut contract = Contract::new();
+    contract.write("file", "1");
+    let future = std::time::UNIX_EPOCH + Duration::from_secs(1 << 33);
+    fs::File::options().write(true).open(contract.path("file")).unwrap().set_modified(future).unwrap();
+    for _ in 0..3 {
+        assert_eq!(contract.scan().read, 1);
+    }
+}
+
+#[test]
 fn a_write_of_the_same_size_in_the_same_tick_is_seen() {
     let mut contract = Contract::new();
     let mut roots = BTreeSet::new();
@@ -673,6 +684,23 @@ fn nothing_is_called_finished_before_it_is_durable() {
     fs::remove_file(contract.path("gone")).unwrap_err();
     contract.state.rollback().unwrap();
     check(&contract, 2);
+}
+
+#[test]
+fn few_and_many_files_are_really_synced() {
+    let mut contract = Contract::new();
+    contract.state.disk.test.lock().unwrap().sync_for_real = true;
+    symlink("file-0", contract.path("link")).unwrap();
+    for number in 0..100 {
+        contract.write(&format!("file-{number}"), "1");
+        if number % 99 == 0 {
+            contract.keep(number);
+            assert_eq!(tree_of(&contract.copy("")), contract.tree());
+        }
+    }
+    let root = contract.scan().root;
+    fs::remove_dir_all(contract.path("")).unwrap();
+    assert_eq!(contract.state.rollback().unwrap(), root);
 }
 
 #[test]
