@@ -280,6 +280,23 @@ fn a_roll_back_never_writes_through_a_hard_link() {
     assert_eq!(fs::read(contract.path("file")).unwrap(), b"before");
 }
 
+/// Says more where the tests do not run as root.
+#[test]
+fn what_the_contract_locked_is_rolled_back_all_the_same() {
+    let mut contract = Contract::new();
+    contract.write("folder/file", "before");
+    contract.write("folder/empty/gone", "before");
+    let (root, tree) = (contract.keep(1), contract.tree());
+    contract.write("folder/file", "after");
+    fs::remove_file(contract.path("folder/empty/gone")).unwrap();
+    contract.write("new/deep/file", "after");
+    for locked in ["folder/file", "folder/empty", "folder", "new/deep/file", "new/deep", "new", ""] {
+        fs::set_permissions(contract.path(locked), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    assert_eq!(contract.state.rollback().unwrap(), root);
+    assert_eq!(contract.tree(), tree);
+}
+
 #[test]
 fn a_path_deeper_than_the_kernel_takes_is_forbidden_and_removed() {
     let mut contract = Contract::new();
