@@ -32,7 +32,7 @@ use super::{
     behaviour::{Behaviour, Report, Reported, Streams},
     book::{Book, Dial, Outcome, Place, Source, TargetId},
     frame::Kind,
-    hello::{Hello, KNOWN_MAX, Known, known_to_bytes, worth_telling},
+    hello::{KNOWN_MAX, Known, known_to_bytes, worth_telling},
     link::{self, Connection, Context, End, Link, Message, Verdict},
     peer_id::{node_key, peer_id},
 };

@@ -3,6 +3,8 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
+use futures::{AsyncReadExt as _, StreamExt as _};
+use libp2p::swarm::{SwarmEvent, dial_opts::DialOpts};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -11,7 +13,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{frame::Kind, *};
+use super::{
+    behaviour::{Report, Reported, Streams},
+    frame::{FrameReader, FrameWriter, Kind},
+    *,
+};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -255,7 +261,7 @@ async fn two_nodes_that_dial_each_other_at_once_get_one_link_and_one_link_up_eac
             tokio::join!(setup(1, &[b_addr]).listen(a_addr).start(), setup(2, &[a_addr]).listen(b_addr).start());
         a.up(b.key).await;
         b.up(a.key).await;
-        // Longer than the lower key waits for its own dial, so that a second connection would have shown.
+        // Both connections are there within a few milliseconds; meanwhile nothing but frames may come.
         let end = Instant::now() + Duration::from_millis(100);
         while Instant::now() < end {
             round_trip(&mut a, &mut b, "still the first link").await;
@@ -279,6 +285,86 @@ async fn a_node_that_is_named_twice_is_linked_once_whichever_key_is_lower() {
             round_trip(&mut a, &mut b, "on the only link").await;
         }
         assert_eq!((a.mesh.links().len(), b.mesh.links().len()), (1, 1));
+    }
+}
+
+/// A peer that speaks only when a test does so for it.
+struct Puppet {
+    addr: SocketAddr,
+    dial: mpsc::Sender<SocketAddr>,
+    streams: mpsc::Receiver<Streams>,
+    _task: JoinSet<()>,
+}
+
+impl Puppet {
+    async fn start(seed: u8) -> Puppet {
+        let (mut swarm, addr) = swarm::listen(&secret(seed), LOOPBACK).await.unwrap();
+        let (dial, mut dials) = mpsc::channel::<SocketAddr>(1);
+        let (to_test, streams) = mpsc::channel(8);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            loop {
+                tokio::select! {
+                    Some(addr) = dials.recv() => {
+                        let addr = format!("/ip4/{}/tcp/{}", addr.ip(), addr.port()).parse().unwrap();
+                        swarm.dial(DialOpts::unknown_peer_id().address(addr).allocate_new_port().build()).unwrap();
+                    }
+                    event = swarm.select_next_some() => {
+                        if let SwarmEvent::Behaviour(Reported { report: Report::Ready(streams), .. }) = event {
+                            to_test.send(*streams).await.unwrap();
+                        }
+                    }
+                }
+            }
+        });
+        Puppet { addr, dial, streams, _task: task }
+    }
+
+    async fn next(&mut self) -> Streams {
+        timeout(DEADLINE, self.streams.recv()).await.expect("a connection in time").unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_lower_key_takes_the_other_connection_when_its_own_does_not_come_to_anything() {
+    let (low, high) = low_and_high();
+    let mut puppet = Puppet::start(high).await;
+    let mut a = start(low, &[puppet.addr]).await;
+    let _own_that_is_not_answered = puppet.next().await;
+    let start_time = Instant::now();
+    puppet.dial.send(a.addr()).await.unwrap();
+    let streams = puppet.next().await;
+    let (from_a, to_a) = streams.vote.split();
+    let (mut from_a, mut to_a) = (FrameReader::new(from_a, 0), FrameWriter::new(to_a, DEADLINE));
+    let hello = Hello { version: hello::VERSION, boot: [1; 16], listen_port: 0, app: b"puppet".to_vec() };
+    to_a.write(Kind::Hello, &hello.to_bytes()).await.unwrap();
+    to_a.write(Kind::Accept, &[0]).await.unwrap();
+    for kind in [Kind::Hello, Kind::Accept, Kind::Go] {
+        assert_eq!(from_a.next().await.unwrap().0, kind);
+    }
+    assert_eq!(a.next().await, MeshEvent::LinkUp { peer: key(high), hello: b"puppet".to_vec() });
+    assert!(start_time.elapsed() < Timing::default().handshake / 2, "before its own has timed out");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_begin_with_its_hello_is_cut_and_never_linked() {
+    let unfinished = Hello { version: hello::VERSION, boot: [1; 16], listen_port: 0, app: Vec::new() }.to_bytes();
+    let old = [&7_u16.to_le_bytes()[..], &unfinished[2..]].concat();
+    for (kind, body) in [(Kind::App, vec![0; 8]), (Kind::Hello, vec![0; CONTROL_BYTES_MAX + 1]), (Kind::Hello, old)] {
+        let mut a = start(1, &[]).await;
+        let mut puppet = Puppet::start(2).await;
+        puppet.dial.send(a.addr()).await.unwrap();
+        let (mut from_a, to_a) = puppet.next().await.vote.split();
+        FrameWriter::new(to_a, DEADLINE).write(kind, &body).await.unwrap();
+        let mut rest = Vec::new();
+        // Closed or reset: either ends it.
+        let _ = timeout(DEADLINE, from_a.read_to_end(&mut rest)).await.expect("cut in time");
+        if body.len() == unfinished.len() {
+            let reason = "mesh version 7 there, 1 here".to_owned();
+            assert_eq!(a.next().await, MeshEvent::Refused { peer: key(2), reason: reason.clone() });
+            assert!(String::from_utf8_lossy(&rest).ends_with(&reason), "the peer is told");
+        }
+        assert!(a.events.try_recv().is_err() && a.linked().is_empty());
     }
 }
 

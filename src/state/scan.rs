@@ -466,6 +466,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_stamp_is_trusted_only_two_ticks_later() {
+        let stat = |mtime_ns, ctime_ns| Stat { dev: 1, ino: 1, size: 1, nlink: 1, mode: 1, mtime_ns, ctime_ns };
+        let now_ns = 1_000_000_000;
+        for (age_ms, settled) in [(-1, false), (0, false), (19, false), (20, false), (21, true), (900, true)] {
+            let stamp = now_ns - age_ms * 1_000_000;
+            assert_eq!(stat(stamp, 0).settled(now_ns), settled, "written {age_ms} ms ago");
+            assert_eq!(stat(0, stamp).settled(now_ns), settled, "changed {age_ms} ms ago");
+        }
+    }
+
+    #[test]
     fn a_symlink_stays_inside_only_without_a_way_around() {
         let table: [(&str, &str, bool); 12] = [
             ("link", "file", true),

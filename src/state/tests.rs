@@ -211,6 +211,17 @@ fn an_unchanged_tree_is_not_read_again_and_a_changed_file_alone_is() {
 }
 
 #[test]
+fn a_file_stamped_in_the_future_is_read_each_time() {
+    let mut contract = Contract::new();
+    contract.write("file", "1");
+    let future = std::time::UNIX_EPOCH + Duration::from_secs(1 << 33);
+    fs::File::options().write(true).open(contract.path("file")).unwrap().set_modified(future).unwrap();
+    for _ in 0..3 {
+        assert_eq!(contract.scan().read, 1);
+    }
+}
+
+#[test]
 fn a_write_of_the_same_size_in_the_same_tick_is_seen() {
     let mut contract = Contract::new();
     let mut roots = BTreeSet::new();
@@ -267,6 +278,23 @@ fn a_roll_back_never_writes_through_a_hard_link() {
     contract.state.rollback().unwrap();
     assert_eq!(fs::read(&outside).unwrap(), b"after");
     assert_eq!(fs::read(contract.path("file")).unwrap(), b"before");
+}
+
+/// Says more where the tests do not run as root.
+#[test]
+fn what_the_contract_locked_is_rolled_back_all_the_same() {
+    let mut contract = Contract::new();
+    contract.write("folder/file", "before");
+    contract.write("folder/empty/gone", "before");
+    let (root, tree) = (contract.keep(1), contract.tree());
+    contract.write("folder/file", "after");
+    fs::remove_file(contract.path("folder/empty/gone")).unwrap();
+    contract.write("new/deep/file", "after");
+    for locked in ["folder/file", "folder/empty", "folder", "new/deep/file", "new/deep", "new", ""] {
+        fs::set_permissions(contract.path(locked), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    assert_eq!(contract.state.rollback().unwrap(), root);
+    assert_eq!(contract.tree(), tree);
 }
 
 #[test]
@@ -673,6 +701,23 @@ fn nothing_is_called_finished_before_it_is_durable() {
     fs::remove_file(contract.path("gone")).unwrap_err();
     contract.state.rollback().unwrap();
     check(&contract, 2);
+}
+
+#[test]
+fn few_and_many_files_are_really_synced() {
+    let mut contract = Contract::new();
+    contract.state.disk.test.lock().unwrap().sync_for_real = true;
+    symlink("file-0", contract.path("link")).unwrap();
+    for number in 0..100 {
+        contract.write(&format!("file-{number}"), "1");
+        if number % 99 == 0 {
+            contract.keep(number);
+            assert_eq!(tree_of(&contract.copy("")), contract.tree());
+        }
+    }
+    let root = contract.scan().root;
+    fs::remove_dir_all(contract.path("")).unwrap();
+    assert_eq!(contract.state.rollback().unwrap(), root);
 }
 
 #[test]
