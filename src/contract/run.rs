@@ -47,8 +47,8 @@ const PIECES_A_TURN: usize = 4;
 /// Bytes moved before everything else on this thread has its turn; well below a millisecond.
 const BYTES_A_TURN: usize = 512 * 1024;
 
-/// Pipes made or closed before everything else on this thread has its turn.
-const PIPES_A_TURN: usize = 64;
+/// Pipes made, looked at or closed before everything else on this thread has its turn.
+const PIPES_A_TURN: usize = 32;
 
 /// Bytes of peers' messages waiting for a contract that does not read them. Past it no more are taken out of
 /// [`NplPort::incoming`], so that it fills up; at the end of the window what waits there is dropped.
@@ -146,7 +146,7 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
         let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
         users.push(UserFds { key: user.key, auth, input, output: input + 1 });
     }
-    let json = fdlist::to_json(&spec.facts, [FIRST_FD, FIRST_FD + 1], &users);
+    let (json, users) = fdlist_of(spec, users).await;
     channel.request(&request(spec), 5 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
@@ -200,6 +200,17 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     }
     sinks.users = users.iter().map(|user| (user.key, Vec::new())).collect();
     Ok(pumps)
+}
+
+/// The text for stdin. That of a great many users takes too long for this thread.
+async fn fdlist_of(spec: &RunSpec, users: Vec<UserFds>) -> (Vec<u8>, Vec<UserFds>) {
+    const NPL: [RawFd; 2] = [FIRST_FD, FIRST_FD + 1];
+    if users.len() <= PIPES_A_TURN {
+        return (fdlist::to_json(&spec.facts, NPL, &users), users);
+    }
+    let facts = spec.facts.clone();
+    let made = tokio::task::spawn_blocking(move || (fdlist::to_json(&facts, NPL, &users), users));
+    made.await.expect("making text does not panic")
 }
 
 fn request(spec: &RunSpec) -> Request {
@@ -693,10 +704,13 @@ async fn pump(
                 }
                 None => listening = false,
             },
-            Some(ready) = pumps.awaited.next(), if !pumps.awaited.is_empty() => moved += match ready {
-                Ready::In(place) => pumps.write(place),
-                Ready::Out(place) => pumps.read(place, sinks),
-            },
+            Some(ready) = pumps.awaited.next(), if !pumps.awaited.is_empty() => {
+                moved += BYTES_A_TURN / PIPES_A_TURN; // to close one takes time, too
+                moved += match ready {
+                    Ready::In(place) => pumps.write(place),
+                    Ready::Out(place) => pumps.read(place, sinks),
+                };
+            }
         }
         for frame in sinks.looped.drain(..) {
             if let Some(feed) = pumps.ins[NPL_IN].as_mut().filter(|_| party.open) {
