@@ -1,8 +1,14 @@
 //! What one run may use, and how that becomes the operating system's limits.
 
-use std::time::Duration;
+use std::{
+    os::fd::{FromRawFd as _, OwnedFd},
+    time::Duration,
+};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 
 /// Limits of one run. Those the operating system keeps are per process of the contract, unless it says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,11 +110,19 @@ impl OsLimits {
 pub fn raise_nofile_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
     let wanted = if cfg!(target_os = "linux") { hard } else { hard.min(NOFILE_PORTABLE).max(soft) };
-    match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
-        Ok(()) => wanted,
-        Err(_) => soft,
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft };
+    // The kernel's table of them grows with the highest number and, in a process with threads, takes milliseconds for
+    // it. So it grows now, when nobody waits.
+    let highest = i32::try_from(limit.min(NOFILE_READY)).unwrap_or(0) - 1;
+    if let Ok(copy) = fcntl(std::io::stderr(), FcntlArg::F_DUPFD_CLOEXEC(highest.max(0))) {
+        // SAFETY: fcntl has just made this descriptor, nobody else owns it.
+        drop(unsafe { OwnedFd::from_raw_fd(copy) });
     }
+    limit
 }
+
+/// Files for which room is made at the start; 8 bytes each.
+const NOFILE_READY: u64 = 16_384;
 
 /// Files asked for where the system reports no bound but refuses one over a constant of its own (macOS).
 const NOFILE_PORTABLE: u64 = 10_240;

@@ -3,9 +3,9 @@
 //! [`Launcher`] is the handle. [`Launcher::run`] gives a contract its ledger and comes back when every process it
 //! started is gone, with what it wrote to its users. Knows nothing of votes: which status counts is the node's matter.
 //!
-//! In reading order: [`fdlist`] and [`npl`] (pure), `run.rs` (the pumps around one run), `supervisor.rs` (the handle),
-//! `launcher.rs` (the resident process), `control.rs` (what the two say to each other), `spawn.rs` (system calls),
-//! `limits.rs`, `log.rs`.
+//! In reading order: [`fdlist`] and [`npl`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
+//! `supervisor.rs` (the handle), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
+//! `spawn.rs` (system calls), `limits.rs`, `log.rs`.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -20,7 +20,9 @@ mod launcher;
 mod limits;
 mod log;
 pub mod npl;
+mod pipes;
 mod run;
+mod sinks;
 mod spawn;
 mod supervisor;
 

@@ -6,49 +6,30 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::Path,
     pin::pin,
-    sync::Arc,
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use futures::{
-    future::BoxFuture,
-    stream::{FuturesUnordered, StreamExt as _},
-};
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
-    libc,
-};
+use bytes::Bytes;
+use futures::stream::StreamExt as _;
+use nix::{errno::Errno, libc};
 use tokio::{
-    net::unix::pipe,
     sync::mpsc,
     task::yield_now,
     time::{Instant, sleep_until, timeout},
 };
 
 use super::{
-    End, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec,
+    End, NplIn, NplOut, NplPort, RunReport, RunSpec,
     control::{Exit, FD_BATCH, FIRST_FD, Reply, Request, Step},
     fdlist::{self, UserFds},
     limits::OsLimits,
-    log::{LogQueue, Stream, StreamLog},
+    log::LogQueue,
     npl,
+    pipes::{BYTES_A_TURN, Feed, NPL_IN, NPL_OUT, PIECE_BYTES, PIPES_A_TURN, Pumps, Ready, from_contract, to_contract},
+    sinks::Sinks,
     supervisor::{Channel, Connection, KILL_TIME_MAX, LaunchError, not_started},
 };
-use crate::types::{LimitKind, NodeKey, Status, UserKey};
-
-/// Bytes moved by one system call; the usual capacity of a pipe, and the longest message on the party line.
-const PIECE_BYTES: usize = npl::NPL_MESSAGE_BYTES_MAX;
-
-/// Pieces moved through one pipe before the next pipe has its turn.
-const PIECES_A_TURN: usize = 4;
-
-/// Bytes moved before everything else on this thread has its turn; well below a millisecond.
-const BYTES_A_TURN: usize = 512 * 1024;
-
-/// Pipes made or closed before everything else on this thread has its turn.
-const PIPES_A_TURN: usize = 64;
+use crate::types::{LimitKind, Status};
 
 /// Bytes of peers' messages waiting for a contract that does not read them. Past it no more are taken out of
 /// [`NplPort::incoming`], so that it fills up; at the end of the window what waits there is dropped.
@@ -63,13 +44,6 @@ const REST_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// PATH where the configuration sets none: the same on every node, whatever shell it was started from.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-// Places of the pipes in `Pumps::ins` (stdin is the first) and `Pumps::outs`; those of users follow.
-const NPL_IN: usize = 1;
-const STDOUT: usize = 0;
-const STDERR: usize = 1;
-const NPL_OUT: usize = 2;
-const USERS_OUT: usize = 3;
 
 /// Runs the contract once with the launcher behind `connection`.
 pub(super) async fn run(
@@ -146,7 +120,7 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
         let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
         users.push(UserFds { key: user.key, auth, input, output: input + 1 });
     }
-    let json = fdlist::to_json(&spec.facts, [FIRST_FD, FIRST_FD + 1], &users);
+    let (json, users) = fdlist_of(spec, users).await;
     channel.request(&request(spec), 5 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
@@ -202,6 +176,17 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     Ok(pumps)
 }
 
+/// The text for stdin. That of a great many users takes too long for this thread.
+async fn fdlist_of(spec: &RunSpec, users: Vec<UserFds>) -> (Vec<u8>, Vec<UserFds>) {
+    const NPL: [RawFd; 2] = [FIRST_FD, FIRST_FD + 1];
+    if users.len() <= PIPES_A_TURN {
+        return (fdlist::to_json(&spec.facts, NPL, &users), users);
+    }
+    let facts = spec.facts.clone();
+    let made = tokio::task::spawn_blocking(move || (fdlist::to_json(&facts, NPL, &users), users));
+    made.await.expect("making text does not panic")
+}
+
 fn request(spec: &RunSpec) -> Request {
     use std::os::unix::ffi::OsStrExt as _;
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
@@ -248,357 +233,6 @@ impl Ends<'_> {
         self.raw.clear();
         self.owned.clear();
         Ok(())
-    }
-}
-
-/// A pipe as (read end, write end), both closed on exec and blocking.
-fn new_pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
-    #[cfg(target_os = "linux")]
-    return nix::unistd::pipe2(OFlag::O_CLOEXEC);
-    #[cfg(not(target_os = "linux"))]
-    {
-        let (read, write) = nix::unistd::pipe()?;
-        for end in [&read, &write] {
-            fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-        }
-        Ok((read, write))
-    }
-}
-
-/// A pipe that the contract reads: (our end, not blocking; its end).
-fn to_contract() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = new_pipe()?;
-    fcntl(&write, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok((write, read))
-}
-
-/// A pipe that the contract writes: (our end, not blocking; its end).
-fn from_contract() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (read, write) = new_pipe()?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    Ok((read, write))
-}
-
-/// Bytes on their way into one pipe.
-struct Feed<P> {
-    pipe: P,
-    queue: VecDeque<Bytes>,
-    /// Bytes in the queue.
-    queued: usize,
-    /// What is written next: small entries of the queue together, or one big one.
-    piece: Bytes,
-    /// Whether the pipe is closed once everything is written.
-    last: bool,
-    /// Whether the pumps wait for room in the pipe.
-    waiting: bool,
-}
-
-impl Feed<OwnedFd> {
-    /// Writes as much as the pipe takes at once; `None` when that was all, which is the usual case.
-    fn begin(pipe: OwnedFd, queue: VecDeque<Bytes>) -> io::Result<Option<Feed<OwnedFd>>> {
-        let queued = queue.iter().map(Bytes::len).sum();
-        let mut feed = Feed { pipe, queue, queued, piece: Bytes::new(), last: true, waiting: false };
-        while feed.refill() {
-            match nix::unistd::write(&feed.pipe, &feed.piece) {
-                Ok(n) => feed.piece.advance(n),
-                Err(Errno::EAGAIN) => return Ok(Some(feed)),
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(None)
-    }
-
-    /// A pipe that stays open until it is told otherwise.
-    fn open(pipe: OwnedFd) -> Feed<OwnedFd> {
-        Feed { pipe, queue: VecDeque::new(), queued: 0, piece: Bytes::new(), last: false, waiting: false }
-    }
-}
-
-impl<P> Feed<P> {
-    /// Bytes not yet written.
-    fn bytes(&self) -> usize {
-        self.queued + self.piece.len()
-    }
-
-    fn push(&mut self, entry: Bytes) {
-        self.queued += entry.len();
-        self.queue.push_back(entry);
-    }
-
-    /// Whether there is a piece to write.
-    fn refill(&mut self) -> bool {
-        if self.piece.is_empty() {
-            let mut joined = BytesMut::new();
-            while joined.len() < PIECE_BYTES / 2 && self.queue.front().is_some_and(|it| it.len() < PIECE_BYTES / 2) {
-                joined.extend_from_slice(&self.queue.pop_front().expect("seen above"));
-            }
-            let whole = if joined.is_empty() { self.queue.pop_front() } else { None };
-            self.piece = whole.unwrap_or_else(|| joined.freeze());
-            self.queued -= self.piece.len();
-        }
-        !self.piece.is_empty()
-    }
-}
-
-/// A pipe that is ready, by its place.
-#[derive(Clone, Copy)]
-enum Ready {
-    In(usize),
-    Out(usize),
-}
-
-enum Awaited {
-    In(usize, Arc<pipe::Sender>),
-    Out(usize, Arc<pipe::Receiver>),
-}
-
-/// An error of waiting shows again at the read or write that follows.
-async fn ready(pipe: Awaited) -> Ready {
-    match pipe {
-        Awaited::In(place, pipe) => {
-            let _ = pipe.writable().await;
-            Ready::In(place)
-        }
-        Awaited::Out(place, pipe) => {
-            let _ = pipe.readable().await;
-            Ready::Out(place)
-        }
-    }
-}
-
-/// All pipes of a run, at their places; a closed one leaves its place empty.
-struct Pumps {
-    ins: Vec<Option<Feed<Arc<pipe::Sender>>>>,
-    outs: Vec<Option<Arc<pipe::Receiver>>>,
-    awaited: FuturesUnordered<BoxFuture<'static, Ready>>,
-    scratch: Vec<u8>,
-    /// The party line is not read while its messages wait for room on the way to the peers.
-    npl_parked: bool,
-}
-
-impl Pumps {
-    fn new() -> Pumps {
-        let (ins, outs, awaited) = (Vec::new(), Vec::new(), FuturesUnordered::new());
-        Pumps { ins, outs, awaited, scratch: vec![0; PIECE_BYTES], npl_parked: false }
-    }
-
-    fn add_in(&mut self, feed: Option<Feed<OwnedFd>>) -> io::Result<()> {
-        let place = self.ins.len();
-        let feed = feed.map(|Feed { pipe, queue, queued, piece, last, waiting }| {
-            let pipe = Arc::new(pipe::Sender::from_owned_fd_unchecked(pipe)?);
-            Ok::<_, io::Error>(Feed { pipe, queue, queued, piece, last, waiting })
-        });
-        self.ins.push(feed.transpose()?);
-        self.wake_in(place);
-        Ok(())
-    }
-
-    fn add_out(&mut self, pipe: OwnedFd) -> io::Result<()> {
-        self.outs.push(Some(Arc::new(pipe::Receiver::from_owned_fd_unchecked(pipe)?)));
-        self.await_out(self.outs.len() - 1);
-        Ok(())
-    }
-
-    /// Takes up writing after something was put into the queue, or `last` was set.
-    fn wake_in(&mut self, place: usize) {
-        let Some(feed) = &mut self.ins[place] else { return };
-        if feed.waiting {
-            return;
-        }
-        if feed.refill() {
-            feed.waiting = true;
-            self.awaited.push(Box::pin(ready(Awaited::In(place, Arc::clone(&feed.pipe)))));
-        } else if feed.last {
-            self.ins[place] = None;
-        }
-    }
-
-    fn await_out(&mut self, place: usize) {
-        if let Some(pipe) = &self.outs[place] {
-            self.awaited.push(Box::pin(ready(Awaited::Out(place, Arc::clone(pipe)))));
-        }
-    }
-
-    /// Writes what the pipe takes; returns how many bytes.
-    fn write(&mut self, place: usize) -> usize {
-        let Some(feed) = &mut self.ins[place] else { return 0 };
-        feed.waiting = false;
-        let mut moved = 0;
-        for _ in 0..PIECES_A_TURN {
-            if !feed.refill() {
-                break;
-            }
-            match feed.pipe.try_write(&feed.piece) {
-                Ok(n) => {
-                    feed.piece.advance(n);
-                    moved += n;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => {
-                    // The contract has closed its end: it does not want the rest.
-                    self.ins[place] = None;
-                    return moved;
-                }
-            }
-        }
-        self.wake_in(place);
-        moved
-    }
-
-    /// Reads what is there into the sinks; returns how many bytes.
-    fn read(&mut self, place: usize, sinks: &mut Sinks) -> usize {
-        let Some(pipe) = self.outs[place].clone() else { return 0 };
-        let mut moved = 0;
-        for _ in 0..PIECES_A_TURN {
-            if place == NPL_OUT && !sinks.unsent.is_empty() {
-                self.npl_parked = true;
-                return moved;
-            }
-            match pipe.try_read(&mut self.scratch) {
-                Ok(n) if n > 0 => {
-                    sinks.take(place, &self.scratch[..n]);
-                    moved += n;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Ok(_) | Err(_) => {
-                    self.outs[place] = None;
-                    sinks.closed(place);
-                    return moved;
-                }
-            }
-        }
-        self.await_out(place);
-        moved
-    }
-
-    /// Reads what the dead have left in the pipes. Does not ask the event loop, which may not have heard of it yet, and
-    /// does not wait for the end of a pipe, which somebody outside of the run might have been handed.
-    async fn drain(mut self, sinks: &mut Sinks) {
-        self.awaited.clear();
-        let mut moved = 0;
-        for place in 0..self.outs.len() {
-            let Some(pipe) = self.outs[place].take() else { continue };
-            loop {
-                match nix::unistd::read(&pipe, &mut self.scratch) {
-                    Ok(n) if n > 0 => {
-                        sinks.take(place, &self.scratch[..n]);
-                        moved += n;
-                    }
-                    Err(Errno::EINTR) => {}
-                    Ok(_) | Err(_) => break,
-                }
-                if moved > BYTES_A_TURN {
-                    moved = 0;
-                    yield_now().await;
-                }
-            }
-            sinks.closed(place);
-            drop(pipe);
-            if place % PIPES_A_TURN == PIPES_A_TURN - 1 {
-                yield_now().await;
-            }
-        }
-    }
-}
-
-/// Where the contract's bytes go.
-struct Sinks {
-    limits: Limits,
-    own: NodeKey,
-    logs: [Option<StreamLog>; 2],
-    users: Vec<(UserKey, Vec<u8>)>,
-    output_bytes: u64,
-    npl_bytes: u64,
-    npl_frames: u64,
-    npl_ended: bool,
-    /// Messages on their way to the peers.
-    unsent: VecDeque<NplOut>,
-    /// Own messages on their way back to the contract.
-    looped: Vec<Bytes>,
-    /// The first limit that the bytes went over. What comes after that is dropped.
-    exceeded: Option<LimitKind>,
-}
-
-impl Sinks {
-    fn new(spec: &RunSpec, log: LogQueue) -> Sinks {
-        let dir: Arc<Path> = spec.log_dir.as_path().into();
-        let log_of =
-            |stream| StreamLog::new(log.clone(), Arc::clone(&dir), stream, spec.facts.seq, spec.limits.log_bytes_max);
-        Sinks {
-            limits: spec.limits.clone(),
-            own: spec.facts.pubkey,
-            logs: [Some(log_of(Stream::Stdout)), Some(log_of(Stream::Stderr))],
-            users: Vec::new(),
-            output_bytes: 0,
-            npl_bytes: 0,
-            npl_frames: 0,
-            npl_ended: false,
-            unsent: VecDeque::new(),
-            looped: Vec::new(),
-            exceeded: None,
-        }
-    }
-
-    fn take(&mut self, place: usize, bytes: &[u8]) {
-        match place {
-            STDOUT | STDERR => {
-                if let Some(log) = &mut self.logs[place] {
-                    log.add(bytes);
-                }
-            }
-            NPL_OUT => self.take_npl(bytes),
-            user => self.take_output(user - USERS_OUT, bytes),
-        }
-    }
-
-    fn take_output(&mut self, user: usize, bytes: &[u8]) {
-        if self.exceeded.is_some() {
-            return;
-        }
-        let output = &mut self.users[user].1;
-        self.output_bytes += bytes.len() as u64;
-        let output_bytes = (output.len() + bytes.len()) as u64;
-        if self.output_bytes > self.limits.output_bytes_max || output_bytes > self.limits.output_user_bytes_max {
-            self.exceeded = Some(LimitKind::Output);
-            self.users.iter_mut().for_each(|(_, output)| *output = Vec::new());
-        } else {
-            output.extend_from_slice(bytes);
-        }
-    }
-
-    fn take_npl(&mut self, bytes: &[u8]) {
-        if self.exceeded.is_some() {
-            return;
-        }
-        self.npl_bytes += bytes.len() as u64;
-        if self.npl_bytes > self.limits.npl_bytes_max {
-            self.exceeded = Some(LimitKind::Npl);
-            return;
-        }
-        self.npl_frames += 1;
-        self.looped.push(npl::write_frame(self.own, bytes));
-        self.unsent.push_back(NplOut::Data(Bytes::copy_from_slice(bytes)));
-    }
-
-    /// The contract closed this pipe, or is dead.
-    fn closed(&mut self, place: usize) {
-        match place {
-            STDOUT | STDERR => {
-                if let Some(log) = self.logs[place].take() {
-                    log.finish();
-                }
-            }
-            NPL_OUT => {
-                self.npl_ended = true;
-                self.unsent.push_back(NplOut::End { frames: self.npl_frames });
-            }
-            _ => {}
-        }
-    }
-
-    fn into_outputs(self) -> BTreeMap<UserKey, Vec<u8>> {
-        self.users.into_iter().filter(|(_, output)| !output.is_empty()).collect()
     }
 }
 
@@ -693,10 +327,13 @@ async fn pump(
                 }
                 None => listening = false,
             },
-            Some(ready) = pumps.awaited.next(), if !pumps.awaited.is_empty() => moved += match ready {
-                Ready::In(place) => pumps.write(place),
-                Ready::Out(place) => pumps.read(place, sinks),
-            },
+            Some(ready) = pumps.awaited.next(), if !pumps.awaited.is_empty() => {
+                moved += BYTES_A_TURN / PIPES_A_TURN; // to close one takes time, too
+                moved += match ready {
+                    Ready::In(place) => pumps.write(place),
+                    Ready::Out(place) => pumps.read(place, sinks),
+                };
+            }
         }
         for frame in sinks.looped.drain(..) {
             if let Some(feed) = pumps.ins[NPL_IN].as_mut().filter(|_| party.open) {

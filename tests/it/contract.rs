@@ -616,6 +616,17 @@ async fn a_launcher_that_dies_takes_the_contract_with_it_and_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_run_can_be_a_task_and_a_second_run_waits_for_the_first() {
+    let rig = rig();
+    let (launcher, spec, port) =
+        (rig.launcher.clone(), rig.shell("test ! -e busy && touch busy && rm busy"), npl_port().0);
+    let first = tokio::spawn(async move { launcher.run(spec, port).await });
+    let second = rig.run(rig.shell("test ! -e busy && touch busy && rm busy")).await;
+    ok(&second);
+    ok(&first.await.expect("no panic").expect("a result"));
+}
+
+#[tokio::test]
 async fn the_launcher_ends_with_the_last_handle() {
     let rig = rig();
     let launcher = Pid::from_raw(rig.launcher.process_id().expect("idle") as i32);
