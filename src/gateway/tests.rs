@@ -336,6 +336,7 @@ async fn a_burst_gets_the_messages_of_one_minute_over_all_sessions_of_the_user()
     let mut client = open(&gateway, &mut events, 1).await;
     let mut again = connect(&gateway, 1).await;
     let mut other = open(&gateway, &mut events, 2).await;
+    let began = Instant::now();
     for n in 0..500 {
         client.send(format!("{n}")).await.unwrap();
         again.send(format!("{n}")).await.unwrap();
@@ -353,8 +354,9 @@ async fn a_burst_gets_the_messages_of_one_minute_over_all_sessions_of_the_user()
             code = error_code(&mut again) => { errors += 1; assert_eq!(code, "rate"); }
         }
     }
-    // A slow machine may refill a few while the burst lasts: 100 a minute is 5 in three seconds.
-    assert!((100..=105).contains(&passed[&client.user()]), "{passed:?}");
+    // 100 a minute come back while the burst lasts.
+    let most = 100 + began.elapsed().as_millis() as u32 / 600 + 1;
+    assert!((100..=most).contains(&passed[&client.user()]), "{passed:?}");
     assert_eq!(passed[&other.user()], 1, "another user is not refused");
 }
 
