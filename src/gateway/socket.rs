@@ -474,7 +474,11 @@ mod tests {
         let mut received = vec![0; 500];
         theirs.read_exact(&mut received).await.unwrap();
         assert_eq!(socket.recv().await.unwrap(), Message::Ping(Bytes::new()));
-        poll_fn(|cx| Poll::Ready(while socket.poll_read(cx).is_ready() {})).await;
+        poll_fn(|cx| {
+            while socket.poll_read(cx).is_ready() {}
+            Poll::Ready(())
+        })
+        .await;
         socket.write(Message::text("refused")).unwrap();
         let sending = async {
             poll_fn(|cx| socket.poll_drain(cx, &outbox)).await.unwrap();
