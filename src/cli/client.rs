@@ -611,6 +611,23 @@ mod tests {
     }
 
     #[test]
+    fn the_command_line_is_read() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            client: ClientArgs,
+        }
+        let parse =
+            |line: &str| <Command as clap::Parser>::try_parse_from(line.split(' ')).map(|command| command.client);
+        let client = parse("client h:1 --once -5 --timeout 0.5 --key k").unwrap();
+        assert_eq!((client.once.as_deref(), client.timeout.as_millis()), (Some("-5"), 500));
+        assert_eq!(parse("client h:1").unwrap().timeout, Duration::from_secs(10));
+        for wrong in ["client", "client h:1 --timeout -1", "client h:1 --timeout x", "client h:1 --timeout inf"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn only_the_nodes_own_shape_is_an_error_frame() {
         let error = r#"{"type":"error","code":"rate","message":"m"}"#;
         assert_eq!(error_frame(error), Some(Frame::Error { code: "rate".into(), message: "m".into() }));

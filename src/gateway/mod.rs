@@ -62,7 +62,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const FULL_LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// Time for all connections to say goodbye. Those that have not by then are cut.
-const STOP_TIME: Duration = Duration::from_millis(900);
+const STOP_TIME: Duration = Duration::from_millis(700);
 
 /// What the gateway is allowed.
 #[derive(Debug, Clone)]

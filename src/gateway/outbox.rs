@@ -29,17 +29,17 @@ enum Queue {
         bytes: usize,
         /// Bytes popped but not flushed.
         flying: usize,
+        /// No more is taken.
+        closed: bool,
     },
     /// A frame did not fit.
     Overflowed,
-    /// The session is over.
-    Closed,
 }
 
 impl Outbox {
     /// Holds `bytes_max`, or one frame of any size.
     pub fn new(bytes_max: usize) -> Outbox {
-        let queue = Queue::Open { frames: VecDeque::new(), bytes: 0, flying: 0 };
+        let queue = Queue::Open { frames: VecDeque::new(), bytes: 0, flying: 0, closed: false };
         Outbox { bytes_max, queue: Mutex::new(queue), reader: AtomicWaker::new() }
     }
 
@@ -47,7 +47,7 @@ impl Outbox {
     /// user that misses one output must not see the next as if nothing happened.
     pub fn push(&self, message: Message) {
         let mut queue = self.lock();
-        let Queue::Open { frames, bytes, .. } = &mut *queue else { return };
+        let Queue::Open { frames, bytes, closed: false, .. } = &mut *queue else { return };
         let size = size(&message);
         if *bytes == 0 || *bytes + size <= self.bytes_max {
             *bytes += size;
@@ -85,9 +85,11 @@ impl Outbox {
         }
     }
 
-    /// Takes no more frames and forgets those it has.
+    /// Takes no more frames. Those it has can still be popped.
     pub fn close(&self) {
-        *self.lock() = Queue::Closed;
+        if let Queue::Open { closed, .. } = &mut *self.lock() {
+            *closed = true;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -133,6 +135,18 @@ mod tests {
         outbox.flushed();
         outbox.push(frame(900));
         assert!(!outbox.overflowed());
+    }
+
+    #[test]
+    fn a_closed_queue_gives_what_it_has_and_takes_no_more() {
+        let outbox = Outbox::new(1_000);
+        outbox.push(frame(1));
+        outbox.close();
+        outbox.push(frame(2));
+        outbox.push(frame(5_000));
+        assert!(!outbox.overflowed());
+        assert_eq!(outbox.pop_if(|_| true), Some(frame(1)));
+        assert_eq!(outbox.pop_if(|_| true), None);
     }
 
     #[test]

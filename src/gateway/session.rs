@@ -169,6 +169,9 @@ struct Open<'a> {
     /// A refusal was written and not all of it left. Until it has, nothing more is read, so that nobody can make
     /// the node pile up refusals.
     refusing: bool,
+    /// The other side takes no more bytes. What it sent before is still read: who sends inputs and hangs up without
+    /// reading the outputs has sent them all the same.
+    deaf: bool,
 }
 
 impl<'a> Open<'a> {
@@ -186,6 +189,7 @@ impl<'a> Open<'a> {
             outbox,
             waiting: None,
             refusing: false,
+            deaf: false,
         })
     }
 
@@ -235,10 +239,16 @@ impl<'a> Open<'a> {
             let message = "more waits for you than this node keeps; connect again".into();
             return Poll::Ready(Err(End::Refused { code: ErrorCode::Slow, close: CloseCode::Policy, message }));
         }
-        match socket.poll_drain(cx, &self.outbox) {
-            Poll::Ready(Ok(())) => self.refusing = false,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(ended(error))),
-            Poll::Pending => {}
+        if !self.deaf {
+            match socket.poll_drain(cx, &self.outbox) {
+                Poll::Ready(Ok(())) => self.refusing = false,
+                Poll::Ready(Err(_)) => {
+                    self.deaf = true;
+                    self.refusing = false;
+                    self.outbox.close();
+                }
+                Poll::Pending => {}
+            }
         }
         if let Some((_, room)) = &mut self.waiting {
             let room = ready!(room.as_mut().poll(cx));
@@ -295,6 +305,9 @@ impl<'a> Open<'a> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        if self.deaf {
+            return Ok(());
+        }
         self.refusing = true;
         socket.write(Message::text(error_frame(code, message))).map_err(ended)
     }

@@ -432,6 +432,8 @@ mod tests {
     async fn pings_of_one_that_does_not_read_pile_up_to_a_bound() {
         let (ours, mut theirs) = duplex(256);
         let mut socket = Socket::new(ours, 1 << 20, Arc::default(), UNFINISHED_BYTES_MAX);
+        socket.send(Message::text("x")).await.unwrap();
+        theirs.read_exact(&mut [0; 3]).await.unwrap();
         let ping = [&[0x89, 0xfd][..], &[0; 4], &[b'p'; 125]].concat();
         for _ in 0..1_000 {
             theirs.write_all(&ping).await.unwrap();
@@ -463,46 +465,46 @@ mod tests {
         for message in [Message::text("before"), Message::Binary(long.clone()), Message::text("after")] {
             outbox.push(message);
         }
+        for _ in 0..5 {
+            theirs.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap();
+        }
+        // Part of the long frame is under way, there is room for more, and pings and a refusal want to be written.
+        poll_fn(|cx| Poll::Ready(socket.poll_drain(cx, &outbox).is_pending())).await;
+        assert!(socket.long.as_ref().unwrap().at > 100);
+        let mut received = vec![0; 500];
+        theirs.read_exact(&mut received).await.unwrap();
+        assert_eq!(socket.recv().await.unwrap(), Message::Ping(Bytes::new()));
+        poll_fn(|cx| {
+            while socket.poll_read(cx).is_ready() {}
+            Poll::Ready(())
+        })
+        .await;
+        socket.write(Message::text("refused")).unwrap();
         let sending = async {
-            // Pings are answered while the long frame is under way, and a refusal is written.
-            let mut refused = false;
-            poll_fn(|cx| {
-                let drained = socket.poll_drain(cx, &outbox);
-                if socket.long.as_ref().is_some_and(|long| long.at > 100) && !refused {
-                    refused = true;
-                    socket.write(Message::text("refused")).unwrap();
-                }
-                while socket.poll_read(cx).is_ready() {}
-                drained
-            })
-            .await
-            .unwrap();
+            poll_fn(|cx| socket.poll_drain(cx, &outbox)).await.unwrap();
             socket.send(Message::Close(None)).await.unwrap();
-            socket.linger(Duration::from_secs(20)).await;
+            socket.linger(Duration::ZERO).await;
         };
+        tokio::join!(sending, async { theirs.read_to_end(&mut received).await.unwrap() });
+
         let mut frames = Vec::new();
-        let receiving = async {
-            for _ in 0..5 {
-                theirs.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap();
+        let mut stream = &received[..];
+        loop {
+            let first = stream.read_u8().await.unwrap();
+            let len = match stream.read_u8().await.unwrap() {
+                126 => stream.read_u16().await.unwrap().into(),
+                127 => stream.read_u64().await.unwrap(),
+                len => len.into(),
+            };
+            let (payload, rest) = stream.split_at(usize::try_from(len).unwrap());
+            stream = rest;
+            match first {
+                0x8a => assert!(payload.is_empty()),
+                0x88 => break,
+                _ => frames.push((first, payload.to_vec())),
             }
-            loop {
-                let first = theirs.read_u8().await.unwrap();
-                let len = match theirs.read_u8().await.unwrap() {
-                    126 => theirs.read_u16().await.unwrap().into(),
-                    127 => theirs.read_u64().await.unwrap(),
-                    len => len.into(),
-                };
-                let mut payload = vec![0; usize::try_from(len).unwrap()];
-                theirs.read_exact(&mut payload).await.unwrap();
-                match first {
-                    0x8a => assert!(payload.is_empty()),
-                    0x88 => break,
-                    _ => frames.push((first, payload)),
-                }
-            }
-            drop(theirs);
-        };
-        tokio::join!(sending, receiving);
+        }
+        assert!(stream.is_empty());
         let expected =
             [(0x81, b"before".to_vec()), (0x82, long.to_vec()), (0x81, b"refused".to_vec()), (0x81, b"after".to_vec())];
         assert!(frames == expected, "{:?}", frames.iter().map(|(first, body)| (first, body.len())).collect::<Vec<_>>());

@@ -336,6 +336,7 @@ async fn a_burst_gets_the_messages_of_one_minute_over_all_sessions_of_the_user()
     let mut client = open(&gateway, &mut events, 1).await;
     let mut again = connect(&gateway, 1).await;
     let mut other = open(&gateway, &mut events, 2).await;
+    let began = Instant::now();
     for n in 0..500 {
         client.send(format!("{n}")).await.unwrap();
         again.send(format!("{n}")).await.unwrap();
@@ -353,8 +354,9 @@ async fn a_burst_gets_the_messages_of_one_minute_over_all_sessions_of_the_user()
             code = error_code(&mut again) => { errors += 1; assert_eq!(code, "rate"); }
         }
     }
-    // A slow machine may refill a few while the burst lasts: 100 a minute is 5 in three seconds.
-    assert!((100..=105).contains(&passed[&client.user()]), "{passed:?}");
+    // 100 a minute come back while the burst lasts.
+    let most = 100 + began.elapsed().as_millis() as u32 / 600 + 1;
+    assert!((100..=most).contains(&passed[&client.user()]), "{passed:?}");
     assert_eq!(passed[&other.user()], 1, "another user is not refused");
 }
 
@@ -507,6 +509,31 @@ async fn an_input_that_waits_for_the_node_outlives_its_session() {
 }
 
 #[tokio::test]
+async fn inputs_of_one_that_hangs_up_without_reading_its_outputs_all_arrive() {
+    let (gateway, mut events) = start_with_room(1, |_| {}).await;
+    let mut stream = bare_open(&gateway, 1).await;
+    let user = key(1).user_key();
+    soon(async {
+        while gateway.users() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let inputs = (0..3_000).map(|n| frame(0x81, format!("{n:04}").as_bytes())).collect::<Vec<_>>().concat();
+    soon(stream.write_all(&inputs)).await.unwrap();
+    gateway.deliver(&user, "output".into());
+    // An output lies unread when the connection is dropped, so that it is reset.
+    soon(stream.readable()).await.unwrap();
+    drop(stream);
+    assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserUp { user }));
+    for n in 0..3_000 {
+        gateway.deliver(&user, "output".into());
+        assert_eq!(input(&mut events).await, (user, n, Bytes::from(format!("{n:04}"))));
+    }
+    assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserDown { user }));
+}
+
+#[tokio::test]
 async fn a_busy_node_slows_inputs_down_loses_none_and_outputs_still_flow() {
     let ping_every = Duration::from_millis(20);
     let (gateway, mut events) = start_with_room(1, |config| config.ping_every = ping_every).await;
@@ -632,10 +659,13 @@ async fn stopping_sends_what_was_delivered_then_a_close_frame_and_waits_for_nobo
     let _silent = TcpStream::connect(gateway.local_addr()).await.unwrap();
     connections(&gateway, 4).await;
     let address = gateway.local_addr();
+    let long = Bytes::from(vec![0xff; 900_000]);
+    gateway.deliver(&client.user(), long.clone());
     gateway.deliver(&client.user(), "last words".into());
     let began = Instant::now();
-    gateway.stop().await;
+    let (long_read, ()) = tokio::join!(soon(client.recv()), gateway.stop());
     assert!(began.elapsed() < Duration::from_secs(1), "took {:?}", began.elapsed());
+    assert_eq!(long_read.unwrap(), Frame::Binary(long));
     assert_eq!(soon(client.recv()).await.unwrap(), Frame::Text("last words".into()));
     assert!(matches!(soon(client.recv()).await, Err(ClientError::Closed { code: Some(1001), .. })));
     assert!(TcpStream::connect(address).await.is_err());
