@@ -1,8 +1,10 @@
 #!/usr/bin/env node
 // Chat: each line a user sends goes to all users as `<8 digits of the key>: text`; who comes in gets the last lines.
 //
-// Interface: contracts/README.md. state/history holds the last lines, state/present the users of the ledger before.
+// Interface: contracts/README.md. A client ends each input with a line feed, as those of one ledger arrive joined.
+// state/history holds the last lines, state/present the users of the ledger before.
 "use strict";
+const crypto = require("crypto");
 const fs = require("fs");
 
 const HISTORY = "state/history";
@@ -17,8 +19,11 @@ const OUTPUT_BYTES_MAX = 32 << 20;
 const USER_OUTPUT_BYTES_MAX = 1 << 20;
 
 const ledger = JSON.parse(fs.readFileSync(0, "utf8"));
-// Sorted: with the order in which users speak, the history would differ from node to node.
+// The history must be alike on every node, so there is an order in which users speak: by the agreed randomness, so that
+// when there is no room for all it is not always the same ones who are cut off.
+const turn = (user) => crypto.createHash("sha256").update((ledger.seed ?? ledger.lcl) + user).digest("hex");
 const users = Object.keys(ledger.user).sort();
+const speakers = users.map((user) => [turn(user), user]).sort().map(([, user]) => user);
 const half = Math.floor(Math.min(USER_OUTPUT_BYTES_MAX, OUTPUT_BYTES_MAX / Math.max(1, users.length)) / 2);
 
 function readLines(path) {
@@ -34,12 +39,14 @@ function writeAll(fd, text) {
   for (let at = 0; at < bytes.length; ) at += fs.writeSync(fd, bytes, at);
 }
 
-// Lines of printable text: bytes that are no UTF-8 become U+FFFD, and control characters, which could play tricks on
-// the terminals of others, are left out. Also left out: what would let text run from right to left over the name.
+// Could play tricks on the terminals of others: control characters, and what makes text run from right to left.
+const TRICKS = /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g;
+
+// Lines of printable text. Bytes that are no UTF-8 become U+FFFD.
 function linesOf(input) {
   const lines = input.toString("utf8").split("\n").map((line) => {
     // First roughly, so that one line of many megabytes is not taken apart.
-    const text = line.slice(0, 4 * LINE_CHARACTERS).replace(/[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g, "");
+    const text = line.slice(0, 4 * LINE_CHARACTERS).replace(TRICKS, "");
     return Array.from(text).slice(0, LINE_CHARACTERS).join("");
   });
   return lines.filter((line) => line.trim() !== "");
@@ -57,7 +64,7 @@ const present = readLines(PRESENT);
 const said = [];
 const unsent = new Map();
 let room = half;
-for (const user of users) {
+for (const user of speakers) {
   let lines = 0;
   for (const text of linesOf(fs.readFileSync(ledger.user[user][0]))) {
     const line = `${user.slice(0, 8)}: ${text}`;

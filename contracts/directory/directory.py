@@ -2,8 +2,8 @@
 """Directory: entries that anybody may read, and only the user who made one may change or delete.
 
 Interface: contracts/README.md. A user sends lines, each a JSON object:
-    {"op":"create","key":"color","value":"red"}  {"op":"read","key":"color"}  {"op":"update","key":"color","value":"blue"}
-    {"op":"delete","key":"color"}  {"op":"list"}  {"op":"list","after":"color"}
+    {"op":"create","key":"color","value":"red"}   {"op":"update","key":"color","value":"blue"}
+    {"op":"read","key":"color"}   {"op":"delete","key":"color"}   {"op":"list"}   {"op":"list","after":"color"}
 and gets one line for each: {"ok":true,...} or {"ok":false,"error":"..."}.
 
 An entry is the file state/directory/<hex of the key>: the owner's key, a line feed, the value.
@@ -135,7 +135,7 @@ def answer(directory, user, command):
                 raise Refused(f"{field} is longer than {most} characters as JSON")
         if command.get("key") == "":
             raise Refused("the key is empty")
-        return {"ok": True} | directory.do(user, command)
+        return {"ok": True, **directory.do(user, command)}
     except Refused as reason:
         return {"ok": False, "error": str(reason)}
 
