@@ -1,1 +1,3 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
+
+mod sim;
