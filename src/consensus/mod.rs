@@ -573,7 +573,7 @@ impl Consensus {
         Pool::check_ledger(&input, self.round.seq, self.params.input_window)?;
         let new = self.pool.insert(id, input.clone(), link, needed)?;
         if new {
-            self.round.unknown.remove(&id);
+            self.round.forget_unknown(&id);
             self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
         }
         Ok(new)

@@ -267,7 +267,7 @@ impl Consensus {
             Ok(false) => {}
             // Not to be asked for again in this round.
             Err(_) if !needed => {
-                self.round.unknown.remove(&id);
+                self.round.forget_unknown(&id);
             }
             Err(_) => {}
         }

@@ -398,7 +398,8 @@ impl Consensus {
     }
 
     fn enter_seq(&mut self, seq: Seq) {
-        self.round = Round::new(seq);
+        let closed = std::mem::replace(&mut self.round, Round::new(seq));
+        self.round = closed.next();
         self.forget_dead();
         self.fresh();
         let future = std::mem::take(&mut self.future);
@@ -536,11 +537,10 @@ impl Consensus {
     /// Inputs that others list and I lack: asked for even when no header needs them yet, so that an input whose host
     /// is gone reaches everybody.
     fn want_listed_inputs(&mut self) {
-        let unknown = std::mem::take(&mut self.round.unknown);
-        for (id, holders) in &unknown {
-            self.round.want(Want::Input(*id), holders.iter().copied());
+        let round = &mut self.round;
+        for (id, holders) in round.unknown_before.iter().chain(&round.unknown) {
+            round.wanted.entry(Want::Input(*id)).or_default().extend(holders);
         }
-        self.round.unknown = unknown;
     }
 
     /// Asks for what is missed: each thing of one holder at a time, the next one when that did not answer.
