@@ -457,7 +457,7 @@ impl Consensus {
             None => {
                 let candidate = self.derive_own()?;
                 let cert = self.result_cert()?;
-                let novels = self.round.novels.values().map(|novel| (novel.from, novel.body.id())).collect();
+                let novels = self.round.novels.values().map(|novel| (novel.from, novel.id())).collect();
                 Some((candidate, Basis::Novels(novels, cert)))
             }
         }
@@ -499,7 +499,7 @@ impl Consensus {
         let mut found: Vec<Novel> = Vec::new();
         let mut complete = true;
         for (signer, id) in novels {
-            let held = self.round.novels.get(signer).filter(|novel| novel.body.id() == *id);
+            let held = self.round.novels.get(signer).filter(|novel| novel.id() == *id);
             match held.or_else(|| self.round.other_novels.get(id).filter(|novel| novel.from == *signer)) {
                 Some(novel) => found.push(novel.body.clone()),
                 None => {
