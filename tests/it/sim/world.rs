@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Lines of a trace that are kept for the report of a failure.
-const TRACE_LINES_MAX: usize = 400;
+const TRACE_LINES_MAX: usize = 200_000;
 
 thread_local! {
     static TRACE: RefCell<Option<VecDeque<String>>> = const { RefCell::new(None) };
@@ -798,10 +798,20 @@ impl World {
                 }
                 Some(Step::Sync(_)) => {
                     if me.committing.is_none() {
+                        // A crash may fall between the record and its commit, or into the commit.
+                        if let Some(left) = &mut me.crash_in {
+                            if *left == 0 {
+                                return self.crash(node);
+                            }
+                            *left -= 1;
+                        }
                         me.committing = Some((std::mem::take(&mut me.pending), me.persisted));
                         let life = me.life;
                         let at = self.now + self.rng.within(self.cfg.disk_ms.0, self.cfg.disk_ms.1);
                         self.push(at, Ev::Commit { node, life });
+                    }
+                    if self.nodes[node].crash_in == Some(0) {
+                        self.crash(node);
                     }
                     return;
                 }
@@ -1147,7 +1157,7 @@ fn describe(message: &Message) -> String {
         text += &format!(" {seq}/{}", message.round_attempt());
     }
     match message {
-        Message::Novel(m) => text += &format!(" {} inputs {}", m.body.inputs.len(), m.body.id().short()),
+        Message::Novel(m) => text += &format!(" {} inputs {}", m.body.inputs.len(), m.id().short()),
         Message::Prevote(m) => text += &format!(" {}", m.body.0.ledger_hash.short()),
         Message::Precommit(m) => text += &format!(" {}", m.body.0.ledger_hash.short()),
         Message::Advance(m) => text += &format!(" high {:?}", m.vote.body.high),
