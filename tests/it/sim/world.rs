@@ -198,7 +198,7 @@ pub struct Disk {
     /// Closed ledgers with their inputs.
     pub history: Vec<(ClosedLedger, Vec<Input>)>,
     /// state/: the last ledger executed and the root; `None` in the middle of a run.
-    state: (Seq, Option<Hash>),
+    pub state: (Seq, Option<Hash>),
     /// Copies of it from before a run, by ledger.
     before: BTreeMap<Seq, (Seq, Option<Hash>)>,
 }
