@@ -608,8 +608,7 @@ impl Consensus {
     pub(super) fn retransmit(&mut self) {
         let due = self.round.retry_from + self.round.retry_ms;
         if self.now < due {
-            self.effects.push(Effect::SetTimer(Timer::Retransmit, due));
-            return;
+            return self.retransmit_at(due);
         }
         let messages = self.own_messages();
         if messages.is_empty() {
@@ -621,6 +620,6 @@ impl Consensus {
         }
         self.round.retry_from = self.now;
         self.round.retry_ms = (self.round.retry_ms * 2).min(RETRANSMIT_MAX_MS);
-        self.effects.push(Effect::SetTimer(Timer::Retransmit, self.now + self.round.retry_ms));
+        self.retransmit_at(self.now + self.round.retry_ms);
     }
 }
