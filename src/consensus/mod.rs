@@ -530,12 +530,14 @@ impl Consensus {
     }
 
     fn timer(&mut self, timer: Timer) {
+        let is_over = |due: Option<MonoMs>| due.is_some_and(|due| self.now >= due);
         match timer {
-            Timer::Attempt(attempt) if attempt == self.round.attempt => {
+            // One of an earlier round may go off while taking it back waits for the disk.
+            Timer::Attempt(attempt) if attempt == self.round.attempt && is_over(self.round.attempt_due) => {
                 self.advance_to(attempt + 1);
             }
             Timer::Attempt(_) => {}
-            Timer::Grace => self.round.grace_over = true,
+            Timer::Grace => self.round.grace_over |= is_over(self.round.grace_due),
             Timer::Pace | Timer::Fetch => {}
             Timer::Retransmit => self.retransmit(),
             Timer::Status => {

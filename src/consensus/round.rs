@@ -65,6 +65,9 @@ pub(super) struct Round {
     pub derived: Option<(usize, u64, Derived)>,
     pub first_timer_started: bool,
     pub grace_over: bool,
+    /// When the attempt, and the grace, are over; `None` while their timers are not started.
+    pub attempt_due: Option<MonoMs>,
+    pub grace_due: Option<MonoMs>,
     /// Inputs listed in novels that are not held, with who lists them.
     pub unknown: BTreeMap<Hash, BTreeSet<NodeKey>>,
     /// Those of the round before that are still not held: a round may be over before they are asked for.
@@ -94,6 +97,8 @@ impl Round {
             derived: None,
             first_timer_started: false,
             grace_over: false,
+            attempt_due: None,
+            grace_due: None,
             unknown: BTreeMap::new(),
             unknown_before: BTreeMap::new(),
             fetching: BTreeMap::new(),

@@ -89,8 +89,10 @@ impl Consensus {
         let Some(candidate) = self.derive_own() else { return false };
         if !self.round.first_timer_started {
             self.round.first_timer_started = true;
-            self.effects.push(Effect::SetTimer(Timer::Attempt(0), self.now + self.params.attempt_ms));
-            self.effects.push(Effect::SetTimer(Timer::Grace, self.now + self.params.grace_ms));
+            self.set_attempt_timer();
+            let grace_due = self.now + self.params.grace_ms;
+            self.round.grace_due = Some(grace_due);
+            self.effects.push(Effect::SetTimer(Timer::Grace, grace_due));
         }
         let all_in = self.unl.iter().all(|node| self.round.novels.contains_key(node) || self.is_suspect(node));
         if !(all_in || self.round.grace_over || self.is_determined()) {
@@ -243,6 +245,7 @@ impl Consensus {
         let attempt = self.round.attempt;
         let factor = (1 << attempt.min(4)) + u64::from(attempt.saturating_sub(4));
         let at = self.now + self.params.attempt_ms * factor;
+        self.round.attempt_due = Some(at);
         self.effects.push(Effect::SetTimer(Timer::Attempt(attempt), at));
     }
 
