@@ -333,3 +333,15 @@ fn lost_novels_are_sent_again_soon_even_after_a_long_idle_time() {
         assert!(world.run(began + 400, |world| all_at(world, goal)), "idle {idle}: {}", world.describe());
     }
 }
+
+#[test]
+fn a_timer_that_goes_off_while_the_disk_is_slow_does_not_cost_the_next_ledger_an_attempt() {
+    // Taking T(0) back waits behind the sync of the close; by then T(0) has gone off.
+    let mut world = linked(Config { disk_ms: (50, 50), ..Config::calm(3, 100) }, 1);
+    for seq in 1..=5 {
+        world.input(0, vec![1]);
+        assert!(world.run(world.now + 5000, |world| all_at(world, seq)), "{}", world.describe());
+    }
+    let seen = &world.watch.seen;
+    assert_eq!(seen.of("closed at attempt 1") + seen.of("closed at attempt 2 or later"), 0, "{}", world.describe());
+}
