@@ -237,6 +237,39 @@ fn the_attempt_survives_a_power_cut_of_all() {
 }
 
 #[test]
+fn who_left_an_attempt_alone_before_a_power_cut_shows_the_others_the_way_into_it() {
+    for (dead, ahead) in (0..5).flat_map(|dead| (0..5).map(move |ahead| (dead, ahead))).filter(|(a, b)| a != b) {
+        let mut world = calm(5, 80);
+        world.nodes[dead].dead = true;
+        world.crash(dead);
+        let healed = Rc::new(Cell::new(false));
+        let whole = healed.clone();
+        filter(&mut world, move |_, _, _, message| {
+            let vote = matches!(message, Message::Prevote(_) | Message::Precommit(_) | Message::Propose(_));
+            vote && !whole.get()
+        });
+        world.input(ahead, vec![1]);
+        let live = |world: &World| (0..5).filter(|node| *node != dead).all(|node| attempt(world, node) == 1);
+        assert!(world.run(2000, live), "{}", world.describe());
+        // The others go down at once; one asks for attempt 2 before it does.
+        for node in (0..5).filter(|node| *node != ahead) {
+            world.nodes[node].dead = true;
+            world.crash(node);
+        }
+        let asked = |world: &World| {
+            let advance = &world.nodes[ahead].disk.journal.advance;
+            advance.as_ref().is_some_and(|advance| advance.vote.body.attempt == 2)
+        };
+        assert!(world.run(3000, asked), "{}", world.describe());
+        world.crash(ahead);
+        (0..5).for_each(|node| world.nodes[node].dead = node == dead);
+        healed.set(true);
+        world.plan(world.now + 2000, Happening::Gst);
+        assert!(world.run(30_000, |world| all_at(world, 2)), "dead {dead}, ahead {ahead}: {}", world.describe());
+    }
+}
+
+#[test]
 fn a_certificate_sent_again_and_again_does_not_hold_up_the_attempt() {
     let mut world = calm(4, 80);
     let forward = Rc::new(Cell::new(None));
@@ -285,6 +318,40 @@ fn a_run_that_ended_without_a_journaled_result_is_run_again_from_its_pre_state()
     let done = world.run(20_000, |world| world.watch.seen.of("delivered") >= 4 && all_at(world, 2));
     assert!(done, "{}", world.describe());
     assert!(world.watch.seen.of("rollbacks of a touched state") > 0);
+}
+
+// ---- Crashes everywhere -----------------------------------------------------------------------------------------
+
+#[test]
+fn a_crash_at_any_effect_breaks_nothing() {
+    for (n, threshold) in [(1, 80), (3, 80), (4, 75)] {
+        for after in 0..60 {
+            let mut world =
+                linked(Config { disk_ms: (0, 3), run_ms: (0, 5), ..Config::calm(n, threshold) }, after.into());
+            world.plan(world.now, Happening::Crash(0, after));
+            for node in 0..n {
+                world.input(node, vec![node as u8]);
+            }
+            let done = world.run(30_000, |world| all_at(world, 3) && world.unledgered().is_empty());
+            assert!(done, "n {n}, effect {after}: {}", world.describe());
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_of_all_at_any_millisecond_breaks_nothing() {
+    for (n, threshold) in [(1, 80), (3, 80), (4, 75)] {
+        for after in 0..40 {
+            let cfg = Config { disk_ms: (1, 4), run_ms: (3, 9), latency_ms: (1, 4), ..Config::calm(n, threshold) };
+            let mut world = linked(cfg, after);
+            world.plan(world.now + after, Happening::PowerCut);
+            for node in 0..n {
+                world.input(node, vec![node as u8]);
+            }
+            let done = world.run(30_000, |world| all_at(world, 3) && world.unledgered().is_empty());
+            assert!(done, "n {n}, after {after} ms: {}", world.describe());
+        }
+    }
 }
 
 // ---- What the simulator found -----------------------------------------------------------------------------------

@@ -238,6 +238,10 @@ pub struct Node {
     /// Users here, with the number of their session.
     users: BTreeMap<UserKey, u64>,
     nonce: u64,
+    /// Bodies of headers that it made up.
+    lies: BTreeMap<Hash, Candidate>,
+    /// Last ledger whose outputs went to users, since the start.
+    delivered: Option<Seq>,
     /// It said that its run differed.
     pub diverged: bool,
     /// Whether it stays down.
@@ -331,6 +335,8 @@ impl World {
                 view: vec![None; count],
                 users: BTreeMap::new(),
                 nonce: 0,
+                delivered: None,
+                lies: BTreeMap::new(),
                 diverged: false,
                 dead: false,
                 mask: if at >= cfg.n { !mask } else { mask },
@@ -576,6 +582,11 @@ impl World {
         if self.nodes[to].view[from] != Some(epoch) {
             self.look_at_link(to, from);
         }
+        if let Message::Get(Get::Candidate(hash)) = message
+            && let Some(lie) = self.nodes[to].lies.get(hash).cloned()
+        {
+            return self.send(to, from, &Rc::new(Message::Candidate(lie)));
+        }
         if self.nodes[to].manner == Manner::Withholds && matches!(message, Message::Get(_)) {
             return;
         }
@@ -672,8 +683,13 @@ impl World {
                 Message::TcFwd(forward)
             }
             Message::Propose(m) if m.from == crypto.0 => {
+                // A ledger with a result that nobody had; its body can be had of the liar.
+                let (_, candidate) = self.nodes[from].disk.journal.prevotes.get(&m.body.attempt)?;
+                let mut lie = candidate.clone();
+                lie.header.result.state_root = Hash([69; 32]);
                 let mut propose = m.body.clone();
-                propose.ledger_hash = Hash([69; 32]);
+                propose.ledger_hash = lie.header.hash();
+                self.nodes[from].lies.insert(propose.ledger_hash, lie);
                 Message::Propose(crypto.signed(propose, &scope))
             }
             _ => return Some(message.clone()),
@@ -746,6 +762,7 @@ impl World {
         me.runs.clear();
         me.running = false;
         me.crash_in = None;
+        me.delivered = None;
         me.users.clear();
         me.view.fill(None);
         for peer in 0..self.nodes.len() {
@@ -928,6 +945,8 @@ impl World {
                 self.run_next(node);
             }
             Effect::Deliver(result) => {
+                let before = self.nodes[node].delivered.replace(result.of_seq);
+                assert!(before.is_none_or(|before| before + 1 == result.of_seq), "S3: node {node} skips outputs");
                 if honest {
                     self.watch.delivered(node, &result);
                 }
