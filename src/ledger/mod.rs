@@ -38,12 +38,12 @@ const PRUNE_LEDGERS_MAX: u64 = 4;
 /// Old inputs one commit deletes at most, besides twice as many as it ledgers; the rest waits for the next commits.
 const PRUNE_INPUTS_MIN: usize = 64;
 /// Proofs kept against one signer; further ones are not stored, the first prove as much.
-const EVIDENCE_PER_SIGNER_MAX: u64 = 16;
+const EVIDENCE_PER_SIGNER_MAX: u64 = 8;
 /// Proofs kept in all; further ones are not stored.
-const EVIDENCE_MAX: u64 = 1_024;
+const EVIDENCE_MAX: u64 = 256;
 /// Headers in one answer of `header_range`; whoever wants more asks again.
 pub const HEADERS_READ_MAX: usize = 256;
-/// Bytes after which an answer of `inputs` or `outputs_since` ends; whoever wants more asks again.
+/// Bytes after which an answer of many values ends; whoever wants more asks again.
 pub const READ_BYTES_MAX: usize = 16 << 20;
 
 /// Outputs of one run, ascending by user.
@@ -61,7 +61,7 @@ pub enum Write {
         /// Output by user; a user occurs once.
         outputs: Outputs,
     },
-    /// A node signed two different things. Kept up to a bound, see `evidence`.
+    /// A node signed two different things. The first few against each signer are kept.
     Evidence(Box<Evidence>),
 }
 
@@ -167,6 +167,8 @@ enum Trouble {
     Damaged(String),
     /// A write does not fit to what is stored.
     Contradiction(String),
+    /// The operating system lets us only read the file.
+    ReadOnly,
     /// The schema is one that this program does not know yet.
     Newer {
         found: i64,
@@ -195,6 +197,10 @@ impl Trouble {
         match self {
             Trouble::Damaged(what) => LedgerError::Damaged { path, what },
             Trouble::Contradiction(what) => LedgerError::Contradiction { path, what },
+            Trouble::ReadOnly => {
+                let source = Arc::new(io::Error::from(io::ErrorKind::PermissionDenied));
+                LedgerError::Io { what: "write", path, source }
+            }
             Trouble::Newer { found, known } => LedgerError::Newer { path, found, known },
             Trouble::Sql(source) => match (source.sqlite_error_code(), &source) {
                 (Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase), _) => {

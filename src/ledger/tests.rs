@@ -634,6 +634,60 @@ fn a_database_that_is_open_is_refused_to_others() {
     assert_eq!(Store::open(dir.path()).unwrap().genesis().unwrap(), Some(genesis()));
 }
 
+#[test]
+fn room_made_in_the_log_is_used_by_commits_and_hides_none_of_them() {
+    let dir = folder();
+    let (mut store, mut journal) = (new_store(dir.path()), Journal::new(genesis()));
+    let wal = |dir: &Path| dir.join("hist/ledger.db-wal");
+    let close_some = |store: &mut Store, journal: &mut Journal| {
+        for _ in 0..10 {
+            let record = closed(candidate(journal, vec![], vec![], vec![]));
+            commit(store, journal, vec![record], 100);
+        }
+    };
+    close_some(&mut store, &mut journal);
+    store.preallocate().unwrap();
+    let room = fs::metadata(wal(dir.path())).unwrap().len();
+    close_some(&mut store, &mut journal);
+    assert_eq!(fs::metadata(wal(dir.path())).unwrap().len(), room, "commits fit in");
+
+    // What a crash leaves is both files as they are.
+    let crashed = folder();
+    fs::create_dir(crashed.path().join("hist")).unwrap();
+    fs::copy(database(dir.path()), database(crashed.path())).unwrap();
+    fs::copy(wal(dir.path()), wal(crashed.path())).unwrap();
+    let mut store = Store::open(crashed.path()).unwrap();
+    assert!(store.load(100).unwrap().unwrap() == journal);
+    store.preallocate().unwrap();
+    close_some(&mut store, &mut journal);
+    store.checkpoint().unwrap();
+    close_some(&mut store, &mut journal);
+    store.close().unwrap();
+    assert!(Store::open(crashed.path()).unwrap().load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn a_commit_that_the_disk_has_no_room_for_changes_nothing() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(7));
+    let first = closed(candidate(&journal, vec![], vec![user(1)], vec![]));
+    commit(&mut store, &mut journal, vec![first], 100);
+    store.db.execute_batch("PRAGMA max_page_count = 100").unwrap();
+    let mut batch = vec![closed(candidate(&journal, vec![], vec![user(2)], vec![])).into()];
+    for nonce in 0..50 {
+        let input = Input { payload: vec![1; 20_000], ..new_input(&mut rng, nonce) };
+        batch.push(Write::from(Record::Input(Box::new(input))));
+    }
+    let error = store.commit(&batch).unwrap_err();
+    assert!(matches!(error, LedgerError::Sqlite { .. }), "{error}");
+    assert_eq!(store.tip(), 1);
+    assert!(store.load(100).unwrap().unwrap() == journal);
+    // With room again, the same goes through.
+    store.db.execute_batch("PRAGMA max_page_count = 100000").unwrap();
+    store.commit(&batch).unwrap();
+    assert_eq!((store.tip(), store.load(100).unwrap().unwrap().pool.len()), (2, 50));
+}
+
 // ---- Crashes ----------------------------------------------------------------------------------------------------
 
 const CRASH_DIR: &str = "HP_TEST_LEDGER_CRASH_DIR";
@@ -701,6 +755,8 @@ fn what_was_confirmed_survives_a_kill() {
         for _ in 0..lines {
             confirmed = seen.recv_timeout(Duration::from_secs(30)).expect("the child commits");
         }
+        let refused = Store::open(dir.path()).unwrap_err();
+        assert!(matches!(refused, LedgerError::InUse { .. }), "{refused}");
         drop(child);
         reader.join().unwrap();
         // What it could still say was confirmed too; its last line may be cut.

@@ -69,7 +69,8 @@ impl Ledger {
     /// Commits a batch, all or none, after every batch handed over before. Never waits.
     ///
     /// The receiver resolves when it is on disk. After the first error every later commit fails with the same, since
-    /// what was lost must not be followed by what rests on it. A receiver whose thread has died resolves to `RecvError`.
+    /// what was lost must not be followed by what rests on it; a batch that shared the failed transaction fails too.
+    /// A receiver that resolves to `RecvError` means that the thread ended and nothing is known of the batch.
     pub fn commit(&self, batch: Vec<Write>) -> oneshot::Receiver<Answer<()>> {
         let (done, receiver) = oneshot::channel();
         let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -181,6 +182,9 @@ struct Turn {
 
 impl Worker {
     fn run(mut self) {
+        if let Err(error) = self.store.preallocate() {
+            tracing::warn!(%error, "commits will be slower");
+        }
         let mut turn = Turn::default();
         let stop = loop {
             // Commits first: every read in hand came after them or does not mind.
@@ -272,5 +276,51 @@ impl Worker {
                 tracing::warn!(%error, "the write-ahead log stays as it is");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_keep_up_fails_what_is_over_the_bound_and_all_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::start(Store::open(dir.path()).unwrap()).unwrap();
+        // The thread is held up by a read until it is let go.
+        let (let_go, held) = mpsc::channel::<()>();
+        let (begun, has_begun) = oneshot::channel();
+        let reader = ledger.clone();
+        let read = tokio::spawn(async move {
+            let blocked = move |_: &Store| {
+                let _ = (begun.send(()), held.recv());
+                Ok(())
+            };
+            reader.read(blocked).await
+        });
+        has_begun.await.unwrap();
+        let taken: Vec<_> = (0..COMMITS_WAITING_MAX).map(|_| ledger.commit(Vec::new())).collect();
+        assert_eq!(ledger.waiting(), COMMITS_WAITING_MAX);
+        for _ in 0..2 {
+            let over = ledger.commit(Vec::new()).await.unwrap();
+            assert!(matches!(over, Err(LedgerError::Behind(COMMITS_WAITING_MAX))), "{over:?}");
+        }
+        let_go.send(()).unwrap();
+        read.await.unwrap().unwrap();
+        for receiver in taken {
+            receiver.await.unwrap().unwrap();
+        }
+        assert_eq!(ledger.waiting(), 0);
+        assert!(matches!(ledger.commit(Vec::new()).await.unwrap(), Err(LedgerError::Behind(_))), "for ever");
+        assert!(matches!(ledger.stop().await, Err(LedgerError::Behind(_))));
+    }
+
+    #[tokio::test]
+    async fn when_the_last_handle_goes_what_was_handed_over_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::start(Store::open(dir.path()).unwrap()).unwrap();
+        let receiver = ledger.commit(Vec::new());
+        drop(ledger);
+        receiver.await.unwrap().unwrap();
     }
 }
