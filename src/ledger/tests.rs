@@ -246,6 +246,14 @@ fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
             assert!(store.load(WINDOW).unwrap().as_ref() == Some(&journal), "seed {seed} step {step}");
         }
         assert!(journal.seq() > 5 && journal.result.is_some(), "seed {seed} closed and executed ledgers");
+        // Nothing is left behind: of the round when its ledger is closed, of inputs that were forgotten.
+        let record = closed(candidate(&journal, vec![], vec![], vec![]));
+        commit(&mut store, &mut journal, vec![record], WINDOW);
+        assert_eq!(["round", "candidate"].map(|table| rows(&store, table)), [0, 0], "seed {seed}");
+        let ledgered: usize =
+            (1..=journal.seq()).map(|seq| store.closed(seq).unwrap().unwrap().candidate.inputs.len()).sum();
+        assert_eq!(rows(&store, "input") as usize, journal.pool.len() + ledgered, "seed {seed}");
+        assert!(rows(&store, "input_key") <= WINDOW as i64 + 1, "seed {seed}");
     }
 }
 
