@@ -382,6 +382,23 @@ fn the_past_can_be_asked_for() {
 }
 
 #[test]
+fn an_input_that_comes_again_after_its_ledger_changes_nothing() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(8));
+    let signed_with = |byte| Input { origin: Origin::User { sig: Sig([byte; 64]) }, ..new_input(&mut Rng(8), 1) };
+    let (input, again) = (signed_with(1), signed_with(2));
+    let id = input.id(&genesis().chain_id());
+    assert_eq!(again.id(&genesis().chain_id()), id);
+    let body = candidate(&journal, vec![id], vec![], vec![]);
+    commit(&mut store, &mut journal, vec![Record::Input(Box::new(input.clone())), closed(body)], 100);
+    let other = new_input(&mut rng, 2);
+    store.commit(&[Record::Input(Box::new(again)).into(), Record::Forget(vec![id]).into()]).unwrap();
+    commit(&mut store, &mut journal, vec![Record::Input(Box::new(other))], 100);
+    assert_eq!(store.input(&id).unwrap(), Some(input));
+    assert!(store.load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
 fn evidence_is_kept_up_to_a_number_against_each_signer() {
     let dir = folder();
     let mut store = new_store(dir.path());

@@ -282,16 +282,17 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        consensus::messages::{Evidence, Get, Message},
+        types::NodeKey,
+    };
 
-    #[tokio::test]
-    async fn a_disk_that_does_not_keep_up_fails_what_is_over_the_bound_and_all_behind_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::start(Store::open(dir.path()).unwrap()).unwrap();
-        // The thread is held up by a read until it is let go.
+    /// Keeps the thread busy with a read until the sender sends.
+    async fn hold(ledger: &Ledger) -> mpsc::Sender<()> {
         let (let_go, held) = mpsc::channel::<()>();
         let (begun, has_begun) = oneshot::channel();
         let reader = ledger.clone();
-        let read = tokio::spawn(async move {
+        tokio::spawn(async move {
             let blocked = move |_: &Store| {
                 let _ = (begun.send(()), held.recv());
                 Ok(())
@@ -299,14 +300,43 @@ mod tests {
             reader.read(blocked).await
         });
         has_begun.await.unwrap();
+        let_go
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_behind_a_commit_that_fails_is_not_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::start(Store::open(dir.path()).unwrap()).unwrap();
+        let held = hold(&ledger).await;
+        // Outputs of a ledger that is not there, and as many batches as share the transaction.
+        let failed = ledger.commit(vec![Write::Outputs { seq: 5, outputs: Vec::new() }]);
+        let joined: Vec<_> = (1..COMMITS_JOINED_MAX).map(|_| ledger.commit(Vec::new())).collect();
+        let evidence = Evidence {
+            signer: NodeKey([1; 32]),
+            first: Box::new(Message::Get(Get::Presence)),
+            second: Box::new(Message::Get(Get::Details(1))),
+        };
+        let behind = ledger.commit(vec![Write::Evidence(Box::new(evidence))]);
+        held.send(()).unwrap();
+        for receiver in [failed].into_iter().chain(joined).chain([behind]) {
+            assert!(matches!(receiver.await.unwrap(), Err(LedgerError::Contradiction { .. })));
+        }
+        assert!(matches!(ledger.stop().await, Err(LedgerError::Contradiction { .. })));
+        assert_eq!(Store::open(dir.path()).unwrap().evidence().unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_keep_up_fails_what_is_over_the_bound_and_all_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::start(Store::open(dir.path()).unwrap()).unwrap();
+        let held = hold(&ledger).await;
         let taken: Vec<_> = (0..COMMITS_WAITING_MAX).map(|_| ledger.commit(Vec::new())).collect();
         assert_eq!(ledger.waiting(), COMMITS_WAITING_MAX);
         for _ in 0..2 {
             let over = ledger.commit(Vec::new()).await.unwrap();
             assert!(matches!(over, Err(LedgerError::Behind(COMMITS_WAITING_MAX))), "{over:?}");
         }
-        let_go.send(()).unwrap();
-        read.await.unwrap().unwrap();
+        held.send(()).unwrap();
         for receiver in taken {
             receiver.await.unwrap().unwrap();
         }
