@@ -19,7 +19,7 @@
 //! - Nothing but `node` reads the wall clock. Nothing but `contract` has `unsafe`.
 //! - Network and consensus run on one thread; hashing, big reads and the database run off it.
 
-//pub mod cli;
+pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod contract;
@@ -27,7 +27,7 @@ pub mod crypto;
 pub mod gateway;
 pub mod ledger;
 pub mod mesh;
-pub mod node;
+//pub mod node;
 pub mod state;
 pub mod types;
 pub mod wire;

@@ -1,1 +1,546 @@
-//! The loop: events from the adapters into the core, effects back, in order.
+//! The loop: events from the adapters into the core, effects back, in order. Owns the clock.
+//!
+//! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
+//! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
+//! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
+//! ledger, `serve` answers peers, `report` tells people.
+
+pub mod control;
+mod exec;
+mod party_line;
+mod report;
+mod serve;
+mod start;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Duration, sleep_until},
+};
+use tracing::{debug, error, info, warn};
+
+use self::{
+    control::{Asked, Control},
+    exec::{ExecError, Executor, Ran},
+    party_line::PartyLine,
+};
+pub use self::{report::Banner, start::NodeError};
+use crate::{
+    config::Config,
+    consensus::{
+        Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
+        header::{ClosedLedger, ExecResult},
+        messages::{Details, Message, Npl, NplEnd, Signable, Signed},
+    },
+    contract::{NplIn, NplOut},
+    crypto::SecretKey,
+    gateway::{ErrorCode, Gateway, GatewayEvent, SessionId},
+    ledger::{Ledger, LedgerError, Write},
+    mesh::{Class, Mesh, MeshEvent},
+    types::{Challenge, Hash, MonoMs, NodeKey, Seq, Status, UserKey, WallMs},
+    wire,
+};
+
+/// Runs whose details and outputs are kept in memory. Older outputs are in the database.
+const RUNS_KEPT: usize = 64;
+/// Messages of peers in a row before users and runs get their turn.
+const FRAMES_A_TURN: usize = 64;
+/// Messages of the party line between a run and this loop.
+const LINE_MAX: usize = 256;
+
+/// A run that ended, and the party line's words on the way.
+#[derive(Debug)]
+enum FromRun {
+    Line(Hash, NplOut),
+    Ran(Box<Result<Ran, ExecError>>),
+    RolledBack(Result<(), ExecError>),
+}
+
+/// What waits for the runner.
+#[derive(Debug)]
+enum Job {
+    Rollback,
+    Run(Box<Execution>),
+}
+
+/// A node that is up.
+pub struct Node {
+    config: Config,
+    secret: SecretKey,
+    core: Consensus,
+    edge: wire::Edge,
+    boot: Hash,
+    started: Instant,
+
+    mesh: Mesh,
+    mesh_events: mpsc::Receiver<MeshEvent>,
+    gateway: Option<Gateway>,
+    gateway_events: mpsc::Receiver<GatewayEvent>,
+    ledger: Ledger,
+    control: Option<Control>,
+    requests: mpsc::Receiver<Asked>,
+    executor: Executor,
+    from_runs_tx: mpsc::Sender<FromRun>,
+    from_runs: mpsc::Receiver<FromRun>,
+
+    effects: VecDeque<Effect>,
+    /// To be written with the next commit.
+    batch: Vec<Write>,
+    /// The commit that the effects wait for.
+    committing: Option<oneshot::Receiver<Result<(), LedgerError>>>,
+    timers: BTreeMap<Timer, MonoMs>,
+    jobs: VecDeque<Job>,
+    running: Option<JoinHandle<()>>,
+    halted_runs: bool,
+
+    line: PartyLine,
+    line_counters: BTreeMap<Hash, u64>,
+    sessions: BTreeMap<(UserKey, Challenge), SessionId>,
+    linked: BTreeSet<NodeKey>,
+    runs: BTreeMap<Seq, Kept>,
+    serving: BTreeMap<NodeKey, usize>,
+    served_tx: mpsc::Sender<NodeKey>,
+    served: mpsc::Receiver<NodeKey>,
+    report: report::Report,
+    _lock: start::Lock,
+}
+
+/// What is remembered of a run.
+#[derive(Debug)]
+struct Kept {
+    details: Details,
+    outputs: Vec<(UserKey, Bytes)>,
+    /// Users who sent something, to be told when the run failed.
+    senders: Vec<UserKey>,
+}
+
+impl Node {
+    /// Runs until `stop` resolves or something breaks that the node cannot do without. Ends what it started.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+        tokio::pin!(stop);
+        let outcome = tokio::select! {
+            biased;
+            () = &mut stop => Ok(()),
+            outcome = self.work() => outcome,
+        };
+        self.stop().await;
+        outcome
+    }
+
+    async fn work(&mut self) -> Result<(), NodeError> {
+        self.handle(Event::Start)?;
+        loop {
+            let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
+            let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                Some(done) = commit_done(&mut self.committing) => self.committed(done)?,
+                Some(event) = self.mesh_events.recv() => {
+                    self.on_mesh(event)?;
+                    for _ in 0..FRAMES_A_TURN {
+                        match self.mesh_events.try_recv() {
+                            Ok(event) => self.on_mesh(event)?,
+                            Err(_) => break,
+                        }
+                    }
+                }
+                Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
+                Some(peer) = self.served.recv() => self.on_served(peer),
+                Some(asked) = self.requests.recv() => self.on_request(asked),
+                () = sleep_until(wake.into()) => self.on_time()?,
+                Some(event) = self.gateway_events.recv() => self.on_user(event).await?,
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+            let _ = running.await;
+        }
+        if let Some(gateway) = self.gateway.take() {
+            gateway.stop().await;
+        }
+        self.mesh.clone().stop().await;
+        // Inputs that came since the last commit go on disk too: they survive a restart.
+        let last = std::mem::take(&mut self.batch);
+        if let Ok(Err(error)) = self.ledger.commit(last).await {
+            error!(error = &error as &dyn std::error::Error, "the last commit failed");
+        }
+        self.executor.stop().await;
+        self.ledger.clone().stop().await;
+        self.control = None;
+    }
+
+    fn now(&self) -> MonoMs {
+        u64::try_from(self.started.elapsed().as_millis()).expect("a process lives less than 500 million years")
+    }
+
+    // ---- Events -------------------------------------------------------------------------------------------------
+
+    fn handle(&mut self, event: Event) -> Result<(), NodeError> {
+        let effects = self.core.on(event, self.now(), wall_ms());
+        self.effects.extend(effects);
+        self.perform()
+    }
+
+    fn on_time(&mut self) -> Result<(), NodeError> {
+        let now = self.now();
+        let due: Vec<Timer> = self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
+        for timer in due {
+            self.timers.remove(&timer);
+            self.handle(Event::Timer(timer))?;
+        }
+        Ok(())
+    }
+
+    fn on_mesh(&mut self, event: MeshEvent) -> Result<(), NodeError> {
+        match event {
+            MeshEvent::LinkUp { peer, .. } => {
+                info!(peer = %peer.short(), "linked");
+                self.linked.insert(peer);
+                self.handle(Event::LinkUp(peer))
+            }
+            MeshEvent::LinkDown { peer, reason } => {
+                info!(peer = %peer.short(), reason, "link lost");
+                self.linked.remove(&peer);
+                self.handle(Event::LinkDown(peer))
+            }
+            MeshEvent::Refused { peer, reason } => {
+                error!(peer = %peer.short(), reason, "no link with this node");
+                self.report.alert(format!("no link with {}: {reason}", peer.short()));
+                Ok(())
+            }
+            MeshEvent::Frame { peer, bytes, .. } => self.on_frame(peer, &bytes),
+        }
+    }
+
+    fn on_frame(&mut self, peer: NodeKey, bytes: &[u8]) -> Result<(), NodeError> {
+        let message: Message = match wire::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                self.report.bad_frame(peer, &error);
+                return Ok(());
+            }
+        };
+        if let Err(error) = self.edge.check(&message, &self.core.scope()) {
+            self.report.bad_frame(peer, &error);
+            return Ok(());
+        }
+        debug!(peer = %peer.short(), kind = message.kind(), seq = message.round_seq(), "heard");
+        match message {
+            // Nobody passes the party line on: what does not come from its signer is not taken.
+            Message::Npl(npl) if npl.from == peer && self.core.unl().binary_search(&peer).is_ok() => {
+                let Npl { ledger_hash, data, .. } = npl.body;
+                self.line.heard(ledger_hash, NplIn::Data { from: peer, data: data.into() });
+                Ok(())
+            }
+            Message::NplEnd(end) if end.from == peer && self.core.unl().binary_search(&peer).is_ok() => {
+                let NplEnd { ledger_hash, frames } = end.body;
+                self.line.heard(ledger_hash, NplIn::End { from: peer, frames });
+                Ok(())
+            }
+            Message::Npl(_) | Message::NplEnd(_) => Ok(()),
+            Message::Details(details) => {
+                self.compare_details(peer, &details);
+                Ok(())
+            }
+            Message::Evidence(evidence) => {
+                self.keep_evidence(evidence);
+                Ok(())
+            }
+            message => self.handle(Event::Message(peer, message)),
+        }
+    }
+
+    async fn on_user(&mut self, event: GatewayEvent) -> Result<(), NodeError> {
+        match event {
+            GatewayEvent::UserUp { user } => self.handle(Event::UserUp(user)),
+            GatewayEvent::UserDown { user } => {
+                self.sessions.retain(|(other, _), _| *other != user);
+                self.handle(Event::UserDown(user))
+            }
+            GatewayEvent::Input { user, session, proof, counter, payload } => {
+                if let Some(why) = self.refuses_raw_inputs() {
+                    if let Some(gateway) = &self.gateway {
+                        gateway.refuse(session, ErrorCode::Refused, why);
+                    }
+                    return Ok(());
+                }
+                self.sessions.insert((user, proof.challenge), session);
+                self.handle(Event::LocalInput(LocalInput {
+                    user,
+                    challenge: proof.challenge,
+                    helo_sig: proof.sig,
+                    nonce: counter,
+                    payload: payload.to_vec(),
+                }))
+            }
+        }
+    }
+
+    fn refuses_raw_inputs(&self) -> Option<&'static str> {
+        if self.config.user.inputs == crate::config::Inputs::Signed {
+            Some("this network takes signed inputs only ([user] inputs = \"signed\")")
+        } else if !self.core.unl().contains(&self.config.key) {
+            Some("this node is an observer, not a member of the UNL, so it cannot vouch for inputs that are not signed")
+        } else {
+            None
+        }
+    }
+
+    fn on_run(&mut self, from_run: FromRun) -> Result<(), NodeError> {
+        match from_run {
+            FromRun::Line(ledger_hash, out) => {
+                self.speak_on_line(ledger_hash, out);
+                Ok(())
+            }
+            FromRun::RolledBack(done) => {
+                self.running = None;
+                done?;
+                self.next_job();
+                Ok(())
+            }
+            FromRun::Ran(ran) => {
+                self.running = None;
+                let ran = (*ran)?;
+                self.line.end(ran.hash);
+                self.line_counters.remove(&ran.hash);
+                self.report.ran(&ran);
+                let seq = ran.result.of_seq;
+                let outputs: Vec<(UserKey, Vec<u8>)> = ran.outputs;
+                self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
+                let kept = self.runs.get_mut(&seq).expect("noted when the run began");
+                kept.details = ran.details;
+                kept.outputs = outputs.into_iter().map(|(user, output)| (user, output.into())).collect();
+                while self.runs.len() > RUNS_KEPT {
+                    self.runs.pop_first();
+                }
+                self.next_job();
+                self.handle(Event::ExecDone(ran.result))
+            }
+        }
+    }
+
+    fn speak_on_line(&mut self, ledger_hash: Hash, out: NplOut) {
+        let message = match out {
+            NplOut::Data(data) => {
+                let counter = self.line_counters.entry(ledger_hash).or_insert(0);
+                let npl = Npl { ledger_hash, counter: *counter, data: data.to_vec() };
+                *counter += 1;
+                Message::Npl(self.sign(npl))
+            }
+            NplOut::End { frames } => Message::NplEnd(self.sign(NplEnd { ledger_hash, frames })),
+        };
+        self.broadcast(&message);
+    }
+
+    fn sign<T: Signable>(&self, body: T) -> Signed<T> {
+        let sig = self.secret.sign(&body.digest(&self.core.scope()).0);
+        Signed { from: self.config.key, body, sig }
+    }
+
+    // ---- Effects ------------------------------------------------------------------------------------------------
+
+    fn committed(&mut self, done: Result<(), LedgerError>) -> Result<(), NodeError> {
+        self.committing = None;
+        done?;
+        self.perform()
+    }
+
+    /// Performs effects in order, up to a `Sync` that has to wait for the disk.
+    fn perform(&mut self) -> Result<(), NodeError> {
+        while self.committing.is_none() {
+            let Some(effect) = self.effects.pop_front() else { break };
+            match effect {
+                Effect::Persist(record) => self.batch.push(Write::Record(record)),
+                Effect::Sync => self.commit(),
+                Effect::Broadcast(message) => self.broadcast(&message),
+                Effect::Send(to, message) => self.send(to, &message),
+                Effect::SetTimer(timer, at) => {
+                    self.timers.insert(timer, at);
+                }
+                Effect::Cancel(timer) => {
+                    self.timers.remove(&timer);
+                }
+                Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
+                Effect::Rollback(_) => self.enqueue(Job::Rollback),
+                Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
+                Effect::Deliver(result) => self.deliver(&result),
+                Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
+                Effect::Split(results) => self.split(&results),
+                Effect::SplitHealed(seq) => {
+                    warn!(seq, "a missing result completed a quorum; going on");
+                    self.report.split_healed();
+                }
+                Effect::Refuse(input, why) => self.refuse(&input, why),
+                Effect::Expired(inputs) => self.expired(&inputs),
+                Effect::Serve(to, query) => self.serve(to, query),
+                Effect::Evidence(evidence) => {
+                    self.broadcast(&Message::Evidence((*evidence).clone()));
+                    self.keep_evidence(*evidence);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One commit covers all that is to be persisted, also behind later `Sync`s.
+    fn commit(&mut self) {
+        let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
+            std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
+        self.effects = rest;
+        self.batch.extend(records.into_iter().map(|effect| match effect {
+            Effect::Persist(record) => Write::Record(record),
+            _ => unreachable!("just parted"),
+        }));
+        if !self.batch.is_empty() {
+            self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
+        }
+    }
+
+    fn broadcast(&mut self, message: &Message) {
+        let bytes = wire::encode(message);
+        let class = class(message, bytes.len());
+        self.mesh.broadcast(class, bytes.into());
+    }
+
+    fn send(&mut self, to: NodeKey, message: &Message) {
+        let bytes = wire::encode(message);
+        if let Err(error) = self.mesh.send(&to, class(message, bytes.len()), bytes.into()) {
+            debug!(peer = %to.short(), kind = message.kind(), %error, "not sent");
+        }
+    }
+
+    fn enqueue(&mut self, job: Job) {
+        if self.halted_runs {
+            return;
+        }
+        self.jobs.push_back(job);
+        self.next_job();
+    }
+
+    fn next_job(&mut self) {
+        if self.running.is_some() {
+            return;
+        }
+        let Some(job) = self.jobs.pop_front() else { return };
+        let executor = self.executor.clone();
+        let done = self.from_runs_tx.clone();
+        self.running = Some(match job {
+            Job::Rollback => tokio::spawn(async move {
+                let rolled_back = executor.rollback().await;
+                let _ = done.send(FromRun::RolledBack(rolled_back)).await;
+            }),
+            Job::Run(execution) => {
+                let (port, mut ends) = exec::party_line();
+                self.line.begin(execution.hash, ends.incoming);
+                let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
+                let details = Details { result: self.placeholder(&execution), leaves: Vec::new(), outputs: Vec::new() };
+                self.runs.insert(execution.header.seq, Kept { details, outputs: Vec::new(), senders });
+                let unl = self.core.unl().to_vec();
+                let hash = execution.hash;
+                tokio::spawn(async move {
+                    let run = executor.run(&execution, &unl, port);
+                    tokio::pin!(run);
+                    let ran = loop {
+                        tokio::select! {
+                            biased;
+                            Some(out) = ends.out.recv() => {
+                                let _ = done.send(FromRun::Line(hash, out)).await;
+                            }
+                            ran = &mut run => break ran,
+                        }
+                    };
+                    while let Ok(out) = ends.out.try_recv() {
+                        let _ = done.send(FromRun::Line(hash, out)).await;
+                    }
+                    let _ = done.send(FromRun::Ran(Box::new(ran))).await;
+                })
+            }
+        });
+    }
+
+    /// Stands for the result of a run under way.
+    fn placeholder(&self, execution: &Execution) -> ExecResult {
+        ExecResult {
+            of_seq: execution.header.seq,
+            of_hash: execution.hash,
+            state_root: Hash::ZERO,
+            outputs_root: Hash::ZERO,
+            status: Status::Ok,
+            unl_req: None,
+        }
+    }
+
+    // ---- Users --------------------------------------------------------------------------------------------------
+
+    fn deliver(&mut self, result: &ExecResult) {
+        self.report.agreed(result);
+        let (Some(gateway), Some(kept)) = (&self.gateway, self.runs.get(&result.of_seq)) else {
+            // Executed before a restart: its sessions ended with that process.
+            return;
+        };
+        if result.status == Status::Ok {
+            for (user, output) in &kept.outputs {
+                gateway.deliver(user, output.clone());
+            }
+        } else {
+            let why = format!(
+                "the contract failed in ledger {} ({}): its outputs are dropped and its state is as before",
+                result.of_seq, result.status
+            );
+            for user in &kept.senders {
+                gateway.tell(user, ErrorCode::ContractFailed, &why);
+            }
+        }
+    }
+
+    fn refuse(&self, input: &LocalRef, why: Refused) {
+        let Some(gateway) = &self.gateway else { return };
+        let Some(session) = self.sessions.get(&(input.user, input.challenge)) else { return };
+        match why {
+            Refused::Busy => gateway.refuse(*session, ErrorCode::Busy, "the node holds as many inputs as it can; send it again later"),
+            Refused::Expired => gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for"),
+            Refused::Ledgered => {}
+        }
+    }
+
+    fn expired(&self, inputs: &[LocalRef]) {
+        let Some(gateway) = &self.gateway else { return };
+        for input in inputs {
+            let why = format!("input {} of this session was not taken into a ledger in time and never will be", input.nonce);
+            gateway.tell(&input.user, ErrorCode::Expired, &why);
+        }
+    }
+
+    fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
+        self.report.closed(ledger, hash, attempt);
+    }
+}
+
+fn class(message: &Message, bytes: usize) -> Class {
+    if wire::is_bulk(message, bytes) { Class::Bulk } else { Class::Vote }
+}
+
+fn wall_ms() -> WallMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Resolves when the commit under way is done; never when there is none.
+async fn commit_done(
+    committing: &mut Option<oneshot::Receiver<Result<(), LedgerError>>>,
+) -> Option<Result<(), LedgerError>> {
+    match committing {
+        None => None,
+        Some(done) => Some(done.await.unwrap_or(Err(LedgerError::Closed))),
+    }
+}

@@ -1,1 +1,202 @@
-//! Peer messages as canonical bytes.
+//! Peer messages as canonical bytes, and the checks a message passes before the core sees it. Pure.
+//!
+//! A message is its borsh encoding, strictly ordered; a decoder encodes again and compares, so that one message has
+//! one form. Source: `docs/protocol.md`, "Frames".
+
+use std::collections::{BTreeSet, VecDeque};
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::{
+    config::SharedConfig,
+    consensus::{
+        INPUT_BYTES_MAX,
+        header::{Genesis, Input, Origin, unl_hash},
+        messages::{Evidence, Message, Scope, Signable, Signed},
+    },
+    crypto,
+    types::{Challenge, Hash, NodeKey, Sig, UserKey},
+};
+
+/// Version of everything on a link. Nodes of different versions do not link.
+pub const PROTOCOL: u16 = 1;
+/// Longest vote-class frame. Longer messages travel as bulk; a longer frame ends the link.
+pub const VOTE_FRAME_BYTES_MAX: usize = 1 << 20;
+/// Longest frame at all: one input of the largest size with what surrounds it.
+pub const FRAME_BYTES_MAX: usize = INPUT_BYTES_MAX + (64 << 10);
+/// Messages longer than this travel beside the votes, on the bulk stream, so that votes need not wait for them.
+pub const BULK_BYTES_MIN: usize = 16 << 10;
+/// Openings of sessions remembered as verified. Past it the oldest is verified again when it comes.
+const HELOS_MAX: usize = 65_536;
+
+/// Bytes that are not the message they should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Not the encoding of a message.
+    #[error("{0} bytes are not a message of this protocol")]
+    Malformed(usize),
+    /// Another form of a message that has one.
+    #[error("a message in another than its canonical form")]
+    NotCanonical,
+}
+
+/// The one encoding of a value.
+pub fn encode<T: BorshSerialize>(value: &T) -> Vec<u8> {
+    borsh::to_vec(value).expect("writing to memory does not fail")
+}
+
+/// Reads a value from exactly these bytes. Refuses every form but the canonical one.
+pub fn decode<T: BorshSerialize + BorshDeserialize>(bytes: &[u8]) -> Result<T, WireError> {
+    let value = T::try_from_slice(bytes).map_err(|_| WireError::Malformed(bytes.len()))?;
+    if encode(&value) == bytes { Ok(value) } else { Err(WireError::NotCanonical) }
+}
+
+/// Whether a message travels on the bulk stream.
+pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
+    // What a vote may wait for must not overtake it, so only what can be asked for again goes aside.
+    matches!(message, Message::Input(_) | Message::Candidate(_) | Message::Details(_)) && encoded_bytes > BULK_BYTES_MIN
+}
+
+/// Why a message was dropped at the edge.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The signature is not its signer's over this content in this chain.
+    #[error("{kind} with a wrong signature of {signer}")]
+    Signature {
+        /// Of message.
+        kind: &'static str,
+        /// Who should have signed.
+        signer: NodeKey,
+    },
+    /// Nobody answers for the input.
+    #[error("an input of {0} that neither it nor a host answers for")]
+    Origin(UserKey),
+}
+
+/// Checks signatures at the edge. Remembers which session openings were verified.
+#[derive(Debug, Default)]
+pub struct Edge {
+    helos: BTreeSet<(UserKey, Challenge, Sig)>,
+    helo_order: VecDeque<(UserKey, Challenge, Sig)>,
+}
+
+impl Edge {
+    /// Checks what a message claims about its signer. Certificates inside it are the core's to check.
+    pub fn check(&mut self, message: &Message, scope: &Scope) -> Result<(), Refused> {
+        let kind = message.kind();
+        match message {
+            Message::Input(input) => return self.check_input(input, &scope.chain_id),
+            Message::Presence(m) => signed(m, scope),
+            Message::Novel(m) => signed(m, scope),
+            Message::Result(m) => signed(m, scope),
+            Message::Overtime(m) => signed(m, scope),
+            Message::Prevote(m) => signed(m, scope),
+            Message::Precommit(m) => signed(m, scope),
+            Message::Advance(m) => signed(&m.vote, scope),
+            Message::Propose(m) => signed(m, scope),
+            Message::Status(m) => signed(m, scope),
+            Message::Npl(m) => signed(m, scope),
+            Message::NplEnd(m) => signed(m, scope),
+            Message::Evidence(evidence) => self.check_evidence(evidence, scope),
+            Message::TcFwd(_) | Message::Closed(_) | Message::Get(_) | Message::Candidate(_) | Message::Details(_) => {
+                Ok(())
+            }
+        }
+        .map_err(|signer| Refused::Signature { kind, signer })
+    }
+
+    /// Whether somebody answers for an input: the user by a signature, or the host of an opened session.
+    pub fn check_input(&mut self, input: &Input, chain_id: &Hash) -> Result<(), Refused> {
+        let id = input.id(chain_id);
+        let valid = match &input.origin {
+            Origin::User { sig } => crypto::verify(&input.user.0, &id.0, sig),
+            Origin::Session { host, challenge, helo_sig, host_sig } => {
+                crypto::verify(&host.0, &Input::host_digest(chain_id, &id).0, host_sig)
+                    && self.is_opened(input.user, *challenge, *helo_sig)
+            }
+        };
+        if valid { Ok(()) } else { Err(Refused::Origin(input.user)) }
+    }
+
+    fn is_opened(&mut self, user: UserKey, challenge: Challenge, sig: Sig) -> bool {
+        let helo = (user, challenge, sig);
+        if self.helos.contains(&helo) {
+            return true;
+        }
+        if !crypto::verify(&user.0, challenge.to_string().as_bytes(), &sig) {
+            return false;
+        }
+        self.helos.insert(helo);
+        self.helo_order.push_back(helo);
+        if self.helo_order.len() > HELOS_MAX
+            && let Some(oldest) = self.helo_order.pop_front()
+        {
+            self.helos.remove(&oldest);
+        }
+        true
+    }
+
+    fn check_evidence(&mut self, evidence: &Evidence, scope: &Scope) -> Result<(), NodeKey> {
+        let signed = |bytes: &[u8], edge: &mut Edge| -> Option<_> {
+            let message: Message = decode(bytes).ok()?;
+            // Messages without a slot, evidence among them, prove nothing.
+            let slot = message.slot()?;
+            edge.check(&message, scope).is_ok().then_some(slot)
+        };
+        let slots = (signed(&evidence.first, self), signed(&evidence.second, self));
+        match slots {
+            (Some(first), Some(second))
+                if first == second && first.0 == evidence.signer && evidence.first != evidence.second =>
+            {
+                Ok(())
+            }
+            _ => Err(evidence.signer),
+        }
+    }
+}
+
+fn signed<T: Signable>(signed: &Signed<T>, scope: &Scope) -> Result<(), NodeKey> {
+    if crypto::verify(&signed.from.0, &signed.body.digest(scope).0, &signed.sig) { Ok(()) } else { Err(signed.from) }
+}
+
+/// What two nodes tell each other before anything else: whether they are of one chain.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`].
+    pub protocol: u16,
+    /// Drawn at each start: two processes with one key have two of them.
+    pub boot: Hash,
+    /// Ledger 0.
+    pub genesis: Genesis,
+    /// The shared part of the configuration, behind `genesis.cfg_hash`.
+    pub shared: SharedConfig,
+}
+
+impl Hello {
+    /// Why two nodes are not of one chain: the field and both values, as this side sees it. `Ok` if they are.
+    pub fn check(&self, theirs: &Hello) -> Result<(), String> {
+        let differs = |field: &str, mine: String, theirs: String| {
+            if mine == theirs { Ok(()) } else { Err(format!("{field} differs: {mine} here, {theirs} there")) }
+        };
+        let (ours, other) = (&self.genesis, &theirs.genesis);
+        differs("the protocol version", self.protocol.to_string(), theirs.protocol.to_string())?;
+        differs("the contract id", ours.contract_id.to_string(), other.contract_id.to_string())?;
+        differs("the genesis time", ours.time_ms.to_string(), other.time_ms.to_string())?;
+        if let Some((key, mine, theirs)) = self.shared.first_difference(&theirs.shared) {
+            return Err(format!("{key} differs: {mine} here, {theirs} there"));
+        }
+        if ours.unl != other.unl {
+            let list = |unl: &[NodeKey]| unl.iter().map(NodeKey::short).collect::<Vec<_>>().join(" ");
+            return Err(format!("the genesis UNL differs: {} here, {} there", list(&ours.unl), list(&other.unl)));
+        }
+        differs("the state before the first run", ours.state_root.to_string(), other.state_root.to_string())?;
+        differs("the genesis version", ours.ver.to_string(), other.ver.to_string())?;
+        differs("the hash of the shared settings", ours.cfg_hash.to_string(), other.cfg_hash.to_string())?;
+        differs("the chain id", ours.chain_id().to_string(), other.chain_id().to_string())
+    }
+
+    /// Hash of the UNL in it.
+    pub fn unl_hash(&self) -> Hash {
+        unl_hash(&self.genesis.unl)
+    }
+}

@@ -319,15 +319,15 @@ pub struct Details {
     pub outputs: Vec<(UserKey, Hash)>,
 }
 
-/// Two different messages of one signer in one slot.
+/// Two different messages of one signer in one slot. Encoded, so that evidence cannot nest evidence.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Evidence {
     /// Who signed both.
     pub signer: NodeKey,
-    /// The one that counts.
-    pub first: Box<Message>,
+    /// The message that counts.
+    pub first: Vec<u8>,
     /// The one that came later.
-    pub second: Box<Message>,
+    pub second: Vec<u8>,
 }
 
 /// Everything that travels between nodes after the hello.
@@ -394,6 +394,21 @@ impl Message {
             Message::Details(_) => "DETAILS",
             Message::Evidence(_) => "EVIDENCE",
         }
+    }
+
+    /// Who signed, which kind, ledger and attempt: two different messages in one slot are evidence. `None` for
+    /// messages that may be repeated with other content.
+    pub fn slot(&self) -> Option<(NodeKey, &'static str, Seq, Attempt)> {
+        let signer = match self {
+            Message::Novel(m) => m.from,
+            Message::Result(m) => m.from,
+            Message::Prevote(m) => m.from,
+            Message::Precommit(m) => m.from,
+            Message::Advance(m) => m.vote.from,
+            Message::Propose(m) => m.from,
+            _ => return None,
+        };
+        Some((signer, self.kind(), self.round_seq()?, self.round_attempt()))
     }
 
     /// The ledger a message of the round is about; `None` for what belongs to no round.

@@ -374,7 +374,8 @@ impl Consensus {
     }
 
     fn evidence(&mut self, signer: NodeKey, first: Message, second: Message) {
-        let evidence = Evidence { signer, first: Box::new(first), second: Box::new(second) };
+        let encode = |message: &Message| borsh::to_vec(message).expect("writing to memory does not fail");
+        let evidence = Evidence { signer, first: encode(&first), second: encode(&second) };
         self.effects.push(Effect::Evidence(Box::new(evidence)));
     }
 }

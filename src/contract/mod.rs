@@ -1,1 +1,131 @@
-//! Runs the contract: launcher, pipes, limits, fdlist, NPL.
+//! Runs the contract, once per closed ledger: launcher, pipes, limits, fdlist, NPL.
+//!
+//! [`Launcher`] is the handle. [`Launcher::run`] gives a contract its ledger and comes back when every process it
+//! started is gone, with what it wrote to its users. Knows nothing of votes: which status counts is the node's matter.
+//!
+//! In reading order: [`fdlist`] and [`npl`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
+//! `supervisor.rs` (the handle), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
+//! `spawn.rs` (system calls), `limits.rs`, `log.rs`.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::types::{Auth, NodeKey, Status, UserKey};
+
+mod control;
+pub mod fdlist;
+mod launcher;
+mod limits;
+mod log;
+pub mod npl;
+mod pipes;
+mod run;
+mod sinks;
+mod spawn;
+mod supervisor;
+
+pub use launcher::{LAUNCHER_ARG, launcher_main};
+pub use limits::{Limits, raise_nofile_limit};
+pub use supervisor::{LaunchError, Launcher};
+
+/// All that one run needs.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// What is executed, without shell or search; a relative path counts from `dir`.
+    pub binary: PathBuf,
+    /// Arguments after the binary.
+    pub args: Vec<String>,
+    /// The contract folder, absolute: the working directory, and `HOME`.
+    pub dir: PathBuf,
+    /// Environment besides PATH, HOME, TZ and LANG, which it may replace.
+    pub env: Vec<(String, String)>,
+    /// What the run may use.
+    pub limits: Limits,
+    /// What the contract is told.
+    pub facts: fdlist::Facts,
+    /// Every user of the ledger, each once.
+    pub users: Vec<UserInput>,
+    /// Folder for `stdout.log` and `stderr.log`; made when something is written.
+    pub log_dir: PathBuf,
+    /// How long after its begin the run may still get messages of peers.
+    pub npl_window: Duration,
+}
+
+/// One user of the ledger.
+#[derive(Debug, Clone)]
+pub struct UserInput {
+    /// Who.
+    pub key: UserKey,
+    /// How the inputs were authenticated.
+    pub auth: Auth,
+    /// The inputs in agreed order; the contract reads them joined. None: the user is there and has said nothing.
+    pub inputs: Vec<Bytes>,
+}
+
+/// What a run came to. No process of it is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunReport {
+    /// How it ended.
+    pub end: End,
+    /// What each user gets, without users who get nothing. Empty unless the end is `Status(Ok)`.
+    pub outputs: BTreeMap<UserKey, Vec<u8>>,
+    /// From the call of `run` to the end of the last process.
+    pub elapsed: Duration,
+    /// Messages the contract wrote to the party line.
+    pub npl_frames: u64,
+    /// Processes that outlived the main process and were killed.
+    pub left_over: u32,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, by a signal, or over a limit that all nodes measure alike.
+    Status(Status),
+    /// Not within [`Limits::wall`]: killed. Machines differ in speed, so the nodes have to agree on what that means.
+    Overtime,
+}
+
+/// The run's connection to its peers' runs of the same ledger.
+#[derive(Debug)]
+pub struct NplPort {
+    /// What this node's contract writes. When it is full the contract's next write waits; when it is closed the
+    /// messages go to this node's contract alone.
+    pub out: mpsc::Sender<NplOut>,
+    /// What the peers' contracts wrote. Closed by the run as soon as nothing more will be shown to the contract, so
+    /// a failed send means "too late", no fault.
+    pub incoming: mpsc::Receiver<NplIn>,
+}
+
+/// From this node's contract to the peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NplOut {
+    /// One message, at most [`npl::NPL_MESSAGE_BYTES_MAX`] bytes, never empty.
+    Data(Bytes),
+    /// The contract has closed its end, or ended; comes exactly once, last.
+    End {
+        /// Messages before it.
+        frames: u64,
+    },
+}
+
+/// From a peer's contract to this node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NplIn {
+    /// One message.
+    Data {
+        /// The authenticated sender.
+        from: NodeKey,
+        /// What it wrote.
+        data: Bytes,
+    },
+    /// The peer's [`NplOut::End`].
+    End {
+        /// The authenticated sender.
+        from: NodeKey,
+        /// Messages the peer sent in all.
+        frames: u64,
+    },
+}

@@ -1,1 +1,426 @@
-//! Users' websockets: handshake, limits, raw mode.
+//! Users' websockets: handshake, limits, raw mode. Holds no votes and knows nothing of ledgers.
+//!
+//! One task accepts, one task serves each connection, and [`Gateway`] is the handle the node delivers through.
+//! What users do arrives at the node as [`GatewayEvent`]s on one bounded channel. When it is full the connections
+//! wait and read no more, so that a busy node is felt as TCP backpressure and no input is dropped silently.
+
+mod handshake;
+mod limits;
+mod outbox;
+mod reply;
+mod session;
+mod socket;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep, timeout},
+};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tracing::{debug, error, info, warn};
+
+pub use self::{
+    handshake::{HELO_BYTES_MAX, Helo, HeloError, HeloProof, Mode, challenge_message, parse_helo},
+    reply::{ErrorCode, error_frame},
+};
+use self::{
+    limits::{Connections, Full, MessageRate},
+    outbox::Outbox,
+    socket::Unfinished,
+};
+use crate::types::{MonoMs, UserKey};
+
+/// Room of the channel given to [`Gateway::start`]. Past it connections wait for the node and read nothing.
+/// An event holds one message at most, so that this many times `pubmaxsize` is the most the channel can hold.
+pub const EVENTS_MAX: usize = 256;
+
+/// Connections over the limit that are told so at the same time. Past it they are dropped without a word.
+const REFUSALS_MAX: usize = 64;
+
+/// Time for a refused connection to take its answer.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+
+/// Bytes of a refused connection's request that are read. More are cut off.
+const REFUSED_BYTES_MAX: u64 = 16 << 10;
+
+/// Pause after the operating system refused to accept, usually for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Shortest time between two log lines about connections refused for want of room.
+const FULL_LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// Time for all connections to say goodbye. Those that have not by then are cut.
+const STOP_TIME: Duration = Duration::from_millis(700);
+
+/// What the gateway is allowed.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Address and port to listen on, and no other (`ip`, `pubport`). Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Bytes of one message (`pubmaxsize`). A longer one is refused with `too_large`.
+    pub message_bytes_max: usize,
+    /// Messages a minute and user (`pubmaxcpm`). One over the rate is refused with `rate`.
+    pub messages_per_minute: Option<u32>,
+    /// Connections in all (`[user] connections_max`). One more gets HTTP status 503.
+    pub connections_max: usize,
+    /// Connections from one address (`[user] per_address`). One more gets HTTP status 503.
+    pub per_address_max: usize,
+    /// Bytes that wait for one session to read them (`[user] queue_kb`). A session that lets more pile up is
+    /// dropped with `slow`; one frame alone may be longer.
+    pub queue_bytes_max: usize,
+    /// Time from the TCP connection to an accepted helo.
+    pub handshake_timeout: Duration,
+    /// Time between pings. A connection without a sign of life after two of them is dropped.
+    pub ping_every: Duration,
+}
+
+impl GatewayConfig {
+    /// The defaults of `hp.cfg` for one address.
+    pub fn new(listen: SocketAddr) -> GatewayConfig {
+        GatewayConfig {
+            listen,
+            message_bytes_max: 1 << 20,
+            messages_per_minute: None,
+            connections_max: 16_384,
+            per_address_max: 1_024,
+            queue_bytes_max: 1 << 20,
+            handshake_timeout: Duration::from_secs(5),
+            ping_every: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Somebody else listens there.
+    #[error("user port {address} is taken by another program")]
+    PortTaken {
+        /// The address in question.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Any other reason.
+    #[error("cannot listen for users on {address}")]
+    Listen {
+        /// The address in question.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// One open session. Unique for the life of the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// What users do. For one user `UserUp` comes first, then inputs in the order of each session, then `UserDown`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GatewayEvent {
+    /// The first session of this key here is open.
+    UserUp {
+        /// The key.
+        user: UserKey,
+    },
+    /// The last session of this key here is gone; all of its inputs came before.
+    UserDown {
+        /// The key.
+        user: UserKey,
+    },
+    /// One message within the limits.
+    Input {
+        /// Who sent it.
+        user: UserKey,
+        /// Through which session.
+        session: SessionId,
+        /// How that session proved to be the user's.
+        proof: HeloProof,
+        /// Number of the input in its session, from 0.
+        counter: u64,
+        /// The message, unaltered.
+        payload: Bytes,
+    },
+}
+
+/// The handle of a running gateway. Dropping it cuts every connection; `stop` closes them in order.
+#[derive(Debug)]
+pub struct Gateway {
+    local_addr: SocketAddr,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<()>,
+}
+
+impl Gateway {
+    /// Listens on `config.listen` and serves users from now on. `events` should have room for [`EVENTS_MAX`].
+    ///
+    /// Errors name the address; `PortTaken` when somebody else listens there.
+    pub async fn start(config: GatewayConfig, events: mpsc::Sender<GatewayEvent>) -> Result<Gateway, GatewayError> {
+        let address = config.listen;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => GatewayError::PortTaken { address, source },
+            _ => GatewayError::Listen { address, source },
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        let (stop, stopping) = watch::channel(false);
+        let started = Instant::now();
+        let shared = Arc::new(Shared {
+            registry: Mutex::new(Registry {
+                connections: Connections::new(config.connections_max, config.per_address_max),
+                rate: config.messages_per_minute.map(|per_minute| MessageRate::new(per_minute, 0)),
+                sessions: HashMap::new(),
+                users: HashMap::new(),
+                next_session: 0,
+            }),
+            unfinished: Arc::default(),
+            config,
+            events,
+            stopping,
+            started,
+        });
+        info!(%local_addr, "listening for users");
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        Ok(Gateway { local_addr, shared, stop, accepting })
+    }
+
+    /// Where it listens; the port is the real one.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Sends `output` to every live session of `user`: one frame, text when it is valid UTF-8, else binary.
+    /// Nothing happens when the user has no session here.
+    pub fn deliver(&self, user: &UserKey, output: Bytes) {
+        let registry = self.shared.lock();
+        if let Some(sessions) = registry.users.get(user) {
+            let message = match Utf8Bytes::try_from(output.clone()) {
+                Ok(text) => Message::Text(text),
+                Err(_) => Message::Binary(output),
+            };
+            sessions.values().for_each(|outbox| outbox.push(message.clone()));
+        }
+    }
+
+    /// Sends `{"type":"error","code":...,"message":...}` to every live session of `user`.
+    pub fn tell(&self, user: &UserKey, code: ErrorCode, message: &str) {
+        let registry = self.shared.lock();
+        if let Some(sessions) = registry.users.get(user) {
+            let message = Message::text(error_frame(code, message));
+            sessions.values().for_each(|outbox| outbox.push(message.clone()));
+        }
+    }
+
+    /// Tells one session that the node did not take its input. Nothing happens when the session is over.
+    pub fn refuse(&self, session: SessionId, code: ErrorCode, message: &str) {
+        if let Some(outbox) = self.shared.lock().sessions.get(&session) {
+            outbox.push(Message::text(error_frame(code, message)));
+        }
+    }
+
+    /// Keys with at least one open session.
+    pub fn users(&self) -> usize {
+        self.shared.lock().users.len()
+    }
+
+    /// Connections, those still in their handshake included.
+    pub fn connections(&self) -> usize {
+        self.shared.lock().connections.total()
+    }
+
+    /// Accepts no more, closes every connection with a close frame, and returns within a second.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Err(error) = (&mut self.accepting).await {
+            error!(%error, "the task that accepts users broke");
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// What all connections of one gateway share.
+#[derive(Debug)]
+struct Shared {
+    config: GatewayConfig,
+    events: mpsc::Sender<GatewayEvent>,
+    registry: Mutex<Registry>,
+    unfinished: Arc<Unfinished>,
+    stopping: watch::Receiver<bool>,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Registry {
+    connections: Connections,
+    rate: Option<MessageRate>,
+    users: HashMap<UserKey, BTreeMap<SessionId, Arc<Outbox>>>,
+    sessions: HashMap<SessionId, Arc<Outbox>>,
+    next_session: u64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().expect("nothing panics while the registry is locked")
+    }
+
+    /// Returns when the gateway stops.
+    async fn stopped(&self) {
+        // An error means that the handle is gone, which is a stop as well.
+        let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
+    }
+
+    fn rate_allows(&self, user: &UserKey) -> bool {
+        let now = MonoMs::try_from(self.started.elapsed().as_millis()).unwrap_or(MonoMs::MAX);
+        self.lock().rate.as_mut().is_none_or(|rate| rate.allow(user, now))
+    }
+
+    /// Registers a session. `None` when nobody takes events any more.
+    ///
+    /// Room for the event is awaited first, so that the table changes and the event is queued in one step: two
+    /// sessions of a user can never have their `UserUp` and `UserDown` in the wrong order.
+    async fn enter(&self, user: UserKey, outbox: Arc<Outbox>) -> Option<SessionId> {
+        let room = self.events.reserve().await.ok()?;
+        let mut registry = self.lock();
+        let id = SessionId(registry.next_session);
+        registry.next_session += 1;
+        registry.sessions.insert(id, outbox.clone());
+        let sessions = registry.users.entry(user).or_default();
+        sessions.insert(id, outbox);
+        if sessions.len() == 1 {
+            room.send(GatewayEvent::UserUp { user });
+        }
+        Some(id)
+    }
+
+    /// Unregisters a session.
+    async fn leave(&self, user: UserKey, id: SessionId) {
+        let room = self.events.reserve().await;
+        let mut registry = self.lock();
+        registry.sessions.remove(&id);
+        let sessions = registry.users.get_mut(&user).expect("a session in the table has its user there");
+        sessions.remove(&id);
+        if sessions.is_empty() {
+            registry.users.remove(&user);
+            if let Ok(room) = room {
+                room.send(GatewayEvent::UserDown { user });
+            }
+        }
+    }
+}
+
+/// One counted connection; uncounted when dropped.
+struct Slot {
+    shared: Arc<Shared>,
+    address: IpAddr,
+}
+
+impl Slot {
+    fn take(shared: &Arc<Shared>, address: IpAddr) -> Result<Slot, Full> {
+        shared.lock().connections.open(address)?;
+        Ok(Slot { shared: shared.clone(), address })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shared.lock().connections.close(self.address);
+    }
+}
+
+/// Accepts connections until the gateway stops, then waits for those that are open.
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut tasks = JoinSet::new();
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let mut full_logged: Option<Instant> = None;
+    let mut stopped = pin!(shared.stopped());
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stopped => break,
+            Some(ended) = tasks.join_next() => log_ended(ended),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => match Slot::take(&shared, peer.ip()) {
+                    Ok(slot) => {
+                        tasks.spawn(async move {
+                            // Outputs are whole frames; waiting to fill a segment only delays them.
+                            if let Err(error) = stream.set_nodelay(true) {
+                                return debug!(%peer, %error, "connection lost at once");
+                            }
+                            session::serve(stream, &slot.shared).await;
+                        });
+                    }
+                    Err(full) => {
+                        if full_logged.is_none_or(|at| at.elapsed() >= FULL_LOG_PAUSE) {
+                            full_logged = Some(Instant::now());
+                            warn!(%peer, %full, "user refused");
+                        }
+                        if let Ok(permit) = refusals.clone().try_acquire_owned() {
+                            tasks.spawn(async move {
+                                refuse_connection(stream, full).await;
+                                drop(permit);
+                            });
+                        }
+                    }
+                },
+                Err(error) => {
+                    warn!(%error, "cannot accept a user");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let all_ended = async {
+        while let Some(ended) = tasks.join_next().await {
+            log_ended(ended);
+        }
+    };
+    if timeout(STOP_TIME, all_ended).await.is_err() {
+        debug!("connections cut that did not close in time");
+    }
+}
+
+fn log_ended(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "the task of a connection broke");
+    }
+}
+
+/// Answers a connection there is no room for, before any work is put into it.
+async fn refuse_connection(mut stream: TcpStream, full: Full) {
+    let body = error_frame(ErrorCode::Busy, &full.to_string());
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let said = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Dropped with unread bytes the connection would be reset, and the answer lost with it.
+        tokio::io::copy(&mut stream.take(REFUSED_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    // However it ends, the connection is over.
+    let _ = timeout(REFUSAL_TIME, said).await;
+}
+
+#[cfg(test)]
+mod tests;

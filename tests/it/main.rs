@@ -1,1 +1,4 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
+
+mod cli;
+mod contract;

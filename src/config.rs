@@ -1,1 +1,0 @@
-//! Text of `cfg/hp.cfg` -> a `Config` whose every value is already valid.

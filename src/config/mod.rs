@@ -1,0 +1,452 @@
+//! Text of `cfg/hp.cfg` -> a [`Config`] whose every value is already valid.
+//!
+//! Pure, but for the `load` functions, which read the files and check their modes. The order below is that of
+//! `cfg/hp.cfg`, the documented example, which `hp new` fills in. The prototype's JSON has the same keys.
+//!
+//! In here: `tree` reads both notations, `table` gives typed values and errors of one table, `read` makes the
+//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place.
+
+mod edit;
+mod quorum;
+mod read;
+mod shared;
+mod table;
+mod tree;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    io::Read as _,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use self::read::{Keys, parse};
+pub use self::{
+    edit::{Document, quoted, rekeyed},
+    quorum::{Tolerance, quorum},
+    shared::{SharedConfig, caps},
+    tree::Format,
+};
+use crate::{
+    crypto::{SecretKey, SecretKeyError},
+    types::{Hash, NodeKey, WallMs},
+};
+
+/// The documented example, and the text that `hp new` fills in.
+pub const EXAMPLE: &str = include_str!("../../cfg/hp.cfg");
+
+/// Seed of the key in [`EXAMPLE`]. Everybody knows it, so [`Config::load`] refuses it.
+const EXAMPLE_SEED: [u8; 32] = [0; 32];
+
+/// Bytes of `hp.cfg` or of a key file. A longer file is an error, and is not read further.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Members of a UNL. A longer `unl` is an error.
+pub const UNL_MAX: usize = 128;
+
+/// Addresses in `peers`. A longer list is an error.
+pub const PEERS_MAX: usize = 1_024;
+
+/// Arguments in `binargs`. A longer list is an error.
+pub const ARGS_MAX: usize = 16_384;
+
+/// Variables in `contract.env`. More are an error.
+pub const ENV_MAX: usize = 1_024;
+
+/// The lowest threshold with which two quorums of any UNL share an honest node.
+pub const THRESHOLD_MIN: u64 = 67;
+
+/// Bytes to which `pubmaxsize` may be raised.
+pub const PUBMAXSIZE_MAX: u64 = 4 << 20;
+
+/// The configuration of one node. Every value is within its limits; paths are resolved against [`Config::dir`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The contract folder.
+    pub dir: PathBuf,
+    /// The file that was read, for messages.
+    pub file: PathBuf,
+    /// How that file is written.
+    pub format: Format,
+    /// This node's public key.
+    pub key: NodeKey,
+    /// This node's secret key.
+    pub secret: SecretKey,
+    /// Where the secret key is, if not in `hp.cfg` itself.
+    pub seckey_file: Option<PathBuf>,
+    /// The executable.
+    pub binary: PathBuf,
+    /// What the executable gets: `binary` as it is written in the file, then `binargs`. Never empty.
+    pub argv: Vec<String>,
+    /// Addresses of other nodes.
+    pub peers: Vec<SocketAddr>,
+    /// Keys of the nodes that decide together: sorted, 1 to [`UNL_MAX`], each once.
+    pub unl: Vec<NodeKey>,
+    /// Address of both ports.
+    pub ip: IpAddr,
+    /// Port for nodes; 0: any free one.
+    pub peerport: u16,
+    /// Milliseconds between ledgers while idle.
+    pub roundtime_ms: u64,
+    /// Port for users; 0: any free one. `None`: no users.
+    pub pubport: Option<u16>,
+    /// Bytes of one input.
+    pub pubmaxsize: u64,
+    /// Inputs a minute of one connection. `None`: no limit.
+    pub pubmaxcpm: Option<u32>,
+    /// `[consensus]`.
+    pub consensus: Consensus,
+    /// `[contract]`.
+    pub contract: Contract,
+    /// `[user]`.
+    pub user: User,
+    /// `[mesh]`.
+    pub mesh: Mesh,
+    /// `[log]`.
+    pub log: Log,
+}
+
+/// `[consensus]`: when and with how many votes a ledger closes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consensus {
+    /// Percent of the UNL, [`THRESHOLD_MIN`] to 100.
+    pub threshold: u64,
+    /// Whether an input closes a ledger before `roundtime` is over.
+    pub eager: bool,
+    /// Least time between ledgers.
+    pub min_round_ms: u64,
+    /// Wait for slower proposals.
+    pub grace_ms: u64,
+    /// First time limit of one attempt.
+    pub attempt_ms: u64,
+    /// Resolution of ledger time.
+    pub time_res_ms: u64,
+    /// Ledgers an input may wait, and within which it is taken once.
+    pub input_window: u64,
+}
+
+/// `[contract]`: which contract, and what one run of it may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contract {
+    /// Name of the contract. Of a legacy file: H("hp/legacy/1", sorted UNL).
+    pub id: Hash,
+    /// When the chain begins. 0 in a legacy file.
+    pub genesis_time_ms: WallMs,
+    /// Environment of the executable, beside what is always there.
+    pub env: BTreeMap<String, String>,
+    /// Wall time.
+    pub time_limit_ms: u64,
+    /// Processor time in seconds. `None`: no limit.
+    pub cpu_s: Option<u64>,
+    /// Memory. `None`: no limit.
+    pub memory_bytes: Option<u64>,
+    /// Open files, beside two a user.
+    pub files: u64,
+    /// Processes.
+    pub processes: u64,
+    /// Size of one file.
+    pub file_bytes: u64,
+    /// Output to all users.
+    pub output_bytes: u64,
+    /// Output to one user; not over `output_bytes`.
+    pub output_user_bytes: u64,
+    /// What is kept of stdout and stderr.
+    pub log_bytes: u64,
+    /// When the party line ends at the latest, from the start of the run.
+    pub npl_window_ms: u64,
+}
+
+/// `[user]`: what users may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Which inputs are taken.
+    pub inputs: Inputs,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Connections at a time from one address.
+    pub per_address: usize,
+    /// Output waiting for one user.
+    pub queue_bytes: usize,
+}
+
+/// Which inputs are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Inputs {
+    /// Signed ones, and raw ones of a session.
+    Any,
+    /// Only those that carry the user's signature.
+    Signed,
+}
+
+/// `[mesh]`: links to other nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// Who may connect.
+    pub admit: Admit,
+    /// Links at a time.
+    pub max_connections: usize,
+}
+
+/// Which nodes may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admit {
+    /// Any node of this contract.
+    Open,
+    /// Members of the UNL.
+    Unl,
+}
+
+/// `[log]`: what goes to stderr.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// The least important events that are logged.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// Importance of a log event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// The operator must act.
+    Error,
+    /// A peer, user or contract misbehaved.
+    Warn,
+    /// One line a ledger.
+    Info,
+    /// One line a message.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Why there is no configuration. Names file, key and value; never shows a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no `cfg/hp.cfg`.
+    #[error("{} is not a contract folder: it has no cfg/hp.cfg (`hp new {}` makes one)", dir.display(), dir.display())]
+    NoFile {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Something else than a file, or a file too long, or not UTF-8.
+    #[error("{}: {what}", path.display())]
+    NotText {
+        /// Which file.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+    },
+    /// Others may read the secret key.
+    #[error("{0}: mode is {mode:04o}, but the file holds a secret key: expected 0600 or 0400 (chmod 600 {0})", path.display())]
+    Mode {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Neither TOML nor JSON.
+    #[error("{}:{line}:{column}: {message}", file.display())]
+    Syntax {
+        /// Which file.
+        file: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A key that is missing, unknown or has a wrong value.
+    #[error("{}{}: {key}: {problem}", file.display(), Line(*line))]
+    Key {
+        /// Which file.
+        file: PathBuf,
+        /// Line of the key, from 1, if it is known.
+        line: Option<usize>,
+        /// The key with its table, as in `consensus.threshold`.
+        key: String,
+        /// What is wrong.
+        problem: Problem,
+    },
+    /// The file could not be changed in place.
+    #[error("{}: cannot change {key} in place; change the file by hand", file.display())]
+    Edit {
+        /// Which file.
+        file: PathBuf,
+        /// The key with its table.
+        key: String,
+    },
+}
+
+/// What is wrong with a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// It must be there.
+    #[error("is missing{0}")]
+    Missing(&'static str),
+    /// No such key.
+    #[error("unknown key; {0}")]
+    Unknown(String),
+    /// A key of a later version.
+    #[error("not supported by this version")]
+    NotYet,
+    /// Another kind of value.
+    #[error("expected {expected}, got {got}")]
+    Expected {
+        /// What may stand here.
+        expected: String,
+        /// What stands here.
+        got: String,
+    },
+    /// It does not fit another key.
+    #[error("{0}")]
+    Conflict(String),
+    /// The file that it names cannot be used.
+    #[error("{0}")]
+    KeyFile(String),
+    /// A wrong secret key.
+    #[error(transparent)]
+    Secret(#[from] SecretKeyError),
+}
+
+struct Line(Option<usize>);
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |line| write!(f, ":{line}"))
+    }
+}
+
+impl fmt::Display for Inputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Inputs::Any => "any",
+            Inputs::Signed => "signed",
+        })
+    }
+}
+
+impl Config {
+    /// Path of the configuration in a contract folder.
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join("cfg/hp.cfg")
+    }
+
+    /// Reads `dir`/cfg/hp.cfg, and the key file it names. Blocks; for use before the runtime starts.
+    ///
+    /// Refuses files that others may read while they hold a secret key, and the published example's key.
+    pub fn load(dir: &Path) -> Result<Config, ConfigError> {
+        let (_, config) = Config::load_text(dir)?;
+        if config.secret.seed() == EXAMPLE_SEED {
+            let problem = "this is the published example's key, which everybody knows; `hp rekey` draws a new one";
+            let (file, key) = (config.file, "seckey".to_owned());
+            return Err(ConfigError::Key { file, line: None, key, problem: Problem::Conflict(problem.to_owned()) });
+        }
+        Ok(config)
+    }
+
+    /// As [`Config::load`], with the text, and for the example's key too: for `hp rekey`.
+    pub fn load_text(dir: &Path) -> Result<(String, Config), ConfigError> {
+        let file = Config::path(dir);
+        let (text, mode) = match read_file(&file) {
+            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(ConfigError::NoFile { dir: dir.to_owned() });
+            }
+            other => other?,
+        };
+        let config = Config::parse(&text, &file, dir, &|key_file| {
+            let (text, mode) = read_file(key_file)?;
+            check_mode(key_file, mode)?;
+            Ok(text)
+        })?;
+        if config.seckey_file.is_none() {
+            check_mode(&file, mode)?;
+        }
+        Ok((text, config))
+    }
+
+    /// Reads another node's configuration for its network: its secret key is neither read nor needed, and `secret` is
+    /// the published example's. `key` is that node's, or the example's where the file has none.
+    pub fn load_of_another(file: &Path) -> Result<Config, ConfigError> {
+        let (text, _) = read_file(file)?;
+        parse(&text, file, Path::new(""), &Keys::OfAnother)
+    }
+
+    /// Reads the text of a configuration. Pure: `read_key_file` is called with the resolved `seckey_file`, if any.
+    ///
+    /// `file` is the name for errors, `dir` the contract folder.
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        dir: &Path,
+        read_key_file: &dyn Fn(&Path) -> Result<String, ConfigError>,
+    ) -> Result<Config, ConfigError> {
+        parse(text, file, dir, &Keys::Own(read_key_file))
+    }
+
+    /// Whether this node is in the UNL of the file. One that is not observes.
+    pub fn is_member(&self) -> bool {
+        self.unl.binary_search(&self.key).is_ok()
+    }
+
+    /// Nodes that must vote alike.
+    pub fn quorum(&self) -> usize {
+        self.tolerance().quorum()
+    }
+
+    /// What this UNL with this threshold survives; prints as the line for the operator.
+    pub fn tolerance(&self) -> Tolerance {
+        Tolerance { n: self.unl.len(), threshold: self.consensus.threshold }
+    }
+}
+
+fn read_file(path: &Path) -> Result<(String, u32), ConfigError> {
+    let read_error = |source| ConfigError::Read { path: path.to_owned(), source };
+    let not_text = |what: String| ConfigError::NotText { path: path.to_owned(), what };
+    // Asked before opening, because opening a fifo waits for a writer.
+    if !fs::metadata(path).map_err(read_error)?.is_file() {
+        return Err(not_text("not a file".to_owned()));
+    }
+    let file = fs::File::open(path).map_err(read_error)?;
+    let mode = file.metadata().map_err(read_error)?.permissions().mode() & 0o7777;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(not_text(format!("longer than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| not_text(format!("not UTF-8 text at byte {}", error.utf8_error().valid_up_to())))?;
+    Ok((text, mode))
+}
+
+fn check_mode(path: &Path, mode: u32) -> Result<(), ConfigError> {
+    match mode {
+        0o600 | 0o400 => Ok(()),
+        _ => Err(ConfigError::Mode { path: path.to_owned(), mode }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! The values that must be alike on every node and stay for the life of a chain, and their hash.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use super::{Config, Inputs};
+use crate::types::Hash;
+
+/// Limits that are built in, and part of what nodes agree on. What happens at each: `docs/protocol.md`, "Limits".
+pub mod caps {
+    /// Inputs in one ledger; further ones wait for the next.
+    pub const LEDGER_INPUTS_MAX: u64 = 16_384;
+    /// Bytes of inputs in one ledger; further inputs wait for the next.
+    pub const LEDGER_INPUT_BYTES_MAX: u64 = 16 << 20;
+    /// Users coming or going in one NOVEL; the rest go into the next.
+    pub const NOVEL_USERS_MAX: u64 = 4_096;
+    /// Bytes of one message on the node party line; a longer one ends the run.
+    pub const NPL_FRAME_BYTES_MAX: u64 = 64 << 10;
+    /// Bytes on the node party line in one ledger; over it, the run ends with a limit.
+    pub const NPL_LEDGER_BYTES_MAX: u64 = 16 << 20;
+}
+
+/// Names of the built-in values start so; they are no keys of the file.
+const BUILT_IN: &str = "built-in ";
+
+macro_rules! shared {
+    ($($key:literal => $name:ident: $type:ty = $doc:literal,)*) => {
+        /// What `cfg_hash` covers, each in the unit of its key. Field order is part of the protocol.
+        #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+        pub struct SharedConfig {
+            $(#[doc = $doc] pub $name: $type,)*
+        }
+
+        impl SharedConfig {
+            /// Every key of the file that is shared, named with its table, and its value in TOML; in field order.
+            pub fn settings(&self) -> Vec<(&'static str, String)> {
+                let mut settings = vec![$(($key, self.$name.toml())),*];
+                settings.retain(|(key, _)| !key.starts_with(BUILT_IN));
+                settings
+            }
+
+            /// The first key that differs: its name, my value, theirs. `None` if all are alike.
+            pub fn first_difference(&self, theirs: &SharedConfig) -> Option<(&'static str, String, String)> {
+                $(if self.$name != theirs.$name {
+                    return Some(($key, self.$name.to_string(), theirs.$name.to_string()));
+                })*
+                None
+            }
+        }
+    };
+}
+
+shared! {
+    "consensus.threshold" => threshold: u64 = "Percent of the UNL.",
+    "consensus.time_res_ms" => time_res_ms: u64 = "Milliseconds.",
+    "consensus.input_window" => input_window: u64 = "Ledgers.",
+    "user.inputs" => inputs: Inputs = "Which inputs are taken.",
+    "pubmaxsize" => pubmaxsize: u64 = "Bytes of one input.",
+    "contract.time_limit_s" => time_limit_s: u64 = "Seconds.",
+    "contract.cpu_s" => cpu_s: u64 = "Seconds; 0: no limit.",
+    "contract.memory_mb" => memory_mb: u64 = "Mebibytes; 0: no limit.",
+    "contract.files" => files: u64 = "Open files, beside two a user.",
+    "contract.processes" => processes: u64 = "Processes.",
+    "contract.file_mb" => file_mb: u64 = "Mebibytes.",
+    "contract.output_mb" => output_mb: u64 = "Mebibytes.",
+    "contract.output_user_mb" => output_user_mb: u64 = "Mebibytes.",
+    "contract.npl_window_ms" => npl_window_ms: u64 = "Milliseconds.",
+    "built-in ledger inputs" => ledger_inputs_max: u64 = "[`caps::LEDGER_INPUTS_MAX`].",
+    "built-in ledger input bytes" => ledger_input_bytes_max: u64 = "[`caps::LEDGER_INPUT_BYTES_MAX`].",
+    "built-in NOVEL users" => novel_users_max: u64 = "[`caps::NOVEL_USERS_MAX`].",
+    "built-in NPL frame bytes" => npl_frame_bytes_max: u64 = "[`caps::NPL_FRAME_BYTES_MAX`].",
+    "built-in NPL ledger bytes" => npl_ledger_bytes_max: u64 = "[`caps::NPL_LEDGER_BYTES_MAX`].",
+}
+
+/// A shared value as it stands in the file.
+trait Setting {
+    fn toml(&self) -> String;
+}
+
+impl Setting for u64 {
+    fn toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for Inputs {
+    fn toml(&self) -> String {
+        super::quoted(&self.to_string())
+    }
+}
+
+impl Config {
+    /// The values that all nodes must have alike.
+    pub fn shared(&self) -> SharedConfig {
+        SharedConfig {
+            threshold: self.consensus.threshold,
+            time_res_ms: self.consensus.time_res_ms,
+            input_window: self.consensus.input_window,
+            inputs: self.user.inputs,
+            pubmaxsize: self.pubmaxsize,
+            time_limit_s: self.contract.time_limit_ms / 1_000,
+            cpu_s: self.contract.cpu_s.unwrap_or(0),
+            memory_mb: self.contract.memory_bytes.unwrap_or(0) >> 20,
+            files: self.contract.files,
+            processes: self.contract.processes,
+            file_mb: self.contract.file_bytes >> 20,
+            output_mb: self.contract.output_bytes >> 20,
+            output_user_mb: self.contract.output_user_bytes >> 20,
+            npl_window_ms: self.contract.npl_window_ms,
+            ledger_inputs_max: caps::LEDGER_INPUTS_MAX,
+            ledger_input_bytes_max: caps::LEDGER_INPUT_BYTES_MAX,
+            novel_users_max: caps::NOVEL_USERS_MAX,
+            npl_frame_bytes_max: caps::NPL_FRAME_BYTES_MAX,
+            npl_ledger_bytes_max: caps::NPL_LEDGER_BYTES_MAX,
+        }
+    }
+
+    /// H("hp/cfg/1", [`SharedConfig`]). Part of the genesis, so that nodes that differ never mix.
+    pub fn cfg_hash(&self) -> Hash {
+        Hash::tagged("hp/cfg/1", &self.shared())
+    }
+}

@@ -1,0 +1,264 @@
+//! The resident process that starts contracts: small, single-threaded, and parent of everything a run starts.
+//!
+//! It exists because starting a process out of a big one is slow, because one place must know every process of a run,
+//! and because it notices the supervisor's death (end of the socket) and ends the run with it. One run at a time.
+
+use std::{
+    collections::BTreeSet,
+    ffi::CString,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::{AsFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd},
+    sync::atomic::{AtomicI32, Ordering},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal},
+        stat::{Mode, umask},
+    },
+    unistd::{self, Pid},
+};
+
+use super::{
+    control::{Exit, FIRST_FD, Header, Line, Reply, Request, Step},
+    limits::raise_nofile_limit,
+    spawn,
+};
+
+/// First argument that makes `hp` a launcher. Not for people.
+pub const LAUNCHER_ARG: &str = "__launcher";
+
+/// Hidden entry point: to be called first in `main` when the first argument is [`LAUNCHER_ARG`].
+///
+/// The socket to the supervisor is standard input. Ends with the supervisor, and takes the running contract with it.
+pub fn launcher_main() -> ! {
+    let code = match Resident::new().and_then(|mut resident| resident.serve()) {
+        Ok(()) => 0,
+        Err(error) => {
+            // Stderr is the supervisor's, and may be closed.
+            let _ = writeln!(io::stderr(), "hp: contract launcher: {error}");
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+/// The write end that the SIGCHLD handler wakes the loop through.
+static CHILD_PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_child(_: libc::c_int) {
+    let errno = Errno::last_raw();
+    // SAFETY: write is async-signal-safe and errno is put back; the byte lives as long as the call. A full pipe is
+    // fine, the loop is awake then.
+    unsafe { libc::write(CHILD_PIPE.load(Ordering::Relaxed), [1u8].as_ptr().cast(), 1) };
+    Errno::set_raw(errno);
+}
+
+struct Resident {
+    line: Line,
+    child_pipe: File,
+    /// Processes of this user when the launcher started; see `Limits::processes`.
+    processes_before: u64,
+}
+
+/// Killing what runs is also done when the launcher fails, by panic or by error.
+impl Drop for Resident {
+    fn drop(&mut self) {
+        end_descendants();
+    }
+}
+
+impl Resident {
+    fn new() -> io::Result<Resident> {
+        // A ctrl-c in the supervisor's terminal is for the supervisor, which then ends the run in its own order.
+        let _ = unistd::setsid();
+        spawn::become_subreaper()?;
+        umask(Mode::from_bits_truncate(0o022));
+        raise_nofile_limit();
+        spawn::close_from(3);
+        let line = Line(high_copy(io::stdin().as_fd())?);
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        unistd::dup2_stdin(&null)?;
+        unistd::dup2_stdout(&null)?;
+        let (read, write) = unistd::pipe()?;
+        for end in [&read, &write] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
+        CHILD_PIPE.store(write.into_raw_fd(), Ordering::Relaxed);
+        let handler = SigAction::new(SigHandler::Handler(on_child), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler only writes to a descriptor that stays open for the life of the process.
+        unsafe { signal::sigaction(Signal::SIGCHLD, &handler) }?;
+        let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+            // SAFETY: ignoring a signal runs no code.
+            unsafe { signal::sigaction(signal, &ignore) }?;
+        }
+        signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        // With every number below FIRST_FD taken, received descriptors land where the contract expects them.
+        while null.as_fd().try_clone_to_owned()?.into_raw_fd() < FIRST_FD {}
+        let _ = null.into_raw_fd();
+        spawn::close_from(FIRST_FD as u32);
+        Ok(Resident { line, child_pipe: File::from(read), processes_before: processes_of_user() })
+    }
+
+    /// Serves one request after the other until the supervisor is gone.
+    fn serve(&mut self) -> io::Result<()> {
+        while let Some(header) = self.line.header()? {
+            if header == Header::KILL {
+                continue; // the run it meant had just ended
+            }
+            let Some(body) = self.line.body(header)? else { break };
+            let Some(in_place) = self.line.descriptors(header)? else { break };
+            let request: Request = borsh::from_slice(&body)?;
+            let started =
+                if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
+            spawn::close_from(FIRST_FD as u32);
+            let reply = match started {
+                Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
+                Ok(main) => match self.watch(main)? {
+                    Some(reply) => reply,
+                    None => break,
+                },
+            };
+            self.line.answer(&reply)?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, request: &Request, fds: u32) -> Result<Pid, (Step, Errno)> {
+        let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).map_err(|_| (Step::Text, Errno::EINVAL));
+        let texts = |list: &Vec<Vec<u8>>| list.iter().map(text).collect::<Result<Vec<_>, _>>();
+        // The last three are stdin, stdout and stderr.
+        let std_fds = FIRST_FD + fds.saturating_sub(3) as RawFd;
+        spawn::spawn(&spawn::Program {
+            path: text(&request.path)?,
+            argv: texts(&request.argv)?,
+            env: texts(&request.env)?,
+            dir: text(&request.dir)?,
+            std_fds: [std_fds, std_fds + 1, std_fds + 2],
+            limits: request.limits.to_set(self.processes_before),
+        })
+    }
+
+    /// Waits for the end of the run, by itself or by order, and until nothing of it is left. `None`: supervisor gone.
+    fn watch(&mut self, main: Pid) -> io::Result<Option<Reply>> {
+        loop {
+            if let Some((exit, left_over)) = end_if_over(main) {
+                return Ok(Some(Reply::Ended { exit, left_over }));
+            }
+            let mut fds = [
+                PollFd::new(self.line.0.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.child_pipe.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [line, child] = fds.map(|fd| fd.any().unwrap_or(true));
+            if child {
+                let mut bytes = [0; 64];
+                while matches!(self.child_pipe.read(&mut bytes), Ok(n) if n > 0) {}
+            }
+            if line {
+                match self.line.header()? {
+                    Some(Header::KILL) => {
+                        let (exit, left_over) = kill_run(main);
+                        return Ok(Some(Reply::Ended { exit, left_over }));
+                    }
+                    Some(header) => return Err(io::Error::other(format!("{header:?} while a contract runs"))),
+                    None => return Ok(None), // `Drop` ends the run
+                }
+            }
+        }
+    }
+}
+
+/// Reaps what was orphaned and died; when the main process is dead, ends everything else.
+fn end_if_over(main: Pid) -> Option<(Exit, u32)> {
+    loop {
+        match spawn::dead_child() {
+            Some(pid) if pid == main => return Some(kill_run(main)),
+            Some(pid) => {
+                spawn::reap(pid);
+            }
+            None => return None,
+        }
+    }
+}
+
+/// Kills the main process, if it is not dead yet, and everything else; how main ended, and how many others there were.
+fn kill_run(main: Pid) -> (Exit, u32) {
+    // Main is not reaped yet, so its number is still its own, also as that of its group. A group dies at once, which
+    // no process in it can outrun by forking.
+    kill_with_group(main);
+    let exit = spawn::reap(main).unwrap_or(Exit::Signal(libc::SIGKILL));
+    (exit, end_descendants())
+}
+
+/// Kills and reaps until this process has no child. Orphans become its children, so then nothing is left.
+fn end_descendants() -> u32 {
+    let mut killed = BTreeSet::new();
+    loop {
+        while let Some(pid) = spawn::dead_child() {
+            spawn::reap(pid);
+        }
+        if !spawn::has_children() {
+            return u32::try_from(killed.len()).unwrap_or(u32::MAX);
+        }
+        // Only own children, whose numbers cannot be used anew before they are reaped; theirs follow in the next turn.
+        for child in children() {
+            kill_with_group(child);
+            killed.insert(child);
+        }
+        spawn::wait_for_dead_child();
+    }
+}
+
+/// Kills a child that is not reaped yet, and the group it leads, if it does.
+fn kill_with_group(child: Pid) {
+    let _ = signal::killpg(child, Signal::SIGKILL);
+    let _ = signal::kill(child, Signal::SIGKILL);
+}
+
+/// The children of this process, as far as the system tells.
+fn children() -> Vec<Pid> {
+    let own = unistd::getpid();
+    let parse = |text: &str| text.parse().ok().map(Pid::from_raw);
+    if let Ok(list) = std::fs::read_to_string(format!("/proc/self/task/{own}/children")) {
+        return list.split_ascii_whitespace().filter_map(parse).collect();
+    }
+    let parent_of = |pid: &Pid| {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name before the last bracket may hold anything.
+        let rest = stat.rsplit(|byte| *byte == b')').next()?.to_owned();
+        parse(String::from_utf8(rest).ok()?.split_ascii_whitespace().nth(1)?)
+    };
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| parse(entry.file_name().to_str()?)).filter(|pid| parent_of(pid) == Some(own)).collect()
+}
+
+/// Threads this user runs now. 0 for root, whom the kernel does not count, and where the system does not tell.
+fn processes_of_user() -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = unistd::geteuid();
+    if own.is_root() {
+        return 0;
+    }
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mine = all.filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit));
+    let mine = mine.filter(|entry| entry.metadata().is_ok_and(|meta| meta.uid() == own.as_raw()));
+    mine.map(|entry| std::fs::read_dir(entry.path().join("task")).map_or(1, |tasks| tasks.count() as u64)).sum()
+}
+
+/// A copy of the descriptor above stdin, stdout and stderr, closed on exec.
+fn high_copy(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(3))?;
+    // SAFETY: fcntl has just made this descriptor, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}

@@ -1,0 +1,227 @@
+//! Keeps what contracts write to stdout and stderr: `stdout.log` and `stderr.log`, bounded, written by a thread of
+//! their own so that neither a contract nor the node ever waits for the disk.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use crate::types::Seq;
+
+/// A log file that would grow past this becomes `<name>.1`, in place of the one before, and a new one begins.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+
+/// Pieces waiting for the disk, of up to 64 KiB each. Past it pieces are dropped, and counted in the log.
+const QUEUE_PIECES_MAX: usize = 64;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn file_name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout.log",
+            Stream::Stderr => "stderr.log",
+        }
+    }
+}
+
+struct Piece {
+    dir: Arc<Path>,
+    stream: Stream,
+    bytes: Vec<u8>,
+}
+
+/// The way to the writing thread, which ends with the last of these.
+#[derive(Debug, Clone)]
+pub(super) struct LogQueue(SyncSender<Piece>);
+
+impl LogQueue {
+    pub(super) fn start() -> io::Result<LogQueue> {
+        let (sender, receiver) = sync_channel(QUEUE_PIECES_MAX);
+        std::thread::Builder::new().name("contract-log".into()).spawn(move || write_all(&receiver))?;
+        Ok(LogQueue(sender))
+    }
+}
+
+/// One stream of one run on its way to the log.
+pub(super) struct StreamLog {
+    queue: LogQueue,
+    dir: Arc<Path>,
+    stream: Stream,
+    seq: Seq,
+    begun: bool,
+    /// Whether the last byte kept was not the end of a line.
+    mid_line: bool,
+    left: u64,
+    dropped: u64,
+}
+
+impl StreamLog {
+    pub(super) fn new(queue: LogQueue, dir: Arc<Path>, stream: Stream, seq: Seq, bytes_max: u64) -> StreamLog {
+        StreamLog { queue, dir, stream, seq, begun: false, mid_line: false, left: bytes_max, dropped: 0 }
+    }
+
+    /// Takes what the contract wrote; keeps the part within the bounds. A run that writes nothing leaves no line.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        let keep = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if keep > 0 {
+            let mut text = Vec::with_capacity(keep + 32);
+            if !self.begun {
+                text.extend_from_slice(format!("--- ledger {}\n", self.seq).as_bytes());
+            }
+            text.extend_from_slice(&bytes[..keep]);
+            if !self.send(text) {
+                self.dropped += bytes.len() as u64;
+                return;
+            }
+            self.begun = true;
+            self.mid_line = bytes[keep - 1] != b'\n';
+            self.left -= keep as u64;
+        }
+        self.dropped += (bytes.len() - keep) as u64;
+    }
+
+    /// The run is over: ends its last line, and says what was not kept.
+    pub(super) fn finish(mut self) {
+        let mut note = String::new();
+        if self.mid_line {
+            note.push('\n');
+        }
+        if self.dropped > 0 {
+            note.push_str(&format!("--- ledger {}: {} more bytes were not kept\n", self.seq, self.dropped));
+        }
+        if !note.is_empty() {
+            self.send(note.into_bytes());
+        }
+    }
+
+    fn send(&mut self, bytes: Vec<u8>) -> bool {
+        let piece = Piece { dir: Arc::clone(&self.dir), stream: self.stream, bytes };
+        self.queue.0.try_send(piece).is_ok()
+    }
+}
+
+struct LogFile {
+    file: File,
+    bytes: u64,
+}
+
+fn write_all(pieces: &Receiver<Piece>) {
+    let mut files: BTreeMap<(Arc<Path>, Stream), LogFile> = BTreeMap::new();
+    let mut healthy = true;
+    for piece in pieces {
+        let path = piece.dir.join(piece.stream.file_name());
+        let key = (piece.dir, piece.stream);
+        // Kept open from ledger to ledger; taken out so that a failure opens it anew.
+        let open = files.remove(&key);
+        match append(&path, open, &piece.bytes) {
+            Ok(file) => {
+                files.insert(key, file);
+                healthy = true;
+            }
+            Err(error) => {
+                if healthy {
+                    tracing::warn!(path = %path.display(), %error, "cannot write what the contract printed");
+                }
+                healthy = false;
+            }
+        }
+        // One folder is the rule; a caller with ever new ones shall not keep them all open.
+        while files.len() > 8 {
+            files.pop_first();
+        }
+    }
+}
+
+fn append(path: &Path, open: Option<LogFile>, bytes: &[u8]) -> io::Result<LogFile> {
+    let mut log = match open {
+        Some(log) => log,
+        None => open_log(path)?,
+    };
+    if log.bytes > 0 && log.bytes + bytes.len() as u64 > FILE_BYTES_MAX {
+        let mut old = path.to_owned().into_os_string();
+        old.push(".1");
+        fs::rename(path, PathBuf::from(old))?;
+        log = open_log(path)?;
+    }
+    log.file.write_all(bytes)?;
+    log.bytes += bytes.len() as u64;
+    Ok(log)
+}
+
+fn open_log(path: &Path) -> io::Result<LogFile> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let file = File::options().append(true).create(true).open(path)?;
+    let bytes = file.metadata()?.len();
+    Ok(LogFile { file, bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(dir: &Path, bytes_max: u64) -> (StreamLog, Receiver<Piece>) {
+        let (sender, receiver) = sync_channel(QUEUE_PIECES_MAX);
+        (StreamLog::new(LogQueue(sender), dir.into(), Stream::Stdout, 7, bytes_max), receiver)
+    }
+
+    #[test]
+    fn each_run_that_prints_gets_a_heading_and_one_that_does_not_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("log/contract");
+        for parts in [&["one ", "two"][..], &[], &["three\n"]] {
+            let (mut log, pieces) = log(&place, 100);
+            parts.iter().for_each(|part| log.add(part.as_bytes()));
+            log.finish();
+            write_all(&pieces);
+        }
+        let text = fs::read_to_string(place.join("stdout.log")).unwrap();
+        assert_eq!(text, "--- ledger 7\none two\n--- ledger 7\nthree\n");
+    }
+
+    #[test]
+    fn what_is_over_the_bound_of_a_run_is_counted_and_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, pieces) = log(dir.path(), 5);
+        log.add(b"abc");
+        log.add(b"defg");
+        log.add(b"h");
+        log.finish();
+        write_all(&pieces);
+        let text = fs::read_to_string(dir.path().join("stdout.log")).unwrap();
+        assert_eq!(text, "--- ledger 7\nabcde\n--- ledger 7: 3 more bytes were not kept\n");
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_never_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, pieces) = log(dir.path(), u64::MAX);
+        (0..QUEUE_PIECES_MAX + 3).for_each(|_| log.add(b"x"));
+        assert_eq!((log.dropped, pieces.try_iter().count()), (3, QUEUE_PIECES_MAX));
+    }
+
+    #[test]
+    fn a_full_file_is_kept_once_under_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdout.log");
+        let big = vec![b'x'; FILE_BYTES_MAX as usize - 1];
+        let log = append(&path, None, &big).unwrap();
+        let log = append(&path, Some(log), b"yz").unwrap();
+        append(&path, Some(log), b"!").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"yz!");
+        assert_eq!(fs::metadata(dir.path().join("stdout.log.1")).unwrap().len(), FILE_BYTES_MAX - 1);
+    }
+}

@@ -1,0 +1,255 @@
+//! Starting and reaping processes in the launcher: the only system calls that have no safe wrapper.
+//!
+//! On Linux the child shares the launcher's memory and the launcher sleeps until the child has executed its program or
+//! has failed (as `vfork` does), so a start costs no copy of anything and a failure is told through that memory.
+
+use std::{cell::Cell, ffi::CString, io, os::fd::RawFd, ptr};
+
+use nix::{
+    errno::Errno,
+    libc::{self, c_char, c_int, c_uint, c_void},
+    sys::resource::{Resource, setrlimit},
+    unistd::Pid,
+};
+
+use super::control::{Exit, FIRST_FD, Step};
+
+/// All that a child needs, made before it exists: in the child nothing may allocate.
+pub(super) struct Program {
+    pub(super) path: CString,
+    pub(super) argv: Vec<CString>,
+    pub(super) env: Vec<CString>,
+    pub(super) dir: CString,
+    /// These become stdin, stdout and stderr; they and all higher descriptors are closed.
+    pub(super) std_fds: [RawFd; 3],
+    pub(super) limits: Vec<(Resource, u64, u64)>,
+}
+
+/// What the child works with.
+struct Child<'a> {
+    program: &'a Program,
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    launcher: libc::pid_t,
+    failed: Cell<Option<(Step, Errno)>>,
+}
+
+/// Starts the program in a session of its own. What it could not do before the program's first instruction is the
+/// error; then no process is left of it.
+pub(super) fn spawn(program: &Program) -> Result<Pid, (Step, Errno)> {
+    let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
+    let child = Child {
+        program,
+        argv: pointers(&program.argv),
+        env: pointers(&program.env),
+        launcher: nix::unistd::getpid().as_raw(),
+        failed: Cell::new(None),
+    };
+    // No handler of this process may run in the child, whose signals are unblocked only after they are reset.
+    let mut before = nix::sys::signal::SigSet::empty();
+    let block = Some(nix::sys::signal::SigSet::all());
+    let block = block.as_ref();
+    nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, block, Some(&mut before))
+        .map_err(|errno| (Step::Clone, errno))?;
+    let pid = start(&child);
+    let _ = nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&before), None);
+    let pid = Pid::from_raw(pid.map_err(|errno| (Step::Clone, errno))?);
+    match child.failed.take() {
+        None => Ok(pid),
+        Some(failure) => {
+            reap(pid);
+            Err(failure)
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
+    /// Far more than the handful of calls between here and exec needs.
+    const STACK_BYTES: usize = 128 * 1024;
+    let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
+    let top = stack.as_mut_ptr_range().end;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: CLONE_VFORK keeps this only thread asleep until the child has executed or ended, so the child is alone
+    // in the memory and both `stack` and `child` outlive its use of them; `top` is aligned to 16 bytes and the stack
+    // grows down from it.
+    Errno::result(unsafe { libc::clone(in_child, top.cast(), flags, ptr::from_ref(child).cast_mut().cast()) })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
+    // SAFETY: this process has one thread, and the child only makes async-signal-safe calls.
+    match Errno::result(unsafe { libc::fork() })? {
+        0 => {
+            let code = in_child(ptr::from_ref(child).cast_mut().cast());
+            // SAFETY: _exit runs nothing of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+        pid => Ok(pid),
+    }
+}
+
+/// The child, until it is the contract. Only async-signal-safe calls, and nothing that allocates.
+extern "C" fn in_child(child: *mut c_void) -> c_int {
+    // SAFETY: `start` passes its `child`, which outlives this function.
+    let child = unsafe { &*child.cast::<Child<'_>>() };
+    let (step, errno) = prepare_and_exec(child);
+    child.failed.set(Some((step, errno)));
+    // What a copied child (not on Linux) tells in place of `failed`.
+    if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) { 127 } else { 126 }
+}
+
+fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
+    let program = child.program;
+    // SAFETY: plain calls on this process, whose memory they do not touch.
+    unsafe {
+        libc::setsid();
+        #[cfg(target_os = "linux")]
+        {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+            // A launcher that died before that call sends no signal any more.
+            if libc::getppid() != child.launcher {
+                return (Step::Clone, Errno::ESRCH);
+            }
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as libc::c_ulong, 0, 0, 0);
+        }
+    }
+    prefer_as_oom_victim();
+    for (to, from) in program.std_fds.iter().enumerate() {
+        // SAFETY: makes descriptor 0, 1 or 2 of the child a copy of one of its pipes.
+        if unsafe { libc::dup2(*from, to as c_int) } < 0 {
+            return (Step::Descriptors, Errno::last());
+        }
+    }
+    close_from(program.std_fds[0] as u32);
+    close_range(3, FIRST_FD as u32 - 1);
+    // SAFETY: `dir` ends with NUL and outlives the call.
+    if unsafe { libc::chdir(program.dir.as_ptr()) } < 0 {
+        return (Step::Folder, Errno::last());
+    }
+    for (resource, soft, hard) in &program.limits {
+        if let Err(errno) = setrlimit(*resource, *soft, *hard) {
+            return (Step::Limit, errno);
+        }
+    }
+    reset_signals();
+    // SAFETY: path, argv and env are NUL-terminated texts and null-terminated lists of them, which outlive the call.
+    unsafe { libc::execve(program.path.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
+    (Step::Exec, Errno::last())
+}
+
+/// All signals at their defaults, none blocked.
+fn reset_signals() {
+    // SAFETY: a zeroed action is the default one with an empty mask; the table is the child's own, as it was made
+    // without CLONE_SIGHAND. The two signals that cannot be set return an error without effect.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        // Past the C library, which hides two signals that a parent may have ignored all the same. All zero, and
+        // longer than the kernel's own structure is anywhere.
+        let default = [0u64; 8];
+        let set_bytes: usize = 8;
+        for signal in 1..=64 {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<c_void>(), set_bytes);
+        }
+    }
+    // SAFETY: as above.
+    #[cfg(not(target_os = "linux"))]
+    unsafe {
+        let default: libc::sigaction = std::mem::zeroed();
+        for signal in 1..=31 {
+            libc::sigaction(signal, &default, ptr::null_mut());
+        }
+    }
+    // SAFETY: both calls write to a set of this function or to the mask of this process.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+    }
+}
+
+/// When memory runs out, the kernel shall take the contract and not the node. A refusal changes nothing.
+fn prefer_as_oom_victim() {
+    #[cfg(target_os = "linux")]
+    {
+        const FILE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
+        const SCORE: &[u8] = b"500";
+        // SAFETY: async-signal-safe calls with texts that live for ever; the descriptor is closed before it is lost.
+        unsafe {
+            let fd = libc::open(FILE.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd >= 0 {
+                libc::write(fd, SCORE.as_ptr().cast(), SCORE.len());
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+/// Closes this descriptor and all above it. Whoever owned one must not use it any more.
+pub(super) fn close_from(first: u32) {
+    close_range(first, c_uint::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: closes descriptors by number, which the callers' contract allows; touches no memory.
+    #[cfg(target_os = "linux")]
+    if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == 0 {
+        return;
+    }
+    // Older kernels and other systems: number by number up to the limit in force.
+    // SAFETY: as above; sysconf reads a number.
+    unsafe {
+        let open_max = u32::try_from(libc::sysconf(libc::_SC_OPEN_MAX)).unwrap_or(1024);
+        for fd in first..=last.min(open_max) {
+            libc::close(fd as c_int);
+        }
+    }
+}
+
+/// From now on orphans among the descendants become children of this process.
+pub(super) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: sets a flag of this process.
+    #[cfg(target_os = "linux")]
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// A child that has ended and is not reaped yet, if there is one.
+pub(super) fn dead_child() -> Option<Pid> {
+    wait_id(libc::WEXITED | libc::WNOWAIT | libc::WNOHANG).ok().flatten()
+}
+
+/// Sleeps until a child has ended, or there is none.
+pub(super) fn wait_for_dead_child() {
+    while wait_id(libc::WEXITED | libc::WNOWAIT) == Err(Errno::EINTR) {}
+}
+
+/// Whether this process has any child, dead or alive.
+pub(super) fn has_children() -> bool {
+    wait_id(libc::WEXITED | libc::WNOWAIT | libc::WNOHANG) != Err(Errno::ECHILD)
+}
+
+fn wait_id(flags: c_int) -> Result<Option<Pid>, Errno> {
+    // SAFETY: a zeroed siginfo_t is valid, and waitid writes only to it. si_pid is set, to 0 where nothing ended.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        Errno::result(libc::waitid(libc::P_ALL, 0, &mut info, flags))?;
+        Ok(Some(info.si_pid()).filter(|pid| *pid != 0).map(Pid::from_raw))
+    }
+}
+
+/// Takes the ended child off the system's list, waiting for its end if need be. `None` when it is no child.
+///
+/// Not nix's `waitpid`, which has no word for death by a real-time signal.
+pub(super) fn reap(pid: Pid) -> Option<Exit> {
+    let mut status = 0;
+    loop {
+        // SAFETY: waitpid writes only to `status`.
+        match Errno::result(unsafe { libc::waitpid(pid.as_raw(), &mut status, 0) }) {
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+            Ok(_) if libc::WIFSIGNALED(status) => return Some(Exit::Signal(libc::WTERMSIG(status))),
+            Ok(_) => return Some(Exit::Code(libc::WEXITSTATUS(status))),
+        }
+    }
+}

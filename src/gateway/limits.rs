@@ -1,0 +1,194 @@
+//! How much one user, one address and all of them together may take. Pure: time comes in as milliseconds.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    net::IpAddr,
+};
+
+use crate::types::{MonoMs, UserKey};
+
+/// Users whose message rate is remembered. Past it the ones seen longest ago are forgotten, which can only forgive.
+const RATED_USERS_MAX: usize = 65_536;
+
+/// A bucket that nobody touched for this long is full again, so that it can be forgotten.
+const REFILL_MS: u64 = 60_000;
+
+/// Messages a minute (`pubmaxcpm`), per user over all of its sessions on this node: a token bucket that holds one
+/// minute's worth and fills evenly. Who stays under the rate is never refused; a burst gets what the bucket holds.
+///
+/// Reconnecting does not refill it. Levels are counted in 1/60,000 of a message, so that filling loses nothing.
+#[derive(Debug)]
+pub struct MessageRate {
+    per_minute: u64,
+    /// Buckets touched since `rotated`, and those touched in the period before. Swapping them forgets in O(1).
+    recent: HashMap<UserKey, Bucket>,
+    older: HashMap<UserKey, Bucket>,
+    rotated: MonoMs,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    level: u64,
+    at: MonoMs,
+}
+
+impl MessageRate {
+    /// `per_minute` messages for each user.
+    pub fn new(per_minute: u32, now: MonoMs) -> MessageRate {
+        MessageRate { per_minute: per_minute.into(), recent: HashMap::new(), older: HashMap::new(), rotated: now }
+    }
+
+    /// Whether `user` may send one more message now; takes it from the bucket when so.
+    pub fn allow(&mut self, user: &UserKey, now: MonoMs) -> bool {
+        if now.saturating_sub(self.rotated) >= REFILL_MS || self.recent.len() >= RATED_USERS_MAX {
+            self.older = mem::take(&mut self.recent);
+            self.rotated = now;
+        }
+        let full = self.per_minute * REFILL_MS;
+        let known = self.recent.get(user).copied().or_else(|| self.older.remove(user));
+        let mut bucket = known.unwrap_or(Bucket { level: full, at: now });
+        let gained = now.saturating_sub(bucket.at).saturating_mul(self.per_minute);
+        bucket.level = bucket.level.saturating_add(gained).min(full);
+        bucket.at = now;
+        let allowed = bucket.level >= REFILL_MS;
+        if allowed {
+            bucket.level -= REFILL_MS;
+        }
+        self.recent.insert(*user, bucket);
+        allowed
+    }
+}
+
+/// Which limit a new connection ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// `connections_max`.
+    #[error("all {0} connections of this node are taken")]
+    Node(usize),
+    /// `per_address_max`.
+    #[error("all {0} connections for one address are taken")]
+    Address(usize),
+}
+
+/// Connections in all and by address. An IPv6 address counts as its /64, which one holder usually has whole.
+#[derive(Debug)]
+pub struct Connections {
+    max: usize,
+    per_address_max: usize,
+    total: usize,
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+impl Connections {
+    /// None yet.
+    pub fn new(max: usize, per_address_max: usize) -> Connections {
+        Connections { max, per_address_max, total: 0, by_address: BTreeMap::new() }
+    }
+
+    /// Counts one more connection from `address`, or says which limit forbids it.
+    pub fn open(&mut self, address: IpAddr) -> Result<(), Full> {
+        if self.total >= self.max {
+            return Err(Full::Node(self.max));
+        }
+        let address = holder(address);
+        if self.by_address.get(&address).is_some_and(|count| *count >= self.per_address_max)
+            || self.per_address_max == 0
+        {
+            return Err(Full::Address(self.per_address_max));
+        }
+        *self.by_address.entry(address).or_default() += 1;
+        self.total += 1;
+        Ok(())
+    }
+
+    /// Uncounts a connection that `open` counted.
+    pub fn close(&mut self, address: IpAddr) {
+        let address = holder(address);
+        let count = self.by_address.get_mut(&address).expect("only an open connection closes");
+        *count -= 1;
+        if *count == 0 {
+            self.by_address.remove(&address);
+        }
+        self.total -= 1;
+    }
+
+    /// Connections now.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+}
+
+fn holder(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USER: UserKey = UserKey([1; 32]);
+
+    fn passed(rate: &mut MessageRate, messages: usize, now: MonoMs) -> usize {
+        (0..messages).filter(|_| rate.allow(&USER, now)).count()
+    }
+
+    #[test]
+    fn a_burst_gets_exactly_a_minutes_worth_and_then_the_rate() {
+        let mut rate = MessageRate::new(100, 5);
+        assert_eq!(passed(&mut rate, 1_000, 5), 100);
+        assert_eq!(passed(&mut rate, 1_000, 5 + 599), 0);
+        assert_eq!(passed(&mut rate, 1_000, 5 + 600), 1);
+        assert_eq!(passed(&mut rate, 1_000, 5 + 600 + 30_000), 50);
+        assert_eq!(passed(&mut rate, 1_000, 1_000_000), 100);
+    }
+
+    #[test]
+    fn a_user_at_the_rate_is_never_refused() {
+        let mut rate = MessageRate::new(7, 0);
+        assert!((1..10_000u64).all(|n| rate.allow(&USER, (n * 60_000).div_ceil(7))));
+        let mut rate = MessageRate::new(1, 0);
+        assert!((0..100).all(|n| rate.allow(&USER, n * 60_000)));
+    }
+
+    #[test]
+    fn a_bucket_is_not_forgotten_before_it_is_full_again() {
+        let mut rate = MessageRate::new(60, 0);
+        assert_eq!(passed(&mut rate, 100, 59_000), 60);
+        assert_eq!(passed(&mut rate, 100, 60_000), 1, "1 s after the burst, over a rotation");
+        assert_eq!(passed(&mut rate, 100, 119_999), 59);
+        assert_eq!(passed(&mut rate, 100, 120_999), 1, "over another rotation");
+    }
+
+    #[test]
+    fn one_user_does_not_spend_anothers_messages_and_the_table_stays_bounded() {
+        let mut rate = MessageRate::new(1, 0);
+        for n in 0..3 * RATED_USERS_MAX as u64 {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&n.to_le_bytes());
+            assert!(rate.allow(&UserKey(key), 0));
+        }
+        assert!(rate.recent.len() + rate.older.len() <= 2 * RATED_USERS_MAX);
+    }
+
+    #[test]
+    fn connections_are_limited_in_all_and_by_address() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut connections = Connections::new(4, 2);
+        connections.open(address("10.0.0.1")).unwrap();
+        connections.open(address("::ffff:10.0.0.1")).unwrap();
+        assert_eq!(connections.open(address("10.0.0.1")), Err(Full::Address(2)));
+        connections.open(address("2001:db8::1")).unwrap();
+        connections.open(address("2001:db8::ffff:0:0:2")).unwrap();
+        assert_eq!(connections.open(address("10.0.0.2")), Err(Full::Node(4)));
+        connections.close(address("2001:db8::1"));
+        assert_eq!(connections.open(address("10.0.0.1")), Err(Full::Address(2)));
+        connections.open(address("2001:db8::3")).unwrap();
+        connections.close(address("10.0.0.1"));
+        connections.open(address("10.0.0.1")).unwrap();
+        assert_eq!((connections.total(), connections.by_address.len()), (4, 2));
+    }
+}

@@ -1,0 +1,399 @@
+//! One connection from its first byte to its last: upgrade, challenge, helo, then inputs in and outputs out.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc::{
+        OwnedPermit,
+        error::{SendError, TrySendError},
+    },
+    time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at},
+};
+use tokio_tungstenite::{
+    accept_async_with_config,
+    tungstenite::{
+        Error, Message,
+        error::ProtocolError,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
+use tracing::{debug, warn};
+
+use super::{
+    GatewayEvent, SessionId, Shared,
+    handshake::{HELO_BYTES_MAX, Helo, HeloProof, challenge_message, parse_helo},
+    outbox::Outbox,
+    reply::{ErrorCode, error_frame},
+    socket::{Socket, UNFINISHED_BYTES_MAX, config},
+};
+use crate::types::{Challenge, UserKey};
+
+/// Time for the last frames to leave after a connection is over, and again for the other side to hang up.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The same while the whole gateway stops.
+const FAREWELL_STOPPING: Duration = Duration::from_millis(300);
+
+/// Pings without a sign of life before a connection is given up.
+const PINGS_MISSED_MAX: u32 = 2;
+
+/// Frames handled before others on this thread get their turn: a read buffer full of tiny frames is long work.
+const FRAMES_PER_TURN: u32 = 64;
+
+/// The longest message the library still reads. Up to here the node answers `too_large` and goes on; past it the
+/// rest of the message cannot be skipped, and the connection is closed.
+fn readable_bytes_max(message_bytes_max: usize) -> usize {
+    message_bytes_max.saturating_mul(2).saturating_add(64 << 10)
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+enum End {
+    /// The other side closed it or is gone.
+    Gone,
+    /// This node closes it and says why.
+    Refused { code: ErrorCode, close: CloseCode, message: String },
+    /// The gateway stops.
+    Stopping,
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn serve<S>(stream: S, shared: &Shared)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let deadline = Instant::now() + shared.config.handshake_timeout;
+    let upgrade = timeout_at(deadline, accept_async_with_config(stream, Some(config(HELO_BYTES_MAX))));
+    let stream = tokio::select! {
+        () = shared.stopped() => return,
+        upgraded = upgrade => match upgraded {
+            // The library refuses bytes that arrive before its answer, so none are lost in taking it apart.
+            Ok(Ok(websocket)) => websocket.into_inner(),
+            Ok(Err(error)) => return debug!(%error, "no websocket"),
+            Err(_) => return debug!("no websocket in time"),
+        },
+    };
+    let mut socket = Socket::new(stream, HELO_BYTES_MAX, shared.unfinished.clone(), UNFINISHED_BYTES_MAX);
+
+    let greeted = tokio::select! {
+        () = shared.stopped() => Err(End::Stopping),
+        greeted = timeout_at(deadline, Challenged::draw(&mut socket)) => greeted.unwrap_or_else(|_| Err(late())),
+    };
+    let helo = match greeted {
+        Ok(helo) => helo,
+        Err(end) => return farewell(socket, end, &Outbox::new(0)).await,
+    };
+    let entered = tokio::select! {
+        () = shared.stopped() => None,
+        entered = Open::enter(shared, helo) => entered,
+    };
+    let Some(mut open) = entered else {
+        return farewell(socket, End::Stopping, &Outbox::new(0)).await;
+    };
+    socket.set_message_bytes_max(readable_bytes_max(shared.config.message_bytes_max));
+    let end = open.run(&mut socket).await;
+    debug!(session = open.id.0, user = %open.user.short(), ?end, "session over");
+    let outbox = open.outbox.clone();
+    tokio::join!(farewell(socket, end, &outbox), open.leave());
+}
+
+fn late() -> End {
+    End::Refused { code: ErrorCode::Timeout, close: CloseCode::Policy, message: "no helo in time".into() }
+}
+
+/// A session that was given a challenge and has not answered.
+struct Challenged {
+    challenge: Challenge,
+}
+
+impl Challenged {
+    /// Sends a fresh challenge and waits for the helo that answers it.
+    async fn draw<S>(socket: &mut Socket<S>) -> Result<Helo, End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut challenge = Challenge([0; 16]);
+        if let Err(error) = getrandom::fill(&mut challenge.0) {
+            warn!(%error, "no random bytes for a challenge");
+            let message = "the node cannot draw a challenge".into();
+            return Err(End::Refused { code: ErrorCode::Busy, close: CloseCode::Again, message });
+        }
+        Challenged { challenge }.answered(socket).await
+    }
+
+    async fn answered<S>(self, socket: &mut Socket<S>) -> Result<Helo, End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        socket.send(Message::text(challenge_message(&self.challenge))).await.map_err(ended)?;
+        let frame = loop {
+            match socket.recv().await.map_err(ended)? {
+                Message::Text(text) => break Bytes::from(text),
+                Message::Binary(bytes) => break bytes,
+                Message::Close(_) => return Err(End::Gone),
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        };
+        parse_helo(&frame, &self.challenge).map_err(|error| End::Refused {
+            code: error.code(),
+            close: CloseCode::Policy,
+            message: error.to_string(),
+        })
+    }
+}
+
+/// The wait of one input for room in the node's event queue.
+type Room = Pin<Box<dyn Future<Output = Result<OwnedPermit<GatewayEvent>, SendError<()>>> + Send>>;
+
+/// A session whose user is known.
+struct Open<'a> {
+    shared: &'a Shared,
+    id: SessionId,
+    user: UserKey,
+    proof: HeloProof,
+    /// Number of the next input.
+    counter: u64,
+    outbox: Arc<Outbox>,
+    /// An input that was read and waits for the node. While it does nothing more is read: the user feels a busy
+    /// node as a connection that takes no more bytes.
+    waiting: Option<(GatewayEvent, Room)>,
+    /// A refusal was written and not all of it left. Until it has, nothing more is read, so that nobody can make
+    /// the node pile up refusals.
+    refusing: bool,
+    /// The other side takes no more bytes. What it sent before is still read: who sends inputs and hangs up without
+    /// reading the outputs has sent them all the same.
+    deaf: bool,
+}
+
+impl<'a> Open<'a> {
+    /// Registers the session; the first of a user is an event. `None` when the node is gone.
+    async fn enter(shared: &'a Shared, helo: Helo) -> Option<Open<'a>> {
+        let outbox = Arc::new(Outbox::new(shared.config.queue_bytes_max));
+        let id = shared.enter(helo.user, outbox.clone()).await?;
+        debug!(session = id.0, user = %helo.user.short(), mode = ?helo.mode, "session open");
+        Some(Open {
+            shared,
+            id,
+            user: helo.user,
+            proof: helo.proof,
+            counter: 0,
+            outbox,
+            waiting: None,
+            refusing: false,
+            deaf: false,
+        })
+    }
+
+    /// Moves frames both ways until the session ends.
+    async fn run<S>(&mut self, socket: &mut Socket<S>) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let shared = self.shared;
+        let every = shared.config.ping_every.max(Duration::from_millis(1));
+        let mut ping = interval_at(Instant::now() + every, every);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pulse = Pulse { moved: socket.moved(), missed: 0 };
+        let mut handled = 0;
+        let mut stopped = pin!(shared.stopped());
+        loop {
+            let done = tokio::select! {
+                biased;
+                () = &mut stopped => Err(End::Stopping),
+                message = poll_fn(|cx| self.poll(socket, cx)) => match message {
+                    Ok(message) => {
+                        handled = (handled + 1) % FRAMES_PER_TURN;
+                        if handled == 0 {
+                            tokio::task::yield_now().await;
+                        }
+                        self.on_message(socket, message)
+                    }
+                    Err(end) => Err(end),
+                },
+                _ = ping.tick() => pulse.tick(socket, self.waiting.is_some()),
+            };
+            if let Err(end) = done {
+                return end;
+            }
+        }
+    }
+
+    /// Writes what waits, hands over the input that waits, then reads the next message if the session may send
+    /// one now.
+    fn poll<S>(&mut self, socket: &mut Socket<S>, cx: &mut Context<'_>) -> Poll<Result<Message, End>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.outbox.wake_at_push(cx.waker());
+        if self.outbox.overflowed() {
+            warn!(session = self.id.0, user = %self.user.short(), "user does not read its outputs, dropped");
+            let message = "more waits for you than this node keeps; connect again".into();
+            return Poll::Ready(Err(End::Refused { code: ErrorCode::Slow, close: CloseCode::Policy, message }));
+        }
+        if !self.deaf {
+            match socket.poll_drain(cx, &self.outbox) {
+                Poll::Ready(Ok(())) => self.refusing = false,
+                Poll::Ready(Err(_)) => {
+                    self.deaf = true;
+                    self.refusing = false;
+                    self.outbox.close();
+                }
+                Poll::Pending => {}
+            }
+        }
+        if let Some((_, room)) = &mut self.waiting {
+            let room = ready!(room.as_mut().poll(cx));
+            self.hand_over(room)?;
+        }
+        if self.refusing { Poll::Pending } else { socket.poll_read(cx).map_err(ended) }
+    }
+
+    fn on_message<S>(&mut self, socket: &mut Socket<S>, message: Message) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        match message {
+            Message::Text(text) => self.on_input(socket, text.as_bytes()),
+            Message::Binary(bytes) => self.on_input(socket, &bytes),
+            Message::Close(_) => Err(End::Gone),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
+        }
+    }
+
+    fn on_input<S>(&mut self, socket: &mut Socket<S>, payload: &[u8]) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let max = self.shared.config.message_bytes_max;
+        if payload.len() > max {
+            let message = format!("a message has at most {max} bytes, this one has {}", payload.len());
+            return self.refuse(socket, ErrorCode::TooLarge, &message);
+        }
+        if !self.shared.rate_allows(&self.user) {
+            let cpm = self.shared.config.messages_per_minute.unwrap_or_default();
+            return self.refuse(socket, ErrorCode::Rate, &format!("at most {cpm} messages a minute are taken"));
+        }
+        let input = GatewayEvent::Input {
+            user: self.user,
+            session: self.id,
+            proof: self.proof,
+            counter: self.counter,
+            // A copy, so that a short input does not keep the whole read buffer alive.
+            payload: Bytes::copy_from_slice(payload),
+        };
+        self.counter += 1;
+        match self.shared.events.try_send(input) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(input)) => {
+                self.waiting = Some((input, Box::pin(self.shared.events.clone().reserve_owned())));
+                Ok(())
+            }
+            Err(TrySendError::Closed(_)) => Err(End::Stopping),
+        }
+    }
+
+    fn refuse<S>(&mut self, socket: &mut Socket<S>, code: ErrorCode, message: &str) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if self.deaf {
+            return Ok(());
+        }
+        self.refusing = true;
+        socket.write(Message::text(error_frame(code, message))).map_err(ended)
+    }
+
+    fn hand_over(&mut self, room: Result<OwnedPermit<GatewayEvent>, SendError<()>>) -> Result<(), End> {
+        let Ok(room) = room else { return Err(End::Stopping) };
+        let (input, _) = self.waiting.take().expect("there is room for what waits");
+        room.send(input);
+        Ok(())
+    }
+
+    /// Hands over the input that still waits, then unregisters the session; the last of a user is an event.
+    async fn leave(mut self) {
+        self.outbox.close();
+        if let Some((_, room)) = &mut self.waiting {
+            let room = room.await;
+            // Nobody is left to tell when the node is gone.
+            let _ = self.hand_over(room);
+        }
+        self.shared.leave(self.user, self.id).await;
+    }
+}
+
+/// Signs of life.
+struct Pulse {
+    moved: (u64, u64),
+    missed: u32,
+}
+
+impl Pulse {
+    /// Sends a ping, unless the other side is gone. Bytes that arrive are a sign of life; so are bytes it takes
+    /// while more wait for it. While this node does not read, silence proves nothing.
+    fn tick<S>(&mut self, socket: &mut Socket<S>, not_reading: bool) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let moved = socket.moved();
+        let alive = moved.0 > self.moved.0 || (!socket.is_flushed() && moved.1 > self.moved.1) || not_reading;
+        self.moved = moved;
+        match (alive, self.missed) {
+            (true, _) => self.missed = 1,
+            (false, PINGS_MISSED_MAX..) => return Err(End::Gone),
+            (false, missed) => self.missed = missed + 1,
+        }
+        // Behind frames that already wait for the other side a ping would only add to the pile.
+        if socket.is_flushed() { socket.write(Message::Ping(Bytes::new())).map_err(ended) } else { Ok(()) }
+    }
+}
+
+/// What an error on the socket means for the connection.
+fn ended(error: Error) -> End {
+    let (code, close) = match &error {
+        Error::Capacity(_) => (ErrorCode::TooLarge, CloseCode::Size),
+        Error::Utf8(_) => (ErrorCode::BadFormat, CloseCode::Invalid),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return End::Gone,
+        Error::Protocol(_) => (ErrorCode::BadFormat, CloseCode::Protocol),
+        Error::Io(error) if error.kind() == io::ErrorKind::QuotaExceeded => (ErrorCode::Busy, CloseCode::Again),
+        _ => return End::Gone,
+    };
+    End::Refused { code, close, message: error.to_string() }
+}
+
+/// Sends the last frames of a connection and ends it.
+async fn farewell<S>(mut socket: Socket<S>, end: End, outbox: &Outbox)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (time, close) = match end {
+        // The answer to a close frame.
+        End::Gone => {
+            let _ = timeout(FAREWELL, poll_fn(|cx| socket.poll_flush(cx))).await;
+            return;
+        }
+        End::Refused { code, close, message } => {
+            debug!(code = code.as_str(), message, "connection refused");
+            let _ = socket.write(Message::text(error_frame(code, &message)));
+            (FAREWELL, CloseFrame { code: close, reason: code.as_str().into() })
+        }
+        End::Stopping => {
+            // Outputs that were already on their way are not lost by an orderly stop.
+            let _ = timeout(FAREWELL_STOPPING, poll_fn(|cx| socket.poll_drain(cx, outbox))).await;
+            (FAREWELL_STOPPING, CloseFrame { code: CloseCode::Away, reason: "the node stops".into() })
+        }
+    };
+    let said = timeout(time, socket.send(Message::Close(Some(close)))).await;
+    if matches!(said, Ok(Ok(()))) {
+        socket.linger(time).await;
+    }
+}

@@ -1,0 +1,117 @@
+//! The operator's channel: a unix socket in the contract folder that takes one JSON request a line and answers each
+//! with one JSON line. Only the owner may connect; HTTP is for the network, this is for the operator.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+
+/// Bytes of one request. A longer one ends the connection.
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+/// Requests waiting for the node. Past it a connection waits.
+const REQUESTS_MAX: usize = 16;
+
+/// Where the socket of a contract folder is.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("run/hp.sock")
+}
+
+/// What an operator may ask.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Where the node stands.
+    Status,
+}
+
+/// A request on its way to the node.
+#[derive(Debug)]
+pub struct Asked {
+    /// What.
+    pub request: Request,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Value>,
+}
+
+/// The listening socket; removed when dropped.
+#[derive(Debug)]
+pub struct Control {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Control {
+    /// Listens in `dir/run/`. The folder's lock is held, so that a socket file there is a dead one's.
+    pub fn start(dir: &Path) -> io::Result<(Control, mpsc::Receiver<Asked>)> {
+        let path = path(dir);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let (asked, requests) = mpsc::channel(REQUESTS_MAX);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, asked.clone()));
+            }
+        });
+        Ok((Control { path, task }, requests))
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = String::new();
+        let got = (&mut read).take(REQUEST_BYTES_MAX).read_line(&mut line).await;
+        if !matches!(got, Ok(1..)) || !line.ends_with('\n') {
+            return;
+        }
+        let value = match serde_json::from_str::<Request>(&line) {
+            Err(error) => serde_json::json!({ "error": format!("cannot read the request: {error}") }),
+            Ok(request) => {
+                let (answer, answered) = oneshot::channel();
+                if asked.send(Asked { request, answer }).await.is_err() {
+                    return;
+                }
+                match answered.await {
+                    Ok(value) => value,
+                    Err(_) => return,
+                }
+            }
+        };
+        if write.write_all(format!("{value}\n").as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks the node of a contract folder. Fails when none runs there.
+pub async fn ask(dir: &Path, request: &Request) -> io::Result<Value> {
+    let stream = UnixStream::connect(path(dir)).await?;
+    let (read, mut write) = stream.into_split();
+    let line = serde_json::to_string(request).expect("a request is plain data");
+    write.write_all(format!("{line}\n").as_bytes()).await?;
+    let mut answer = String::new();
+    BufReader::new(read).read_line(&mut answer).await?;
+    serde_json::from_str(&answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}

@@ -1,0 +1,333 @@
+//! One run of the contract with its state: pre-state kept, contract run, post-state hashed or rolled back.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+use crate::{
+    config::Config,
+    consensus::{
+        Execution,
+        header::{ExecResult, Input, Origin},
+        merkle,
+        messages::Details,
+    },
+    contract::{End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts, npl},
+    state::{State, StateError},
+    types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
+};
+
+/// Paths and users told of one run when results differ. Cut beyond it: a person needs the first few.
+const DETAILS_MAX: usize = 1_000;
+/// Runs that this machine, not the contract, made fail, before the node gives up.
+const LOCAL_FAILURES_MAX: u32 = 3;
+/// Messages of the party line between the run and the node. Past it the contract's next write waits.
+const NPL_OUT_MAX: usize = 256;
+/// Messages of peers waiting for the run. Past it they are dropped: the party line is best effort.
+pub const NPL_IN_MAX: usize = 8_192;
+
+/// Why a run has no result. It is this machine's fault, so nothing is voted.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The contract could not be run.
+    #[error("cannot run the contract")]
+    Launch(#[from] LaunchError),
+    /// Its state could not be kept, hashed or restored.
+    #[error("cannot keep the contract's state")]
+    State(#[from] StateError),
+    /// The state is not the one that the last ledger left.
+    #[error(
+        "state/ has root {found}, but the last executed ledger left {expected}: somebody changed it; restore it from a \
+         backup, or empty hist/ and state/ to follow the network from the start"
+    )]
+    WrongState {
+        /// By the chain.
+        expected: Hash,
+        /// On disk.
+        found: Hash,
+    },
+}
+
+/// What one run led to.
+#[derive(Debug)]
+pub struct Ran {
+    /// The ledger's hash.
+    pub hash: Hash,
+    /// What to vote.
+    pub result: ExecResult,
+    /// What each user gets, ascending by user; empty unless the status is `Ok`.
+    pub outputs: Vec<(UserKey, Vec<u8>)>,
+    /// For comparing with other nodes.
+    pub details: Details,
+    /// From the closed ledger to the post-state on disk.
+    pub elapsed: Duration,
+    /// The part of it in which the contract ran.
+    pub contract: Duration,
+}
+
+/// The state and the root it should have.
+struct Held {
+    state: State,
+    root: Hash,
+}
+
+/// Runs ledgers, one after the other.
+#[derive(Clone)]
+pub struct Executor {
+    launcher: Launcher,
+    held: Arc<Mutex<Held>>,
+    plan: Arc<Plan>,
+}
+
+/// What is alike in all runs.
+struct Plan {
+    binary: PathBuf,
+    args: Vec<String>,
+    dir: PathBuf,
+    env: Vec<(String, String)>,
+    limits: Limits,
+    npl_window: Duration,
+    me: NodeKey,
+    contract: Hash,
+    private: Option<PathBuf>,
+}
+
+/// The node's ends of a run's party line.
+pub struct NplEnds {
+    /// What this node's contract wrote.
+    pub out: mpsc::Receiver<NplOut>,
+    /// For what the peers' contracts wrote.
+    pub incoming: mpsc::Sender<NplIn>,
+}
+
+/// Both ends of a party line.
+pub fn party_line() -> (NplPort, NplEnds) {
+    let (out_tx, out) = mpsc::channel(NPL_OUT_MAX);
+    let (incoming, incoming_rx) = mpsc::channel(NPL_IN_MAX);
+    (NplPort { out: out_tx, incoming: incoming_rx }, NplEnds { out, incoming })
+}
+
+impl Executor {
+    /// `root` is what the state should be: after the last executed ledger, or genesis.
+    pub fn new(launcher: Launcher, state: State, root: Hash, config: &Config) -> Executor {
+        let contract = &config.contract;
+        let limits = Limits {
+            wall: Duration::from_millis(contract.time_limit_ms),
+            cpu_s: contract.cpu_s.unwrap_or(0),
+            memory_mb: contract.memory_bytes.map_or(0, |bytes| bytes >> 20),
+            files: contract.files,
+            processes: contract.processes,
+            file_mb: contract.file_bytes >> 20,
+            output_bytes_max: contract.output_bytes,
+            output_user_bytes_max: contract.output_user_bytes,
+            log_bytes_max: contract.log_bytes,
+            npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
+        };
+        let private = config.dir.join("private");
+        let plan = Plan {
+            binary: config.binary.clone(),
+            args: config.argv.iter().skip(1).cloned().collect(),
+            dir: config.dir.clone(),
+            env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            limits,
+            npl_window: Duration::from_millis(contract.npl_window_ms),
+            me: config.key,
+            contract: contract.id,
+            private: private.is_dir().then_some(private),
+        };
+        Executor { launcher, held: Arc::new(Mutex::new(Held { state, root })), plan: Arc::new(plan) }
+    }
+
+    /// Whether state/ is what the chain says, after an orderly end or a crash between two runs.
+    pub async fn verify(&self) -> Result<(), ExecError> {
+        self.blocking(|held| {
+            let found = held.state.scan(true)?.root;
+            if found == held.root { Ok(()) } else { Err(ExecError::WrongState { expected: held.root, found }) }
+        })
+        .await
+    }
+
+    /// Makes state/ what it was before the run that was cut, if that run had begun at all.
+    pub async fn rollback(&self) -> Result<(), ExecError> {
+        self.blocking(|held| {
+            // The copy is brought up to the pre-state before a run begins: another root means that it had not.
+            match held.state.snapshot_info() {
+                Some((_, root)) if root == held.root => held.state.rollback().map(|_| ()).map_err(ExecError::from),
+                _ => {
+                    let found = held.state.scan(true)?.root;
+                    if found == held.root { Ok(()) } else { Err(ExecError::WrongState { expected: held.root, found }) }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Keeps state/ under diag/ for the operator, and takes it back to the pre-state.
+    pub async fn give_up(&self, seq: Seq) -> Result<PathBuf, ExecError> {
+        self.blocking(move |held| {
+            let path = held.state.keep_diagnosis(seq)?;
+            Ok(path)
+        })
+        .await
+    }
+
+    /// Remembers what is known of the files, for a quick start.
+    pub async fn stop(&self) {
+        let saved = self.blocking(|held| Ok(held.state.save_cache()?)).await;
+        if let Err(error) = saved {
+            warn!(%error, "cannot keep the cache of state/; the next start reads everything");
+        }
+    }
+
+    /// Runs the contract for one closed ledger. Dropping the future kills the run; the state is then to be rolled back.
+    pub async fn run(&self, execution: &Execution, unl: &[NodeKey], port: NplPort) -> Result<Ran, ExecError> {
+        let started = std::time::Instant::now();
+        let seq = execution.header.seq;
+        self.blocking(move |held| {
+            let root = held.root;
+            match held.state.snapshot(seq, root) {
+                Err(StateError::NotScanned) => {
+                    held.state.scan(true)?;
+                    Ok(held.state.snapshot(seq, root)?)
+                }
+                done => Ok(done?),
+            }
+        })
+        .await?;
+
+        let report = self.launch(execution, unl, port).await?;
+        let mut status = match report.end {
+            End::Status(status) => status,
+            // Signed directly; see `docs/decisions.md`.
+            End::Overtime => Status::Limit(LimitKind::Time),
+        };
+        let (root, leaves) = self
+            .blocking(move |held| {
+                if status == Status::Ok {
+                    match held.state.scan(true) {
+                        Ok(scan) => {
+                            held.root = scan.root;
+                            return Ok((scan.root, held.state.leaves(DETAILS_MAX), status));
+                        }
+                        Err(StateError::Forbidden { path, kind }) => {
+                            warn!(seq, ?path, %kind, "the contract left something in state/ that nodes cannot agree on");
+                            status = Status::Limit(LimitKind::State);
+                        }
+                        Err(other) => return Err(other.into()),
+                    }
+                }
+                let leaves = held.state.leaves(DETAILS_MAX);
+                held.root = held.state.rollback()?;
+                Ok((held.root, leaves, status))
+            })
+            .await
+            .map(|(root, leaves, final_status)| {
+                status = final_status;
+                (root, leaves)
+            })?;
+
+        let outputs: Vec<(UserKey, Vec<u8>)> = match status {
+            Status::Ok => report.outputs.into_iter().collect(),
+            _ => Vec::new(),
+        };
+        let outputs_root = merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        let result = ExecResult {
+            of_seq: seq,
+            of_hash: execution.hash,
+            state_root: root,
+            outputs_root,
+            status,
+            unl_req: None,
+        };
+        let told = outputs.iter().take(DETAILS_MAX);
+        let details = Details {
+            result: result.clone(),
+            leaves,
+            outputs: told.map(|(user, output)| (*user, merkle::output_leaf(user, output))).collect(),
+        };
+        Ok(Ran { hash: execution.hash, result, outputs, details, elapsed: started.elapsed(), contract: report.elapsed })
+    }
+
+    /// Runs the contract, again when this machine made it fail.
+    async fn launch(&self, execution: &Execution, unl: &[NodeKey], mut port: NplPort) -> Result<RunReport, ExecError> {
+        let mut failures = 0;
+        loop {
+            match self.launcher.run(self.spec(execution, unl), port).await {
+                Ok(report) => return Ok(report),
+                Err(error) => {
+                    failures += 1;
+                    if failures == LOCAL_FAILURES_MAX {
+                        return Err(error.into());
+                    }
+                    error!(seq = execution.header.seq, error = &error as &dyn std::error::Error, "run failed, trying again");
+                    self.launcher.settled().await?;
+                    self.blocking(|held| Ok(held.state.rollback().map(|_| ())?)).await?;
+                    // The peers' messages of the first try are gone: the party line is best effort.
+                    port = party_line().0;
+                }
+            }
+        }
+    }
+
+    fn spec(&self, execution: &Execution, unl: &[NodeKey]) -> RunSpec {
+        let plan = &self.plan;
+        let mut users: Vec<UserInput> =
+            execution.inputs.iter().map(|(key, inputs)| UserInput { key: *key, auth: auth(inputs), inputs: payloads(inputs) }).collect();
+        let with_input: BTreeMap<UserKey, ()> = users.iter().map(|user| (user.key, ())).collect();
+        let silent = execution.users.iter().filter(|user| !with_input.contains_key(user));
+        users.extend(silent.map(|key| UserInput { key: *key, auth: Auth::Session, inputs: Vec::new() }));
+        RunSpec {
+            binary: plan.binary.clone(),
+            args: plan.args.clone(),
+            dir: plan.dir.clone(),
+            env: plan.env.clone(),
+            limits: plan.limits.clone(),
+            facts: Facts {
+                lcl: execution.hash,
+                seq: execution.header.seq,
+                time_ms: execution.header.time_ms,
+                pubkey: plan.me,
+                unl: unl.to_vec(),
+                seed: Hash::tagged("hp/seed/1", &execution.hash),
+                contract: plan.contract,
+                private: plan.private.clone(),
+                readonly: false,
+            },
+            users,
+            log_dir: plan.dir.join("log/contract"),
+            npl_window: plan.npl_window,
+        }
+    }
+
+    /// Runs file work on a thread of its own.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Held) -> Result<T, ExecError> + Send + 'static,
+    ) -> Result<T, ExecError> {
+        let held = self.held.clone();
+        let lock = move || {
+            // A panic in there is our bug; it is not hidden by a second one.
+            let mut held: MutexGuard<Held> = held.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&mut held)
+        };
+        tokio::task::spawn_blocking(lock).await.expect("file work does not panic")
+    }
+}
+
+fn auth(inputs: &[Input]) -> Auth {
+    let signed = inputs.iter().all(|input| matches!(input.origin, Origin::User { .. }));
+    if signed { Auth::Signed } else { Auth::Session }
+}
+
+fn payloads(inputs: &[Input]) -> Vec<Bytes> {
+    inputs.iter().map(|input| Bytes::copy_from_slice(&input.payload)).collect()
+}
+
+const _: () = assert!(npl::NPL_MESSAGE_BYTES_MAX as u64 == crate::config::caps::NPL_FRAME_BYTES_MAX);

@@ -1,0 +1,227 @@
+//! What people are told: a banner at the start, a line for each ledger that did something, alerts, the status.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+    net::SocketAddr,
+    time::Instant,
+};
+
+use serde_json::{Value, json};
+use tracing::{debug, info, warn};
+
+use super::{Node, Ran};
+use crate::{
+    config::Config,
+    consensus::header::{ClosedLedger, ExecResult},
+    mesh::peer_id_text,
+    types::{Attempt, Hash, NodeKey, Seq, Status},
+};
+
+/// Alerts shown in the status; the oldest make room.
+const ALERTS_MAX: usize = 20;
+/// Wrong frames of one peer that are logged one by one; then every hundredth.
+const BAD_FRAMES_LOGGED: u64 = 5;
+/// Proofs of misbehaviour logged and stored of one node and kind.
+const EVIDENCE_MAX: u64 = 16;
+
+/// What the node has told, and counted, so far.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    alerts: VecDeque<String>,
+    split: Option<String>,
+    bad_frames: BTreeMap<NodeKey, u64>,
+    evidence: BTreeMap<(NodeKey, String), u64>,
+    closed_at: BTreeMap<Seq, (Instant, u32, u32)>,
+    last_run: Option<Value>,
+    ledgers: u64,
+    inputs: u64,
+    failed_runs: u64,
+}
+
+impl Report {
+    pub fn alert(&mut self, what: String) {
+        if self.alerts.back() != Some(&what) {
+            self.alerts.push_back(what);
+        }
+        if self.alerts.len() > ALERTS_MAX {
+            self.alerts.pop_front();
+        }
+    }
+
+    pub fn bad_frame(&mut self, peer: NodeKey, error: &dyn std::error::Error) {
+        let count = self.bad_frames.entry(peer).or_insert(0);
+        *count += 1;
+        if *count <= BAD_FRAMES_LOGGED || count.is_multiple_of(100) {
+            warn!(peer = %peer.short(), count, error, "dropped a message");
+        }
+    }
+
+    /// Whether this is worth storing.
+    pub fn evidence(&mut self, signer: NodeKey, kind: &str) -> bool {
+        let count = self.evidence.entry((signer, kind.to_owned())).or_insert(0);
+        *count += 1;
+        if *count == 1 {
+            warn!(node = %signer, kind, "a node signed two different messages for one slot; the proof is stored");
+        }
+        *count <= EVIDENCE_MAX
+    }
+
+    pub fn split(&mut self, seq: Seq, sides: usize) {
+        self.split = Some(format!("results of ledger {seq} are split {sides} ways; no ledger is closed until a missing result completes a quorum"));
+    }
+
+    pub fn split_healed(&mut self) {
+        self.split = None;
+    }
+
+    pub fn closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt) {
+        let header = &ledger.candidate.header;
+        let (came, went) = (ledger.candidate.users_add.len(), ledger.candidate.users_del.len());
+        self.ledgers += 1;
+        self.inputs += u64::from(header.n_inputs);
+        if header.n_inputs > 0 || came + went > 0 || attempt > 0 {
+            info!(
+                seq = header.seq,
+                lcl = %hash.short(),
+                inputs = header.n_inputs,
+                bytes = header.inputs_bytes,
+                users = header.n_users,
+                came,
+                went,
+                attempt,
+                "ledger closed"
+            );
+        } else {
+            debug!(seq = header.seq, lcl = %hash.short(), "ledger closed");
+        }
+    }
+
+    pub fn ran(&mut self, ran: &Ran) {
+        let seq = ran.result.of_seq;
+        let bytes: usize = ran.outputs.iter().map(|(_, output)| output.len()).sum();
+        let contract_ms = millis(ran.contract);
+        let elapsed_ms = millis(ran.elapsed);
+        self.last_run = Some(json!({
+            "seq": seq, "status": ran.result.status.to_string(), "contract_ms": contract_ms, "elapsed_ms": elapsed_ms,
+            "outputs": ran.outputs.len(), "output_bytes": bytes,
+        }));
+        match ran.result.status {
+            Status::Ok => debug!(seq, contract_ms, elapsed_ms, outputs = ran.outputs.len(), bytes, "contract ran"),
+            status => {
+                self.failed_runs += 1;
+                warn!(seq, %status, contract_ms, "the contract failed; its state is rolled back, see log/contract/");
+            }
+        }
+    }
+
+    pub fn agreed(&mut self, result: &ExecResult) {
+        debug!(seq = result.of_seq, state = %result.state_root.short(), status = %result.status, "result agreed");
+    }
+}
+
+fn millis(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+impl Node {
+    /// Where the node stands, for `hp status` and tests.
+    pub(super) fn status(&self) -> Value {
+        let summary = self.core.summary();
+        let quorum = self.core.quorum();
+        let links: Vec<Value> = self
+            .mesh
+            .links()
+            .into_iter()
+            .map(|link| {
+                json!({
+                    "peer": link.peer.to_string(),
+                    "address": link.addr.to_string(),
+                    "direction": link.direction.to_string(),
+                    "rtt_us": link.rtt.map(|rtt| rtt.as_micros()),
+                    "member": self.core.unl().contains(&link.peer),
+                })
+            })
+            .collect();
+        let live: BTreeSet<NodeKey> = self.linked.iter().copied().chain([self.config.key]).collect();
+        let names = |keys: &[NodeKey]| keys.iter().map(NodeKey::to_string).collect::<Vec<_>>();
+        let mut alerts: Vec<&String> = self.report.alerts.iter().collect();
+        alerts.extend(&self.report.split);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": self.config.key.to_string(),
+            "peer_id": peer_id_text(&self.config.key),
+            "contract": self.config.contract.id.to_string(),
+            "chain": self.core.chain_id().to_string(),
+            "role": if self.core.unl().contains(&self.config.key) { "member" } else { "observer" },
+            "seq": summary.seq,
+            "lcl": summary.lcl.to_string(),
+            "time_ms": summary.time_ms,
+            "attempt": summary.attempt,
+            "stage": summary.stage.name(),
+            "synced": summary.synced,
+            "split": summary.split,
+            "diverged": self.halted_runs,
+            "state_root": summary.state_root.to_string(),
+            "unl": names(self.core.unl()),
+            "live": names(&self.core.unl().iter().filter(|node| live.contains(node)).copied().collect::<Vec<_>>()),
+            "suspects": names(&summary.suspects),
+            "quorum": quorum.q,
+            "links": links,
+            "users": summary.users,
+            "local_users": self.gateway.as_ref().map_or(0, |gateway| gateway.users()),
+            "pool": summary.pool,
+            "unexecuted": summary.unexecuted,
+            "last_run": self.report.last_run,
+            "failed_runs": self.report.failed_runs,
+            "ledgers": self.report.ledgers,
+            "inputs": self.report.inputs,
+            "evidence": self.report.evidence.iter().map(|((node, kind), count)| json!({
+                "node": node.to_string(), "kind": kind, "count": count,
+            })).collect::<Vec<_>>(),
+            "alerts": alerts,
+            "peer_address": self.mesh.local_addr().to_string(),
+            "user_address": self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string()),
+            "up_s": self.started.elapsed().as_secs(),
+            "pid": std::process::id(),
+        })
+    }
+}
+
+/// What an operator reads when a node starts.
+#[derive(Debug, Clone)]
+pub struct Banner {
+    lines: Vec<(&'static str, String)>,
+}
+
+impl Banner {
+    pub(super) fn new(config: &Config, seq: Seq, peers: SocketAddr, users: Option<SocketAddr>) -> Banner {
+        let tolerance = config.tolerance().to_string();
+        let role = if config.is_member() { "" } else { "  (not in the UNL: observer)" };
+        let users = match users {
+            Some(address) => format!("ws://{address}"),
+            None => "no user port (pubport is not set)".to_owned(),
+        };
+        Banner {
+            lines: vec![
+                ("contract", format!("{}  {}", config.contract.id.short(), config.argv.join(" "))),
+                ("folder", config.dir.display().to_string()),
+                ("node", format!("{}{role}", config.key)),
+                ("quorum", tolerance),
+                ("ledger", if seq == 0 { "none yet: a new chain".to_owned() } else { seq.to_string() }),
+                ("peers", format!("listening on {peers}, {} to dial", config.peers.len())),
+                ("users", users),
+            ],
+        }
+    }
+}
+
+impl fmt::Display for Banner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Hot Pocket {}", env!("CARGO_PKG_VERSION"))?;
+        for (name, value) in &self.lines {
+            writeln!(f, "  {name:<9} {value}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,334 @@
+//! Brings a node up from its folder: lock, database, genesis, state, launcher, mesh, users, control socket.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
+use crate::{
+    config::{Admit, Config, SharedConfig},
+    consensus::{
+        Consensus, Crypto, Params,
+        header::{Genesis, VERSION},
+    },
+    contract::{LaunchError, Launcher, raise_nofile_limit},
+    crypto::{self, SecretKey},
+    gateway::{self, Gateway, GatewayConfig, GatewayError},
+    ledger::{Ledger, LedgerError, Store},
+    mesh::{self, Mesh, MeshConfig, MeshError},
+    state::{State, StateError},
+    types::{Hash, NodeKey, Sig},
+    wire::{Hello, PROTOCOL},
+};
+
+/// Frames of peers waiting for the loop. Past it the links' readers wait.
+const MESH_EVENTS_MAX: usize = 256;
+
+/// Why a node cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Another process runs this folder.
+    #[error("{0} is locked: another `hp run` uses this folder")]
+    Locked(PathBuf),
+    /// Something in the folder cannot be read or made.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The chain was begun with another value of a key that all its nodes share for ever.
+    #[error("{key} in {file} is {mine}, but this chain began with {chain}: put it back, or start a new chain with empty hist/ and state/")]
+    Shared {
+        /// The key.
+        key: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Value in the file.
+        mine: String,
+        /// Value of the chain.
+        chain: String,
+    },
+    /// The folder's database is of another contract.
+    #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
+    Contract {
+        /// The file.
+        file: PathBuf,
+        /// Contract id in the file.
+        mine: Hash,
+        /// Contract id of the chain.
+        chain: Hash,
+    },
+    /// The database.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The state at the start.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A run, and so the node's state.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The launcher.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The peer port.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    /// The user port.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+}
+
+impl NodeError {
+    /// A port or the folder's lock is taken.
+    pub fn is_taken(&self) -> bool {
+        match self {
+            NodeError::Locked(_) | NodeError::Gateway(GatewayError::PortTaken { .. }) => true,
+            NodeError::Mesh(error) => error.is_port_taken(),
+            NodeError::Ledger(LedgerError::InUse { .. }) => true,
+            _ => false,
+        }
+    }
+
+    /// The database, or the state that belongs to it, is damaged.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            NodeError::Ledger(error) => error.is_damage(),
+            NodeError::Exec(ExecError::WrongState { .. }) => true,
+            NodeError::State(StateError::Root { .. } | StateError::Intent { .. }) => true,
+            _ => false,
+        }
+    }
+
+    /// The configuration does not fit the chain.
+    pub fn is_config(&self) -> bool {
+        matches!(self, NodeError::Shared { .. } | NodeError::Contract { .. })
+    }
+}
+
+/// Signs and checks with real keys.
+struct RealCrypto(SecretKey);
+
+impl Crypto for RealCrypto {
+    fn sign(&self, digest: &Hash) -> Sig {
+        self.0.sign(&digest.0)
+    }
+    fn verify(&self, key: &NodeKey, digest: &Hash, sig: &Sig) -> bool {
+        crypto::verify(&key.0, &digest.0, sig)
+    }
+}
+
+/// The folder's lock: held by the process until it ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it, or says who has it.
+    pub fn take(dir: &Path) -> Result<Lock, NodeError> {
+        let run = dir.join("run");
+        fs::create_dir_all(&run).map_err(|source| NodeError::Io { what: "create", path: run.clone(), source })?;
+        let path = run.join("lock");
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = opened.map_err(|source| NodeError::Io { what: "open", path: path.clone(), source })?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(NodeError::Locked(path)),
+            Err(TryLockError::Error(source)) => Err(NodeError::Io { what: "lock", path, source }),
+        }
+    }
+}
+
+impl Node {
+    /// Brings the node up. `exe` is this program, for the launcher. The banner says what there is.
+    pub async fn start(config: Config, exe: &Path) -> Result<(Node, Banner), NodeError> {
+        let lock = Lock::take(&config.dir)?;
+        let nofile = raise_nofile_limit();
+        let mut store = Store::open(&config.dir)?;
+        let state = {
+            let dir = config.dir.clone();
+            tokio::task::spawn_blocking(move || State::open(&dir)).await.expect("opening does not panic")?
+        };
+        let (genesis, state) = genesis(&config, &mut store, state).await?;
+        let shared = config.shared();
+        let journal = store.load(config.consensus.input_window)?.expect("the genesis is stored");
+        let root = journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root);
+        let cut = !journal.unexecuted.is_empty();
+        let seq = journal.seq();
+
+        let launcher = Launcher::start(exe)?;
+        let executor = Executor::new(launcher, state, root, &config);
+        if !cut {
+            executor.verify().await?;
+        }
+
+        let boot = random_hash();
+        let params = Params {
+            me: config.key,
+            boot,
+            roundtime_ms: config.roundtime_ms,
+            min_round_ms: config.consensus.min_round_ms,
+            eager: config.consensus.eager,
+            grace_ms: config.consensus.grace_ms,
+            attempt_ms: config.consensus.attempt_ms,
+            time_res_ms: config.consensus.time_res_ms,
+            input_window: config.consensus.input_window,
+        };
+        let secret = config.secret.clone();
+        let core = Consensus::new(params, Box::new(RealCrypto(secret.clone())), genesis.threshold, journal);
+
+        let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
+        let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
+        let (gateway, gateway_events) = start_gateway(&config).await?;
+        let (control, requests) = Control::start(&config.dir)
+            .map_err(|source| NodeError::Io { what: "listen on", path: super::control::path(&config.dir), source })?;
+
+        let banner =
+            Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
+        info!(nofile, "open files allowed");
+        let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
+        let (served_tx, served) = mpsc::channel(LINE_MAX);
+        let node = Node {
+            config,
+            secret,
+            core,
+            edge: Default::default(),
+            boot,
+            started: Instant::now(),
+            mesh,
+            mesh_events,
+            gateway,
+            gateway_events,
+            ledger: Ledger::start(store)?,
+            control: Some(control),
+            requests,
+            executor,
+            from_runs_tx,
+            from_runs,
+            effects: VecDeque::new(),
+            batch: Vec::new(),
+            committing: None,
+            timers: Default::default(),
+            jobs: VecDeque::new(),
+            running: None,
+            halted_runs: false,
+            line: PartyLine::default(),
+            line_counters: Default::default(),
+            sessions: Default::default(),
+            linked: BTreeSet::new(),
+            runs: Default::default(),
+            serving: Default::default(),
+            served_tx,
+            served,
+            report: Default::default(),
+            _lock: lock,
+        };
+        Ok((node, banner))
+    }
+}
+
+/// The chain's genesis: the stored one if it fits the configuration, else a new one, stored.
+async fn genesis(config: &Config, store: &mut Store, state: State) -> Result<(Genesis, State), NodeError> {
+    let file = || config.file.clone();
+    let shared = config.shared();
+    if let Some((genesis, chain)) = store.genesis()? {
+        let chain: SharedConfig = chain;
+        if genesis.contract_id != config.contract.id {
+            return Err(NodeError::Contract { file: file(), mine: config.contract.id, chain: genesis.contract_id });
+        }
+        if let Some((key, mine, chain)) = shared.first_difference(&chain) {
+            return Err(NodeError::Shared { key, file: file(), mine, chain });
+        }
+        if genesis.time_ms != config.contract.genesis_time_ms {
+            return Err(NodeError::Shared {
+                key: "contract.genesis_time_ms",
+                file: file(),
+                mine: config.contract.genesis_time_ms.to_string(),
+                chain: genesis.time_ms.to_string(),
+            });
+        }
+        if genesis.unl != config.unl {
+            warn!(file = %config.file.display(), "the UNL in the configuration is not the chain's; the chain's counts");
+        }
+        return Ok((genesis, state));
+    }
+    let mut state = state;
+    let (root, state) = tokio::task::spawn_blocking(move || state.scan(true).map(|scan| (scan.root, state)))
+        .await
+        .expect("scanning does not panic")?;
+    let genesis = Genesis {
+        ver: VERSION,
+        contract_id: config.contract.id,
+        unl: config.unl.clone(),
+        threshold: u8::try_from(config.consensus.threshold).expect("at most 100"),
+        cfg_hash: config.cfg_hash(),
+        state_root: root,
+        time_ms: config.contract.genesis_time_ms,
+    };
+    store.set_genesis(&genesis, &shared)?;
+    Ok((genesis, state))
+}
+
+async fn start_mesh(
+    config: &Config,
+    secret: &SecretKey,
+    hello: Hello,
+    unl: &[NodeKey],
+) -> Result<(Mesh, mpsc::Receiver<mesh::MeshEvent>), NodeError> {
+    let (events, mesh_events) = mpsc::channel(MESH_EVENTS_MAX);
+    let ours = hello.clone();
+    let me = config.key;
+    let mesh = Mesh::start(
+        MeshConfig {
+            key: secret.clone(),
+            listen: (config.ip, config.peerport).into(),
+            peers: config.peers.iter().map(|peer| (peer.ip().to_string(), peer.port())).collect(),
+            unl: unl.iter().copied().filter(|node| *node != me).collect(),
+            admit: match config.mesh.admit {
+                Admit::Open => mesh::Admit::Open,
+                Admit::Unl => mesh::Admit::Unl,
+            },
+            connections_max: config.mesh.max_connections,
+            hello: crate::wire::encode(&hello),
+            check_hello: Box::new(move |_, bytes| {
+                let theirs: Hello = crate::wire::decode(bytes).map_err(|error| error.to_string())?;
+                ours.check(&theirs)
+            }),
+        },
+        events,
+    )
+    .await?;
+    Ok((mesh, mesh_events))
+}
+
+async fn start_gateway(config: &Config) -> Result<(Option<Gateway>, mpsc::Receiver<gateway::GatewayEvent>), NodeError> {
+    let (events, gateway_events) = mpsc::channel(gateway::EVENTS_MAX);
+    let Some(port) = config.pubport else { return Ok((None, gateway_events)) };
+    let settings = GatewayConfig {
+        message_bytes_max: usize::try_from(config.pubmaxsize).expect("at most 4 MiB"),
+        messages_per_minute: config.pubmaxcpm,
+        connections_max: config.user.connections_max,
+        per_address_max: config.user.per_address,
+        queue_bytes_max: config.user.queue_bytes,
+        ..GatewayConfig::new((config.ip, port).into())
+    };
+    let gateway = Gateway::start(settings, events).await?;
+    Ok((Some(gateway), gateway_events))
+}
+
+fn random_hash() -> Hash {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    Hash(bytes)
+}

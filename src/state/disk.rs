@@ -1,0 +1,168 @@
+//! Every change this module makes on the disk goes through here: one call, one system call, one error with its path.
+//!
+//! That is what makes the crash tests possible: a test counts the calls, and cuts at each of them.
+
+use std::{
+    fs::{File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+use nix::libc;
+
+use super::StateError;
+
+/// Adds what was tried, and where, to an error of the operating system.
+pub(super) fn at<'a>(op: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StateError + 'a {
+    move |source| StateError::Io { op, path: path.to_path_buf(), source }
+}
+
+/// Opens a file to read, never through a symlink, and never waiting for the other end of a fifo.
+pub(super) fn open_read(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
+/// Opens an existing file to read and write, never through a symlink.
+pub(super) fn open_write(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
+
+/// The changing operations. In tests, a point where they start to fail, and a record of what was done.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk {
+    #[cfg(test)]
+    pub test: std::sync::Arc<std::sync::Mutex<test::Script>>,
+}
+
+impl Disk {
+    #[cfg(not(test))]
+    fn step(&self, _op: &'static str, _path: &Path) -> Result<(), StateError> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn step(&self, op: &'static str, path: &Path) -> Result<(), StateError> {
+        self.test.lock().unwrap().step(op, path).map_err(at(op, path))
+    }
+
+    /// A new empty file; it must not exist.
+    pub fn create(&self, path: &Path, mode: u32) -> Result<File, StateError> {
+        self.step("create", path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(mode);
+        options.open(path).map_err(at("create", path))
+    }
+
+    pub fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), StateError> {
+        #[cfg(test)]
+        if let Err(cut) = self.step("write", path) {
+            // What a cut really leaves behind: a part of it.
+            let _ = file.write_all_at(&bytes[..bytes.len() / 2], offset);
+            return Err(cut);
+        }
+        file.write_all_at(bytes, offset).map_err(at("write", path))
+    }
+
+    pub fn set_len(&self, file: &File, path: &Path, len: u64) -> Result<(), StateError> {
+        self.step("truncate", path)?;
+        file.set_len(len).map_err(at("truncate", path))
+    }
+
+    pub fn chmod(&self, path: &Path, mode: u32) -> Result<(), StateError> {
+        self.step("chmod", path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at("chmod", path))
+    }
+
+    pub fn create_dir(&self, path: &Path) -> Result<(), StateError> {
+        self.step("create folder", path)?;
+        std::fs::create_dir(path).map_err(at("create folder", path))
+    }
+
+    pub fn symlink(&self, target: &Path, path: &Path) -> Result<(), StateError> {
+        self.step("create symlink", path)?;
+        std::os::unix::fs::symlink(target, path).map_err(at("create symlink", path))
+    }
+
+    pub fn remove_file(&self, path: &Path) -> Result<(), StateError> {
+        self.step("remove", path)?;
+        std::fs::remove_file(path).map_err(at("remove", path))
+    }
+
+    pub fn remove_dir(&self, path: &Path) -> Result<(), StateError> {
+        self.step("remove folder", path)?;
+        std::fs::remove_dir(path).map_err(at("remove folder", path))
+    }
+
+    pub fn rename(&self, from: &Path, to: &Path) -> Result<(), StateError> {
+        self.step("rename", to)?;
+        std::fs::rename(from, to).map_err(at("rename", from))
+    }
+
+    pub fn sync(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        self.step("sync", path)?;
+        #[cfg(test)]
+        if !self.test.lock().unwrap().sync_for_real {
+            return Ok(());
+        }
+        file.sync_all().map_err(at("sync", path))
+    }
+
+    /// The bytes and the size alone.
+    pub fn sync_data(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        self.step("sync", path)?;
+        #[cfg(test)]
+        if !self.test.lock().unwrap().sync_for_real {
+            return Ok(());
+        }
+        file.sync_data().map_err(at("sync", path))
+    }
+
+    pub fn sync_path(&self, path: &Path) -> Result<(), StateError> {
+        let file = open_read(path).map_err(at("open", path))?;
+        self.sync(&file, path)
+    }
+
+    /// Everything of the file system that `top` is on. Cheaper than `sync` from some number of files on.
+    #[cfg(target_os = "linux")]
+    pub fn sync_all_below(&self, top: &Path) -> Result<(), StateError> {
+        let file = open_read(top).map_err(at("open", top))?;
+        self.step("sync below", top)?;
+        #[cfg(test)]
+        if !self.test.lock().unwrap().sync_for_real {
+            return Ok(());
+        }
+        nix::unistd::syncfs(&file).map_err(|errno| at("sync", top)(errno.into()))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod test {
+    use std::{
+        io,
+        path::{Path, PathBuf},
+    };
+
+    /// What a test wants of the disk, and what happened on it.
+    #[derive(Debug, Default)]
+    pub struct Script {
+        /// Operations that still work; after them everything fails, as after a kill. `None`: all work.
+        pub left: Option<usize>,
+        /// Whether a sync also asks the disk, which takes most of a test's time and shows nothing but errors.
+        pub sync_for_real: bool,
+        /// The operations that worked.
+        pub done: Vec<(&'static str, PathBuf)>,
+    }
+
+    impl Script {
+        pub fn step(&mut self, op: &'static str, path: &Path) -> io::Result<()> {
+            match &mut self.left {
+                Some(0) => return Err(io::Error::from_raw_os_error(nix::libc::ENOSPC)),
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            self.done.push((op, path.to_path_buf()));
+            Ok(())
+        }
+    }
+}
