@@ -404,7 +404,7 @@ fn evidence_is_kept_up_to_a_number_against_each_signer() {
     let mut store = new_store(dir.path());
     let evidence = |signer: u8, n: Seq| {
         let status = |attempt| StatusMsg { seq: n, lcl: Hash::ZERO, attempt, synced: true };
-        let message = |attempt| Box::new(Message::Status(signed(status(attempt))));
+        let message = |attempt| encode(&Message::Status(signed(status(attempt))));
         Evidence { signer: NodeKey([signer; 32]), first: message(1), second: message(2) }
     };
     let mut batch: Vec<Write> = (0..40).map(|n| Write::Evidence(Box::new(evidence(1, n)))).collect();

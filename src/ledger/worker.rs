@@ -282,10 +282,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        consensus::messages::{Evidence, Get, Message},
-        types::NodeKey,
-    };
+    use crate::{consensus::messages::Evidence, types::NodeKey};
 
     /// Keeps the thread busy with a read until the sender sends.
     async fn hold(ledger: &Ledger) -> mpsc::Sender<()> {
@@ -311,11 +308,7 @@ mod tests {
         // Outputs of a ledger that is not there, and as many batches as share the transaction.
         let failed = ledger.commit(vec![Write::Outputs { seq: 5, outputs: Vec::new() }]);
         let joined: Vec<_> = (1..COMMITS_JOINED_MAX).map(|_| ledger.commit(Vec::new())).collect();
-        let evidence = Evidence {
-            signer: NodeKey([1; 32]),
-            first: Box::new(Message::Get(Get::Presence)),
-            second: Box::new(Message::Get(Get::Details(1))),
-        };
+        let evidence = Evidence { signer: NodeKey([1; 32]), first: vec![1], second: vec![2] };
         let behind = ledger.commit(vec![Write::Evidence(Box::new(evidence))]);
         held.send(()).unwrap();
         for receiver in [failed].into_iter().chain(joined).chain([behind]) {
