@@ -1,5 +1,7 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
 
 mod cli;
+mod cluster;
 mod contract;
+mod net;
 mod sim;
