@@ -58,6 +58,7 @@ fn text(status: &Value) -> String {
     let short = |key: &str| word(key).chars().take(8).collect::<String>();
     let mut lines = vec![
         ("node", format!("{} ({}), up {} s, pid {}", word("node"), word("role"), word("up_s"), word("pid"))),
+        ("contract", word("contract")),
         ("ledger", format!("{}  {}", word("seq"), word("lcl"))),
         ("round", format!("{}, attempt {}", word("stage"), word("attempt"))),
         (
@@ -74,8 +75,12 @@ fn text(status: &Value) -> String {
             "users",
             format!("{} here, {} in the ledger; {} inputs waiting", word("local_users"), word("users"), word("pool")),
         ),
-        ("state", format!("{}  {}", short("state_root"), standing(status))),
+        ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
     ];
+    let missing = missing(status);
+    if !missing.is_empty() {
+        lines.push(("missing", missing));
+    }
     let run = &status["last_run"];
     if let (Some(seq), Some(how)) = (run["seq"].as_u64(), run["status"].as_str()) {
         let outputs = run["output_bytes"].as_u64().unwrap_or(0);
@@ -94,6 +99,20 @@ fn text(status: &Value) -> String {
     lines.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
 }
 
+/// Members that this node has no link with, each on a line of its own.
+fn missing(status: &Value) -> String {
+    let keys = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    let live = keys("live");
+    let missing: Vec<Value> = keys("unl").into_iter().filter(|node| !live.contains(node)).collect();
+    let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
+    missing.join("\n          ")
+}
+
+/// The root of an empty state is zero.
+fn state_root(root: &str) -> &str {
+    if root.bytes().all(|digit| digit == b'0') { "empty" } else { root }
+}
+
 fn standing(status: &Value) -> &'static str {
     let is = |key: &str| status[key].as_bool().unwrap_or(false);
     match (is("diverged"), is("split"), is("synced")) {
@@ -101,5 +120,39 @@ fn standing(status: &Value) -> &'static str {
         (_, true, _) => "SPLIT: no result has a quorum",
         (_, _, true) => "in sync",
         _ => "catching up",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_status_names_missing_members_alerts_and_an_empty_state() {
+        let status = json!({
+            "node": "aa", "role": "member", "up_s": 5, "pid": 7, "contract": "c0", "seq": 3, "lcl": "1f", "stage": "idle",
+            "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
+            "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
+            "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
+        });
+        let expected = "\
+node      aa (member), up 5 s, pid 7
+contract  c0
+ledger    3  1f
+round     idle, attempt 0
+network   1 of 3 members live, quorum 3, 0 links
+users     1 here, 2 in the ledger; 0 inputs waiting
+state     empty, in sync
+missing   bb
+          cc
+last run  ledger 3: ok, 1.5 ms, 9 bytes of output
+ports     peers 127.0.0.1:1, users -
+ALERT     look
+";
+        assert_eq!(text(&status), expected);
+        let diverged = json!({ "diverged": true, "state_root": "12" });
+        assert!(text(&diverged).contains("state     12, DIVERGED"));
     }
 }

@@ -31,6 +31,8 @@ const EVIDENCE_MAX: u64 = 16;
 pub(super) struct Report {
     alerts: VecDeque<String>,
     split: Option<String>,
+    /// Set while the last run is one that failed.
+    failing: Option<String>,
     bad_frames: BTreeMap<NodeKey, u64>,
     evidence: BTreeMap<(NodeKey, String), u64>,
     last_run: Option<Value>,
@@ -111,6 +113,7 @@ impl Report {
             "seq": seq, "status": ran.result.status.to_string(), "contract_ms": contract_ms, "elapsed_ms": elapsed_ms,
             "outputs": ran.outputs.len(), "output_bytes": bytes,
         }));
+        self.failing = failing(seq, ran.result.status);
         match ran.result.status {
             Status::Ok => debug!(seq, contract_ms, elapsed_ms, outputs = ran.outputs.len(), bytes, "contract ran"),
             status => {
@@ -123,6 +126,19 @@ impl Report {
     pub fn agreed(&mut self, result: &ExecResult) {
         debug!(seq = result.of_seq, state = %result.state_root.short(), status = %result.status, "result agreed");
     }
+}
+
+/// Why no ledger closes while members are missing.
+fn too_few(live: usize, quorum: usize) -> Option<String> {
+    let text = || format!("{live} members are live and the quorum is {quorum}: no ledger closes until more are");
+    (live < quorum).then(text)
+}
+
+fn failing(seq: Seq, status: Status) -> Option<String> {
+    let text = || {
+        format!("the contract failed in ledger {seq} ({status}): state/ is as before, no outputs; see log/contract/")
+    };
+    (status != Status::Ok).then(text)
 }
 
 fn millis(duration: std::time::Duration) -> f64 {
@@ -155,8 +171,11 @@ impl Node {
             .collect();
         let live: BTreeSet<NodeKey> = self.linked.iter().copied().chain([self.config.key]).collect();
         let names = |keys: &[NodeKey]| keys.iter().map(NodeKey::to_string).collect::<Vec<_>>();
-        let mut alerts: Vec<&String> = self.report.alerts.iter().collect();
-        alerts.extend(&self.report.split);
+        let live_members: Vec<NodeKey> = self.core.unl().iter().filter(|node| live.contains(node)).copied().collect();
+        let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
+        alerts.extend(self.report.split.clone());
+        alerts.extend(too_few(live_members.len(), quorum.q));
+        alerts.extend(self.report.failing.clone());
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
@@ -174,7 +193,7 @@ impl Node {
             "diverged": self.halted_runs,
             "state_root": summary.state_root.to_string(),
             "unl": names(self.core.unl()),
-            "live": names(&self.core.unl().iter().filter(|node| live.contains(node)).copied().collect::<Vec<_>>()),
+            "live": names(&live_members),
             "suspects": names(&summary.suspects),
             "quorum": quorum.q,
             "links": links,
@@ -233,5 +252,34 @@ impl fmt::Display for Banner {
             writeln!(f, "  {name:<9} {value}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_stands_while_members_are_too_few_for_a_quorum() {
+        assert_eq!(too_few(4, 4), None);
+        let alert = too_few(3, 4).unwrap();
+        assert_eq!(alert, "3 members are live and the quorum is 4: no ledger closes until more are");
+    }
+
+    #[test]
+    fn an_alert_stands_while_the_contract_fails() {
+        assert_eq!(failing(7, Status::Ok), None);
+        assert!(failing(7, Status::Exit(3)).unwrap().starts_with("the contract failed in ledger 7 (exit code 3)"));
+    }
+
+    #[test]
+    fn the_same_alert_is_told_once_and_old_ones_make_room() {
+        let mut report = Report::default();
+        for at in 0..=ALERTS_MAX {
+            report.alert(at.to_string());
+            report.alert(at.to_string());
+        }
+        assert_eq!(report.alerts.len(), ALERTS_MAX);
+        assert_eq!((report.alerts[0].as_str(), report.alerts[ALERTS_MAX - 1].as_str()), ("1", "20"));
     }
 }
