@@ -209,6 +209,7 @@ impl Node {
         match event {
             MeshEvent::LinkUp { peer, .. } => {
                 info!(peer = %peer.short(), "linked");
+                self.report.linked(peer);
                 self.linked.insert(peer);
                 self.handle(Event::LinkUp(peer))
             }
@@ -219,7 +220,7 @@ impl Node {
             }
             MeshEvent::Refused { peer, reason } => {
                 error!(peer = %peer.short(), reason, "no link with this node");
-                self.report.alert(format!("no link with {}: {reason}", peer.short()));
+                self.report.refused(peer, reason);
                 Ok(())
             }
             MeshEvent::Frame { peer, bytes, .. } => self.on_frame(peer, &bytes),

@@ -90,8 +90,11 @@ fn text(status: &Value) -> String {
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     for proof in list("evidence") {
         let count = proof["count"].as_u64().unwrap_or(0);
-        lines
-            .push(("evidence", format!("{} signed two different {} messages ({count})", proof["node"], proof["kind"])));
+        let text = |key: &str| proof[key].as_str().unwrap_or("-").to_owned();
+        lines.push((
+            "evidence",
+            format!("{} signed two different {} messages ({count} times)", text("node"), text("kind")),
+        ));
     }
     for alert in list("alerts") {
         lines.push(("ALERT", alert.as_str().unwrap_or_default().to_owned()));
@@ -136,6 +139,7 @@ mod tests {
             "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
             "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
+            "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2}],
         });
         let expected = "\
 node      aa (member), up 5 s, pid 7
@@ -149,6 +153,7 @@ missing   bb
           cc
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output
 ports     peers 127.0.0.1:1, users -
+evidence  bb signed two different NOVEL messages (2 times)
 ALERT     look
 ";
         assert_eq!(text(&status), expected);

@@ -19,6 +19,8 @@ use crate::{
 
 /// Alerts shown in the status; the oldest make room.
 const ALERTS_MAX: usize = 20;
+/// Nodes without a link shown in the status. Strangers can take any key, so the oldest make room.
+const REFUSED_MAX: usize = 10;
 /// Wrong frames of one peer that are logged one by one; then every hundredth.
 const BAD_FRAMES_LOGGED: u64 = 5;
 /// Peers whose wrong frames are counted; strangers can take any key, so past it counting starts anew.
@@ -30,6 +32,8 @@ const EVIDENCE_MAX: u64 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Report {
     alerts: VecDeque<String>,
+    /// Nodes that this one has no link with, and why; whoever is linked after all is taken out.
+    refused: VecDeque<(NodeKey, String)>,
     split: Option<String>,
     /// Set while the last run is one that failed.
     failing: Option<String>,
@@ -49,6 +53,18 @@ impl Report {
         if self.alerts.len() > ALERTS_MAX {
             self.alerts.pop_front();
         }
+    }
+
+    pub fn refused(&mut self, peer: NodeKey, reason: String) {
+        self.linked(peer);
+        self.refused.push_back((peer, reason));
+        if self.refused.len() > REFUSED_MAX {
+            self.refused.pop_front();
+        }
+    }
+
+    pub fn linked(&mut self, peer: NodeKey) {
+        self.refused.retain(|(other, _)| *other != peer);
     }
 
     pub fn bad_frame(&mut self, peer: NodeKey, error: &(dyn std::error::Error + 'static)) {
@@ -129,8 +145,8 @@ impl Report {
 }
 
 /// Why no ledger closes while members are missing.
-fn too_few(live: usize, quorum: usize) -> Option<String> {
-    let text = || format!("{live} members are live and the quorum is {quorum}: no ledger closes until more are");
+fn too_few(live: usize, n: usize, quorum: usize) -> Option<String> {
+    let text = || format!("{live} of {n} members live, but the quorum is {quorum}: no ledger closes until more are");
     (live < quorum).then(text)
 }
 
@@ -174,7 +190,8 @@ impl Node {
         let live_members: Vec<NodeKey> = self.core.unl().iter().filter(|node| live.contains(node)).copied().collect();
         let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
         alerts.extend(self.report.split.clone());
-        alerts.extend(too_few(live_members.len(), quorum.q));
+        alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
+        alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -261,15 +278,30 @@ mod tests {
 
     #[test]
     fn an_alert_stands_while_members_are_too_few_for_a_quorum() {
-        assert_eq!(too_few(4, 4), None);
-        let alert = too_few(3, 4).unwrap();
-        assert_eq!(alert, "3 members are live and the quorum is 4: no ledger closes until more are");
+        assert_eq!(too_few(4, 5, 4), None);
+        let alert = too_few(3, 5, 4).unwrap();
+        assert_eq!(alert, "3 of 5 members live, but the quorum is 4: no ledger closes until more are");
     }
 
     #[test]
     fn an_alert_stands_while_the_contract_fails() {
         assert_eq!(failing(7, Status::Ok), None);
         assert!(failing(7, Status::Exit(3)).unwrap().starts_with("the contract failed in ledger 7 (exit code 3)"));
+    }
+
+    #[test]
+    fn a_node_without_a_link_is_told_until_it_is_linked_and_strangers_push_out_each_other_only() {
+        let mut report = Report::default();
+        report.alert("the first".to_owned());
+        report.refused(NodeKey([0; 32]), "then".to_owned());
+        report.refused(NodeKey([0; 32]), "now".to_owned());
+        assert_eq!(Vec::from(report.refused.clone()), [(NodeKey([0; 32]), "now".to_owned())]);
+        report.linked(NodeKey([0; 32]));
+        assert!(report.refused.is_empty());
+        for stranger in 0..100 {
+            report.refused(NodeKey([stranger; 32]), String::new());
+        }
+        assert_eq!((report.refused.len(), report.alerts.len()), (REFUSED_MAX, 1));
     }
 
     #[test]
