@@ -320,6 +320,35 @@ fn a_run_that_ended_without_a_journaled_result_is_run_again_from_its_pre_state()
     assert!(world.watch.seen.of("rollbacks of a touched state") > 0);
 }
 
+#[test]
+fn a_node_that_was_away_for_a_hundred_ledgers_is_back_in_a_second_of_running_them() {
+    let mut world = linked(Config { roundtime_ms: 20, ..Config::calm(4, 75) }, 1);
+    world.nodes[3].dead = true;
+    world.crash(3);
+    assert!(world.run(10_000, |world| world.seq(0) >= 100), "{}", world.describe());
+    world.nodes[3].dead = false;
+    let back = world.now;
+    world.plan(back, Happening::Gst);
+    let done = world.run(back + 2000, |world| world.seq(3) + 1 >= world.watch.tip());
+    assert!(done, "{}", world.describe());
+    assert!(world.run(world.now + 1000, |world| world.nodes[3].disk.state.0 + 1 >= world.watch.tip()));
+}
+
+#[test]
+#[should_panic(expected = "S1: node 1 closed another ledger 1")]
+fn beyond_the_tolerated_number_twins_fork_and_the_simulator_sees_it() {
+    // Three of five; two are tolerated. The second twins are nodes 5, 6 and 7.
+    let mut cfg = Config::calm(5, 80);
+    cfg.manners[2..].fill(Manner::Twins);
+    let mut world = linked(cfg, 1);
+    world.nodes.iter_mut().for_each(|node| node.mask = u64::MAX);
+    let in_first = |node: usize| [0, 2, 3, 4].contains(&node);
+    filter(&mut world, move |_, from, to, _| in_first(from) != in_first(to));
+    world.input(0, vec![1]);
+    world.input(1, vec![2]);
+    world.run(5000, |_| false);
+}
+
 // ---- Crashes everywhere -----------------------------------------------------------------------------------------
 
 #[test]

@@ -247,7 +247,7 @@ pub struct Node {
     /// Whether it stays down.
     pub dead: bool,
     /// Twins: whom this one talks with.
-    mask: u64,
+    pub mask: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -628,7 +628,7 @@ impl World {
                 at += late;
             } else if copy > 0 {
                 // The second one comes late.
-                at += self.rng.within(0, 500);
+                at += if self.rng.chance(20) { self.rng.within(500, 5000) } else { self.rng.within(0, 500) };
             } else if !self.cfg.reorder {
                 let last = self.last_arrival.entry((from, to)).or_insert(0);
                 at = at.max(*last);
