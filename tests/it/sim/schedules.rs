@@ -108,6 +108,22 @@ fn when_the_votes_reach_one_node_only_the_rest_close_the_same_ledger_without_it(
 }
 
 #[test]
+fn votes_that_come_after_their_attempt_was_given_up_change_nothing() {
+    for late in [130, 200, 400, 900, 2000] {
+        for kind in ["PREVOTE", "PRECOMMIT"] {
+            let mut world = calm(5, 80);
+            world.filter = Some(Box::new(move |_, _, _, message| match is(message, kind, 1, 0) {
+                true => Fate::Late(late),
+                false => Fate::Pass,
+            }));
+            world.input(0, vec![1]);
+            assert!(world.run(10_000, |world| all_at(world, 3)), "{kind} {late}: {}", world.describe());
+            assert!(world.watch.seen.of("closed at attempt 1") > 0, "{kind} {late}");
+        }
+    }
+}
+
+#[test]
 fn when_two_of_five_closed_the_others_adopt_the_certificate() {
     let mut world = calm(5, 80);
     filter(&mut world, |now, from, to, message| {

@@ -204,7 +204,7 @@ pub struct Disk {
 }
 
 enum Step {
-    Do(Effect),
+    Do(Box<Effect>),
     Sync(u64),
 }
 
@@ -807,7 +807,7 @@ impl World {
                     me.pending.push(record);
                 }
                 Effect::Sync => me.fifo.push_back(Step::Sync(me.persisted)),
-                effect => me.fifo.push_back(Step::Do(effect)),
+                effect => me.fifo.push_back(Step::Do(Box::new(effect))),
             }
         }
         self.pump(node);
@@ -849,7 +849,7 @@ impl World {
                         *left -= 1;
                     }
                     let Some(Step::Do(effect)) = me.fifo.pop_front() else { unreachable!("looked at") };
-                    self.perform(node, effect);
+                    self.perform(node, *effect);
                 }
             }
         }
