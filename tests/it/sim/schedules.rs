@@ -314,13 +314,19 @@ fn a_certificate_sent_again_and_again_does_not_hold_up_the_attempt() {
 
 #[test]
 fn attempts_do_not_climb_while_nothing_can_be_derived() {
-    let mut world = calm(4, 80);
-    assert!(world.run(3000, |world| all_at(world, 1)));
-    world.nodes[3].dead = true;
-    (0..4).for_each(|node| world.crash(node));
-    world.input(0, vec![1]);
-    world.run(30_000, |_| false);
-    assert!((0..3).all(|node| attempt(&world, node) == 0), "{}", world.describe());
+    // Restarted, and then idle; or without a quorum.
+    for lacking in [0, 1] {
+        let mut world = linked(Config { roundtime_ms: 60_000, ..Config::calm(4, 80) }, 1);
+        world.input(0, vec![1]);
+        assert!(world.run(3000, |world| all_at(world, 1)));
+        world.nodes[3].dead = lacking == 1;
+        (0..4).for_each(|node| world.crash(node));
+        if lacking == 1 {
+            world.input(0, vec![1]);
+        }
+        world.run(30_000, |_| false);
+        assert!(world.sound().all(|node| attempt(&world, node) == 0), "{}", world.describe());
+    }
 }
 
 #[test]
