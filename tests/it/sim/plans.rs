@@ -48,6 +48,7 @@ fn config(rng: &mut Rng) -> Config {
     let latency = rng.pick(&[(1, 1), (1, 5), (1, 30), (10, 60), (0, 120)]);
     Config {
         n,
+        observers: usize::from(rng.chance(15)),
         threshold,
         manners,
         roundtime_ms: rng.pick(&[100, 300, 1000]),

@@ -371,6 +371,29 @@ fn beyond_the_tolerated_number_twins_fork_and_the_simulator_sees_it() {
     world.run(5000, |_| false);
 }
 
+#[test]
+fn an_input_that_nobody_else_got_expires_with_its_last_ledger_and_its_user_is_told() {
+    let mut world = linked(Config { input_window: 3, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
+    filter(&mut world, |_, from, _, message| from == 0 && matches!(message, Message::Input(_) | Message::Novel(_)));
+    world.input(0, vec![1]);
+    assert!(world.run(10_000, |world| world.seq(0) >= 3 && world.watch.seen.of("expired inputs") > 0));
+    assert_eq!((world.seq(0), inputs_in_chain(&world)), (3, 0));
+    assert!(world.run(10_000, |world| all_at(world, 5)));
+    assert!(world.nodes[0].disk.journal.pool.is_empty(), "{}", world.describe());
+}
+
+#[test]
+fn an_observer_follows_and_signs_no_vote() {
+    let mut world = linked(Config { observers: 2, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
+    world.input(0, vec![1]);
+    filter(&mut world, |_, from, _, message| {
+        assert!(from < 4 || message.round_seq().is_none(), "{message:?}");
+        false
+    });
+    assert!(world.run(10_000, |world| all_at(world, 10)), "{}", world.describe());
+    assert!(world.run(10_000, |world| world.nodes[5].disk.state.0 >= 10), "it runs them too");
+}
+
 // ---- Crashes everywhere -----------------------------------------------------------------------------------------
 
 #[test]

@@ -56,6 +56,8 @@ impl Manner {
 pub struct Config {
     /// Members.
     pub n: usize,
+    /// Nodes that follow and are not in the UNL.
+    pub observers: usize,
     /// Percent.
     pub threshold: u8,
     /// By member.
@@ -95,6 +97,7 @@ impl Config {
     pub fn calm(n: usize, threshold: u8) -> Config {
         Config {
             n,
+            observers: 0,
             threshold,
             manners: vec![Manner::Honest; n],
             roundtime_ms: 1000,
@@ -112,6 +115,13 @@ impl Config {
             duplicates: 0,
             reorder: false,
         }
+    }
+}
+
+impl Config {
+    /// Members and observers: nodes with a key of their own.
+    pub fn singles(&self) -> usize {
+        self.n + self.observers
     }
 }
 
@@ -184,7 +194,7 @@ enum Step {
 
 /// One process.
 pub struct Node {
-    /// Place in the UNL.
+    /// Place in the UNL, or behind it.
     pub member: usize,
     key: NodeKey,
     manner: Manner,
@@ -239,7 +249,7 @@ pub struct World {
     pub now: u64,
     /// Everything random.
     pub rng: Rng,
-    /// Processes: one a member, then the second twins.
+    /// Processes: one a member, then observers, then the second twins.
     pub nodes: Vec<Node>,
     /// The properties.
     pub watch: Watch,
@@ -262,11 +272,11 @@ const WALL_START_MS: WallMs = 1_700_000_000_000;
 impl World {
     /// Starts all nodes at time 0.
     pub fn new(cfg: Config, mut rng: Rng) -> World {
-        let keys: Vec<NodeKey> = (0..cfg.n).map(|member| NodeKey([member as u8 + 1; 32])).collect();
+        let keys: Vec<NodeKey> = (0..cfg.singles()).map(|member| NodeKey([member as u8 + 1; 32])).collect();
         let genesis = Genesis {
             ver: VERSION,
             contract_id: Hash([7; 32]),
-            unl: keys.clone(),
+            unl: keys[..cfg.n].to_vec(),
             threshold: cfg.threshold,
             cfg_hash: Hash::ZERO,
             state_root: Hash([1; 32]),
@@ -275,10 +285,10 @@ impl World {
         let honest = cfg.manners.iter().map(|manner| manner.is_honest()).collect();
         let watch = Watch::new(genesis.clone(), cfg.input_window, honest);
         let twins = (0..cfg.n).filter(|member| cfg.manners[*member] == Manner::Twins);
-        let members: Vec<usize> = (0..cfg.n).chain(twins).collect();
+        let members: Vec<usize> = (0..cfg.singles()).chain(twins).collect();
         let count = members.len();
         let mut nodes = Vec::new();
-        for (at, member) in members.into_iter().enumerate() {
+        for member in members {
             let disk = Disk {
                 journal: Journal::new(genesis.clone()),
                 history: Vec::new(),
@@ -289,7 +299,7 @@ impl World {
             nodes.push(Node {
                 member,
                 key: keys[member],
-                manner: cfg.manners[member],
+                manner: cfg.manners.get(member).copied().unwrap_or(Manner::Honest),
                 core: None,
                 life: 0,
                 disk,
@@ -313,7 +323,7 @@ impl World {
                 lies: BTreeMap::new(),
                 diverged: false,
                 dead: false,
-                mask: if at >= cfg.n { !mask } else { mask },
+                mask,
             });
         }
         let mut world = World {
@@ -334,7 +344,7 @@ impl World {
             signed_nonce: 0,
         };
         // Twins share a mask, the second has its complement; some of the others see both.
-        for at in world.cfg.n..count {
+        for at in world.cfg.singles()..count {
             let first = world.nodes[at].member;
             let both = world.rng.next() & world.rng.next();
             world.nodes[at].mask = !world.nodes[first].mask | both;
@@ -491,9 +501,9 @@ impl World {
         self.nodes[node].disk.journal.seq()
     }
 
-    /// Members that must go on after GST.
+    /// Nodes that must go on after GST.
     pub fn sound(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.cfg.n).filter(|node| self.nodes[*node].manner.is_honest() && !self.nodes[*node].dead)
+        (0..self.cfg.singles()).filter(|node| self.nodes[*node].manner.is_honest() && !self.nodes[*node].dead)
     }
 
     /// Keys of inputs that a sound node promised to keep and that are not in the chain.

@@ -219,7 +219,8 @@ impl World {
                     self.sent_inputs.push(input.clone());
                 }
                 let message = Rc::new(message);
-                for to in 0..self.nodes.len() {
+                // To members alone: observers ask.
+                for to in (0..self.nodes.len()).filter(|to| self.nodes[*to].member < self.cfg.n).collect::<Vec<_>>() {
                     self.send(node, to, &message);
                 }
             }
@@ -375,7 +376,7 @@ impl World {
         if let Manner::Flips(from) = me.manner
             && seq >= from
         {
-            result.state_root = Hash::tagged("sim/flipped", &(node as u64, result.state_root));
+            result.state_root = Hash::tagged("sim/flipped", &(node as u64, me.life, result.state_root));
         } else if me.manner.is_honest() {
             self.watch.executed(node, &result);
         }

@@ -59,7 +59,7 @@ impl World {
             return;
         }
         // A second twin is not told apart from the first.
-        let told = peer < self.cfg.n;
+        let told = peer < self.cfg.singles();
         let key = self.nodes[peer].key;
         if seen.is_some() {
             self.nodes[node].view[peer] = None;
