@@ -72,10 +72,10 @@ pub struct Novel {
 }
 signable!(Novel, "hp/novel/1", true);
 
-impl Novel {
-    /// Names the novel in a PROPOSE and a GET.
+impl Signed<Novel> {
+    /// Names the novel in a PROPOSE and a GET. The signer is inside: two nodes often say the same.
     pub fn id(&self) -> Hash {
-        Hash::tagged("hp/novel-id/1", self)
+        Hash::tagged("hp/novel-id/1", &(self.from, &self.body))
     }
 }
 
@@ -203,7 +203,7 @@ pub struct TcFwd {
 pub enum Basis {
     /// The Tc names a POLC: its value is bound.
     Polc(Certificate),
-    /// It names none: the value is derived from these novels (signer, [`Novel::id`]; ascending) and this result.
+    /// It names none: the value is derived from these novels (signer, [`Signed::<Novel>::id`]; ascending) and this result.
     Novels(Vec<(NodeKey, Hash)>, ResultCert),
 }
 
@@ -298,7 +298,7 @@ signable!(NplEnd, "hp/npl-end/1", false);
 pub enum Get {
     /// The body of a header, by ledger hash.
     Candidate(Hash),
-    /// A novel of the current ledger, by [`Novel::id`].
+    /// A novel of the current ledger, by [`Signed::<Novel>::id`].
     Novel(Hash),
     /// Inputs, by id; at most [`super::GET_INPUTS_MAX`].
     Inputs(Vec<Hash>),

@@ -361,6 +361,8 @@ pub struct Consensus {
     status_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
 
     round_started: Option<MonoMs>,
+    /// When the retransmission timer goes off; 0 while it is not used.
+    retransmit_at: MonoMs,
     now: MonoMs,
     wall: WallMs,
     effects: Vec<Effect>,
@@ -411,6 +413,7 @@ impl Consensus {
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
             round_started: None,
+            retransmit_at: 0,
             now: 0,
             wall: 0,
             effects: Vec::new(),
@@ -519,7 +522,7 @@ impl Consensus {
         self.fresh();
         if self.unl.len() > 1 || !self.is_member(&self.params.me) {
             self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
-            self.effects.push(Effect::SetTimer(Timer::Retransmit, self.now + RETRANSMIT_MS));
+            self.retransmit_at(self.now + RETRANSMIT_MS);
         }
         // Whatever waited in the pool when the process ended may be past its last ledger.
         self.forget_dead();
@@ -527,12 +530,14 @@ impl Consensus {
     }
 
     fn timer(&mut self, timer: Timer) {
+        let is_over = |due: Option<MonoMs>| due.is_some_and(|due| self.now >= due);
         match timer {
-            Timer::Attempt(attempt) if attempt == self.round.attempt => {
+            // One of an earlier round may go off while taking it back waits for the disk.
+            Timer::Attempt(attempt) if attempt == self.round.attempt && is_over(self.round.attempt_due) => {
                 self.advance_to(attempt + 1);
             }
             Timer::Attempt(_) => {}
-            Timer::Grace => self.round.grace_over = true,
+            Timer::Grace => self.round.grace_over |= is_over(self.round.grace_due),
             Timer::Pace | Timer::Fetch => {}
             Timer::Retransmit => self.retransmit(),
             Timer::Status => {
@@ -573,7 +578,7 @@ impl Consensus {
         Pool::check_ledger(&input, self.round.seq, self.params.input_window)?;
         let new = self.pool.insert(id, input.clone(), link, needed)?;
         if new {
-            self.round.unknown.remove(&id);
+            self.round.forget_unknown(&id);
             self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
         }
         Ok(new)
@@ -844,6 +849,15 @@ impl Consensus {
     fn fresh(&mut self) {
         self.round.retry_ms = RETRANSMIT_MS;
         self.round.retry_from = self.now;
+        // The timer may stand far off since nothing came for long.
+        if self.now + RETRANSMIT_MS < self.retransmit_at {
+            self.retransmit_at(self.now + RETRANSMIT_MS);
+        }
+    }
+
+    fn retransmit_at(&mut self, at: MonoMs) {
+        self.retransmit_at = at;
+        self.effects.push(Effect::SetTimer(Timer::Retransmit, at));
     }
 
     fn closed_message(ledger: &ClosedLedger) -> Message {

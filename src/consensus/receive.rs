@@ -92,7 +92,7 @@ impl Consensus {
             Counted::Conflict(first) => {
                 self.evidence(signer, Message::Novel(first), Message::Novel(novel.clone()));
                 // A proposal may rest on the other one.
-                let id = novel.body.id();
+                let id = novel.id();
                 let wanted = self.round.fetching.contains_key(&Want::Novel(id));
                 if wanted && self.round.other_novels.len() < self.unl.len() {
                     self.round.other_novels.insert(id, novel);
@@ -267,7 +267,7 @@ impl Consensus {
             Ok(false) => {}
             // Not to be asked for again in this round.
             Err(_) if !needed => {
-                self.round.unknown.remove(&id);
+                self.round.forget_unknown(&id);
             }
             Err(_) => {}
         }
@@ -329,7 +329,7 @@ impl Consensus {
             },
             Get::Novel(id) => {
                 let mut held = self.round.novels.values().chain(self.round.other_novels.values());
-                if let Some(novel) = held.find(|novel| novel.body.id() == id).cloned() {
+                if let Some(novel) = held.find(|novel| novel.id() == id).cloned() {
                     self.effects.push(Effect::Send(from, Message::Novel(novel)));
                 }
             }

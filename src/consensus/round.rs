@@ -65,8 +65,13 @@ pub(super) struct Round {
     pub derived: Option<(usize, u64, Derived)>,
     pub first_timer_started: bool,
     pub grace_over: bool,
+    /// When the attempt, and the grace, are over; `None` while their timers are not started.
+    pub attempt_due: Option<MonoMs>,
+    pub grace_due: Option<MonoMs>,
     /// Inputs listed in novels that are not held, with who lists them.
     pub unknown: BTreeMap<Hash, BTreeSet<NodeKey>>,
+    /// Those of the round before that are still not held: a round may be over before they are asked for.
+    pub unknown_before: BTreeMap<Hash, BTreeSet<NodeKey>>,
     pub fetching: BTreeMap<Want, Fetching>,
     pub wanted: BTreeMap<Want, BTreeSet<NodeKey>>,
     pub retry_ms: u64,
@@ -92,7 +97,10 @@ impl Round {
             derived: None,
             first_timer_started: false,
             grace_over: false,
+            attempt_due: None,
+            grace_due: None,
             unknown: BTreeMap::new(),
+            unknown_before: BTreeMap::new(),
             fetching: BTreeMap::new(),
             wanted: BTreeMap::new(),
             retry_ms: super::RETRANSMIT_MS,
@@ -187,6 +195,21 @@ impl Round {
             }
         };
         Some(Message::TcFwd(TcFwd { seq: self.seq, tc: tc.clone(), polc }))
+    }
+
+    /// The round after this one. What others list and I lack goes on being missed, and asked for.
+    pub fn next(self) -> Round {
+        let mut next = Round::new(self.seq + 1);
+        let missed = |want: &Want| matches!(want, Want::Input(id) if self.unknown.contains_key(id));
+        next.fetching = self.fetching.into_iter().filter(|(want, _)| missed(want)).collect();
+        next.unknown_before = self.unknown;
+        next
+    }
+
+    /// An input is held, or not wanted any more.
+    pub fn forget_unknown(&mut self, id: &Hash) {
+        self.unknown.remove(id);
+        self.unknown_before.remove(id);
     }
 
     /// Notes that something is missed which `holders` have.

@@ -89,8 +89,10 @@ impl Consensus {
         let Some(candidate) = self.derive_own() else { return false };
         if !self.round.first_timer_started {
             self.round.first_timer_started = true;
-            self.effects.push(Effect::SetTimer(Timer::Attempt(0), self.now + self.params.attempt_ms));
-            self.effects.push(Effect::SetTimer(Timer::Grace, self.now + self.params.grace_ms));
+            self.set_attempt_timer();
+            let grace_due = self.now + self.params.grace_ms;
+            self.round.grace_due = Some(grace_due);
+            self.effects.push(Effect::SetTimer(Timer::Grace, grace_due));
         }
         let all_in = self.unl.iter().all(|node| self.round.novels.contains_key(node) || self.is_suspect(node));
         if !(all_in || self.round.grace_over || self.is_determined()) {
@@ -243,6 +245,7 @@ impl Consensus {
         let attempt = self.round.attempt;
         let factor = (1 << attempt.min(4)) + u64::from(attempt.saturating_sub(4));
         let at = self.now + self.params.attempt_ms * factor;
+        self.round.attempt_due = Some(at);
         self.effects.push(Effect::SetTimer(Timer::Attempt(attempt), at));
     }
 
@@ -398,7 +401,8 @@ impl Consensus {
     }
 
     fn enter_seq(&mut self, seq: Seq) {
-        self.round = Round::new(seq);
+        let closed = std::mem::replace(&mut self.round, Round::new(seq));
+        self.round = closed.next();
         self.forget_dead();
         self.fresh();
         let future = std::mem::take(&mut self.future);
@@ -456,7 +460,7 @@ impl Consensus {
             None => {
                 let candidate = self.derive_own()?;
                 let cert = self.result_cert()?;
-                let novels = self.round.novels.values().map(|novel| (novel.from, novel.body.id())).collect();
+                let novels = self.round.novels.values().map(|novel| (novel.from, novel.id())).collect();
                 Some((candidate, Basis::Novels(novels, cert)))
             }
         }
@@ -498,7 +502,7 @@ impl Consensus {
         let mut found: Vec<Novel> = Vec::new();
         let mut complete = true;
         for (signer, id) in novels {
-            let held = self.round.novels.get(signer).filter(|novel| novel.body.id() == *id);
+            let held = self.round.novels.get(signer).filter(|novel| novel.id() == *id);
             match held.or_else(|| self.round.other_novels.get(id).filter(|novel| novel.from == *signer)) {
                 Some(novel) => found.push(novel.body.clone()),
                 None => {
@@ -536,11 +540,10 @@ impl Consensus {
     /// Inputs that others list and I lack: asked for even when no header needs them yet, so that an input whose host
     /// is gone reaches everybody.
     fn want_listed_inputs(&mut self) {
-        let unknown = std::mem::take(&mut self.round.unknown);
-        for (id, holders) in &unknown {
-            self.round.want(Want::Input(*id), holders.iter().copied());
+        let round = &mut self.round;
+        for (id, holders) in round.unknown_before.iter().chain(&round.unknown) {
+            round.wanted.entry(Want::Input(*id)).or_default().extend(holders);
         }
-        self.round.unknown = unknown;
     }
 
     /// Asks for what is missed: each thing of one holder at a time, the next one when that did not answer.
@@ -608,8 +611,7 @@ impl Consensus {
     pub(super) fn retransmit(&mut self) {
         let due = self.round.retry_from + self.round.retry_ms;
         if self.now < due {
-            self.effects.push(Effect::SetTimer(Timer::Retransmit, due));
-            return;
+            return self.retransmit_at(due);
         }
         let messages = self.own_messages();
         if messages.is_empty() {
@@ -621,6 +623,6 @@ impl Consensus {
         }
         self.round.retry_from = self.now;
         self.round.retry_ms = (self.round.retry_ms * 2).min(RETRANSMIT_MAX_MS);
-        self.effects.push(Effect::SetTimer(Timer::Retransmit, self.now + self.round.retry_ms));
+        self.retransmit_at(self.now + self.round.retry_ms);
     }
 }

@@ -1,0 +1,237 @@
+//! The journal back from the tables, with everything checked that can be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Trouble,
+    store::{Kind, Store, Users, body_hash, closed, column, genesis, input, seq_of},
+};
+use crate::{
+    consensus::{
+        header::{self, Candidate, ClosedLedger, Genesis, Header, Input, InputKey},
+        journal::Journal,
+        messages::{Certificate, Precommit, Prevote, Signed},
+    },
+    types::{Attempt, Hash, Seq, UserKey},
+};
+
+/// Ledgers below the tip whose headers are read and chained at start; older ones are checked when they are asked for.
+const CHAIN_CHECKED: u64 = 1_024;
+
+impl Store {
+    pub(super) fn load_journal(&self, input_window: u64) -> Result<Option<Journal>, Trouble> {
+        let Some(genesis) = genesis(&self.db)? else { return Ok(None) };
+        let mut journal = Journal::new(genesis);
+        self.check_chain(&journal.genesis)?;
+
+        journal.tip = match self.known.tip {
+            0 => None,
+            tip => Some(self.whole(tip)?),
+        };
+        let result = self.last_result()?;
+        journal.result = result;
+        for seq in self.known.executed + 1..=self.known.tip {
+            let ledger = self.whole(seq)?;
+            let inputs = self.inputs_of(&journal.genesis, &ledger)?;
+            journal.unexecuted.push((ledger, inputs));
+        }
+        journal.users = self.read_users(Users::Tip, self.known.tip)?;
+        journal.executed_users = self.read_users(Users::Executed, self.known.executed)?;
+        journal.window = self.window(input_window)?;
+        journal.pool = self.pool(&journal.genesis)?;
+        self.round(&mut journal)?;
+        Ok(Some(journal))
+    }
+
+    /// The last ledgers follow each other without a gap, each with a certificate of its own hash.
+    fn check_chain(&self, genesis: &Genesis) -> Result<(), Trouble> {
+        let first = self.known.tip.saturating_sub(CHAIN_CHECKED - 1).max(1);
+        let chain_id = genesis.chain_id();
+        let mut query = self.db.prepare("SELECT seq, hash, header, qc FROM ledger WHERE seq >= ?1 ORDER BY seq")?;
+        let mut rows = query.query([first as i64])?;
+        let mut expected = first;
+        let mut parent = (first == 1).then_some(chain_id);
+        while let Some(row) = rows.next()? {
+            let seq = seq_of(row.get(0)?)?;
+            let hash = Hash(row.get(1)?);
+            let header: Header = column(row, 2, "a header")?;
+            let qc: Certificate = column(row, 3, "a certificate")?;
+            let chained = seq == expected
+                && header.seq == seq
+                && header.hash() == hash
+                && header.chain_id == chain_id
+                && parent.is_none_or(|parent| parent == header.parent)
+                && (qc.vote.seq, qc.vote.ledger_hash) == (seq, hash);
+            if !chained {
+                return Trouble::damaged(format!("ledger {expected} does not follow the one before"));
+            }
+            parent = Some(hash);
+            expected += 1;
+        }
+        match expected == self.known.tip + 1 {
+            true => Ok(()),
+            false => Trouble::damaged(format!("ledger {expected} is missing")),
+        }
+    }
+
+    /// A ledger that must be here with its body.
+    fn whole(&self, seq: Seq) -> Result<ClosedLedger, Trouble> {
+        let Some(ledger) = closed(&self.db, seq)? else {
+            return Trouble::damaged(format!("ledger {seq} or its body is missing"));
+        };
+        let Candidate { header, inputs, .. } = &ledger.candidate;
+        if header.seq != seq || header::inputs_root(inputs) != header.inputs_root {
+            return Trouble::damaged(format!("the inputs listed by ledger {seq} are not those of its header"));
+        }
+        Ok(ledger)
+    }
+
+    fn inputs_of(&self, genesis: &Genesis, ledger: &ClosedLedger) -> Result<Vec<Input>, Trouble> {
+        let chain_id = genesis.chain_id();
+        let read = |id: &Hash| match input(&self.db, id)? {
+            Some(input) if input.id(&chain_id) == *id => Ok(input),
+            Some(_) => Trouble::damaged(format!("the bytes of input {id} are not its own")),
+            None => Trouble::damaged(format!("input {id} of ledger {} is missing", ledger.candidate.header.seq)),
+        };
+        ledger.candidate.inputs.iter().map(read).collect()
+    }
+
+    fn last_result(&self) -> Result<Option<Signed<header::ExecResult>>, Trouble> {
+        if self.known.executed == 0 {
+            return Ok(None);
+        }
+        let mut query = self.db.prepare("SELECT bytes FROM result WHERE seq = ?1")?;
+        let mut rows = query.query([self.known.executed as i64])?;
+        let Some(row) = rows.next()? else { return Trouble::damaged("the last result is missing") };
+        let result: Signed<header::ExecResult> = column(row, 0, "the last result")?;
+        match result.body.of_seq == self.known.executed {
+            true => Ok(Some(result)),
+            false => Trouble::damaged("the last result is of another ledger"),
+        }
+    }
+
+    /// The users of ledger `seq`.
+    fn read_users(&self, users: Users, seq: Seq) -> Result<BTreeSet<UserKey>, Trouble> {
+        let sql = match users {
+            Users::Tip => "SELECT user FROM user_tip",
+            Users::Executed => "SELECT user FROM user_executed",
+        };
+        let users: BTreeSet<UserKey> =
+            self.db.prepare(sql)?.query_map([], |row| Ok(UserKey(row.get(0)?)))?.collect::<Result<_, _>>()?;
+        let wanted = match seq {
+            0 => header::users_root(&BTreeSet::new()),
+            _ => {
+                let mut query = self.db.prepare_cached("SELECT header FROM ledger WHERE seq = ?1")?;
+                let mut rows = query.query([seq as i64])?;
+                let Some(row) = rows.next()? else { return Trouble::damaged(format!("ledger {seq} is missing")) };
+                column::<Header>(row, 0, "a header")?.users_root
+            }
+        };
+        match header::users_root(&users) == wanted {
+            true => Ok(users),
+            false => Trouble::damaged(format!("the users of ledger {seq} are not those of its header")),
+        }
+    }
+
+    fn window(&self, input_window: u64) -> Result<BTreeMap<InputKey, Seq>, Trouble> {
+        let mut window = BTreeMap::new();
+        let mut query = self.db.prepare("SELECT seq, keys FROM input_key WHERE seq > ?1 ORDER BY seq")?;
+        let mut rows = query.query([self.known.tip.saturating_sub(input_window) as i64])?;
+        while let Some(row) = rows.next()? {
+            let seq = seq_of(row.get(0)?)?;
+            let keys: Vec<InputKey> = column(row, 1, "the input keys of a ledger")?;
+            window.extend(keys.into_iter().map(|key| (key, seq)));
+        }
+        Ok(window)
+    }
+
+    fn pool(&self, genesis: &Genesis) -> Result<BTreeMap<Hash, Input>, Trouble> {
+        let chain_id = genesis.chain_id();
+        let mut pool = BTreeMap::new();
+        let mut query = self
+            .db
+            .prepare("SELECT input.id, input.bytes, pooled.key FROM pooled LEFT JOIN input ON input.n = pooled.n")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let Some(id) = row.get(0)? else { return Trouble::damaged("a waiting input has no bytes") };
+            let (id, input, key) =
+                (Hash(id), column::<Input>(row, 1, "an input")?, column::<InputKey>(row, 2, "a key")?);
+            if input.id(&chain_id) != id || input.key() != key {
+                return Trouble::damaged(format!("the bytes of input {id} are not its own"));
+            }
+            pool.insert(id, input);
+        }
+        Ok(pool)
+    }
+
+    /// What I said about the ledger after the tip.
+    fn round(&self, journal: &mut Journal) -> Result<(), Trouble> {
+        let next = self.known.tip + 1;
+        let mut query = self.db.prepare("SELECT kind, attempt, bytes FROM round")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let (kind, attempt): (i64, Attempt) = (row.get(0)?, row.get(1)?);
+            let seq = match kind {
+                kind if kind == Kind::Novel as i64 => {
+                    let novel: Signed<crate::consensus::messages::Novel> = column(row, 2, "my novel")?;
+                    let seq = novel.body.seq;
+                    journal.novel = Some(novel);
+                    seq
+                }
+                kind if kind == Kind::Prevote as i64 => {
+                    let (vote, body): (Signed<Prevote>, Hash) = column(row, 2, "my prevote")?;
+                    let voted = vote.body.0;
+                    let candidate = self.candidate(&body)?;
+                    let voted_for = candidate.header.hash();
+                    journal.prevotes.insert(attempt, (vote, candidate));
+                    same_vote(voted.attempt == attempt && voted.ledger_hash == voted_for, "prevote")?;
+                    voted.seq
+                }
+                kind if kind == Kind::Precommit as i64 => {
+                    let (vote, body, polc): (Signed<Precommit>, Hash, Certificate) = column(row, 2, "my precommit")?;
+                    let voted = vote.body.0;
+                    let candidate = self.candidate(&body)?;
+                    let voted_for = candidate.header.hash();
+                    journal.precommits.insert(attempt, (vote, candidate, polc));
+                    same_vote(voted.attempt == attempt && voted.ledger_hash == voted_for, "precommit")?;
+                    voted.seq
+                }
+                kind if kind == Kind::Advance as i64 => {
+                    let advance: crate::consensus::messages::Advance = column(row, 2, "my advance")?;
+                    let seq = advance.vote.body.seq;
+                    journal.advance = Some(advance);
+                    seq
+                }
+                kind if kind == Kind::Entered as i64 => {
+                    journal.tc = Some(column(row, 2, "why I entered an attempt")?);
+                    next
+                }
+                other => return Trouble::damaged(format!("an unknown kind {other} of vote")),
+            };
+            if seq != next {
+                return Trouble::damaged(format!("a vote for ledger {seq}, but {next} is the next"));
+            }
+        }
+        Ok(())
+    }
+
+    fn candidate(&self, hash: &Hash) -> Result<Candidate, Trouble> {
+        let mut query = self.db.prepare_cached("SELECT bytes FROM candidate WHERE hash = ?1")?;
+        let mut rows = query.query([hash.0])?;
+        let Some(row) = rows.next()? else {
+            return Trouble::damaged("a body voted for is missing");
+        };
+        let candidate: Candidate = column(row, 0, "a body voted for")?;
+        match body_hash(&candidate) == *hash {
+            true => Ok(candidate),
+            false => Trouble::damaged("a body voted for is another's"),
+        }
+    }
+}
+
+fn same_vote(same: bool, what: &str) -> Result<(), Trouble> {
+    match same {
+        true => Ok(()),
+        false => Trouble::damaged(format!("a {what} is stored in another's place")),
+    }
+}

@@ -1,0 +1,669 @@
+//! The file: what each write does to the tables, and what can be asked about the past.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::{
+    BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError, Outputs, PRUNE_INPUTS_MIN,
+    PRUNE_LEDGERS_MAX, READ_BYTES_MAX, Trouble, Write, decode, encode, schema,
+};
+use crate::{
+    consensus::{
+        header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey},
+        journal::{Journal, Record},
+        messages::{Advance, Certificate, Closed, Evidence, Signed, Tc},
+    },
+    types::{Attempt, Hash, Seq, UserKey},
+};
+
+/// `hist/ledger.db`, opened by this process alone. Its calls block for as long as the disk takes.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) db: Connection,
+    pub(super) path: PathBuf,
+    pub(super) known: Known,
+}
+
+/// What commits need to know of what is stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Known {
+    /// Hash of the genesis.
+    pub(super) chain_id: Option<Hash>,
+    /// Last closed ledger; 0 before the first.
+    pub(super) tip: Seq,
+    /// Its hash.
+    pub(super) tip_hash: Option<Hash>,
+    /// Last ledger with a result of mine.
+    pub(super) executed: Seq,
+    /// W; until it is known, input keys are not deleted.
+    pub(super) input_window: Option<u64>,
+    /// Inputs of the oldest body that are deleted already.
+    pruned_inputs: usize,
+}
+
+/// Kinds of the rows in `round`: what I said about the ledger after the tip.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Novel = 0,
+    Prevote = 1,
+    Precommit = 2,
+    Advance = 3,
+    Entered = 4,
+}
+
+/// The two sets of users that are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Users {
+    /// Of the last closed ledger.
+    Tip,
+    /// Of the last ledger with a result of mine.
+    Executed,
+}
+
+impl Store {
+    /// Opens `dir`/hist/ledger.db, where `dir` is the contract's folder; creates it when it is missing.
+    ///
+    /// Errors with `Damaged` when the file is not what this program wrote, with `InUse` when another process has it.
+    pub fn open(dir: &Path) -> Result<Store, LedgerError> {
+        let (db, path) = schema::open(dir)?;
+        let mut store = Store { db, path, known: Known::default() };
+        store.known = store.read_known().map_err(|trouble| trouble.at(&store.path, "read the tip"))?;
+        Ok(store)
+    }
+
+    /// Ledger 0; `None` until it was set.
+    pub fn genesis(&self) -> Result<Option<Genesis>, LedgerError> {
+        genesis(&self.db).map_err(self.failed("read the genesis"))
+    }
+
+    /// Sets ledger 0. It is set once: the same again changes nothing, another one is `OtherChain`.
+    pub fn set_genesis(&mut self, genesis: &Genesis) -> Result<(), LedgerError> {
+        let given = genesis.chain_id();
+        match self.known.chain_id {
+            Some(held) if held == given => Ok(()),
+            Some(held) => Err(LedgerError::OtherChain { path: self.path.clone(), held, given }),
+            None => {
+                let insert = "INSERT INTO meta (key, value) VALUES ('genesis', ?1)";
+                let done = self.db.execute(insert, [encode(genesis)]);
+                done.map_err(|error| Trouble::Sql(error).at(&self.path, "store the genesis"))?;
+                self.known.chain_id = Some(given);
+                // Ledger 0 is the genesis itself.
+                self.known.tip_hash = Some(given);
+                Ok(())
+            }
+        }
+    }
+
+    /// Everything the core goes on from; `None` without genesis. `input_window` is the chain's, in ledgers.
+    ///
+    /// Checks what it reads: encodings, the hash chain of the last ledgers, input ids, the roots of the users.
+    pub fn load(&mut self, input_window: u64) -> Result<Option<Journal>, LedgerError> {
+        self.known.input_window = Some(input_window);
+        self.load_journal(input_window).map_err(self.failed("read the journal"))
+    }
+
+    /// Applies the writes in order, all or none. When it returns `Ok` they are on disk.
+    pub fn commit(&mut self, batch: &[Write]) -> Result<(), LedgerError> {
+        self.commit_all(batch.iter())
+    }
+
+    pub(super) fn commit_all<'a>(&mut self, writes: impl Iterator<Item = &'a Write>) -> Result<(), LedgerError> {
+        // The copy becomes true with the transaction.
+        let mut known = self.known;
+        let committed = (|| {
+            let tx = self.db.transaction()?;
+            let mut change = Change { db: &tx, known: &mut known, closed: 0, ledgered: 0 };
+            for write in writes {
+                change.apply(write)?;
+            }
+            if change.closed > 0 {
+                change.prune()?;
+            }
+            Ok(tx.commit()?)
+        })();
+        committed.map_err(|trouble: Trouble| trouble.at(&self.path, "commit"))?;
+        self.known = known;
+        Ok(())
+    }
+
+    /// Sequence number of the last closed ledger; 0 before the first.
+    pub fn tip(&self) -> Seq {
+        self.known.tip
+    }
+
+    /// A closed ledger, whole; `None` when there is none yet or its body was deleted.
+    pub fn closed(&self, seq: Seq) -> Result<Option<ClosedLedger>, LedgerError> {
+        closed(&self.db, seq).map_err(self.failed("read a ledger"))
+    }
+
+    /// The same by the ledger's hash.
+    pub fn by_hash(&self, hash: &Hash) -> Result<Option<ClosedLedger>, LedgerError> {
+        let find = || -> Result<Option<ClosedLedger>, Trouble> {
+            let mut query = self.db.prepare_cached("SELECT seq FROM ledger WHERE hash = ?1")?;
+            match query.query_row([hash.0], |row| row.get(0)).optional()? {
+                Some(seq) => closed(&self.db, seq_of(seq)?),
+                None => Ok(None),
+            }
+        };
+        find().map_err(self.failed("read a ledger"))
+    }
+
+    /// Headers and certificates from `first` on, ascending without a gap; at most `count` and [`HEADERS_READ_MAX`].
+    pub fn header_range(&self, first: Seq, count: usize) -> Result<Vec<Closed>, LedgerError> {
+        let read = || -> Result<Vec<Closed>, Trouble> {
+            let Some(first) = row_seq(first) else { return Ok(Vec::new()) };
+            let count = count.min(HEADERS_READ_MAX) as i64;
+            let mut query =
+                self.db.prepare_cached("SELECT header, qc FROM ledger WHERE seq >= ?1 ORDER BY seq LIMIT ?2")?;
+            let mut rows = query.query([first, count])?;
+            let mut headers = Vec::new();
+            while let Some(row) = rows.next()? {
+                headers.push(Closed { header: column(row, 0, "a header")?, qc: column(row, 1, "a certificate")? });
+            }
+            Ok(headers)
+        };
+        read().map_err(self.failed("read headers"))
+    }
+
+    /// An input by its id, whether it is ledgered or waits; `None` when it never came or was deleted.
+    pub fn input(&self, id: &Hash) -> Result<Option<Input>, LedgerError> {
+        input(&self.db, id).map_err(self.failed("read an input"))
+    }
+
+    /// Those of the inputs that are held, in the order asked for. Ends early past [`READ_BYTES_MAX`] bytes of payload.
+    pub fn inputs(&self, ids: &[Hash]) -> Result<Vec<Input>, LedgerError> {
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for id in ids {
+            let Some(input) = self.input(id)? else { continue };
+            bytes += input.payload.len();
+            if bytes > READ_BYTES_MAX && !found.is_empty() {
+                break;
+            }
+            found.push(input);
+        }
+        Ok(found)
+    }
+
+    /// This node's result of a ledger; `None` when it has none or it was deleted.
+    pub fn result(&self, seq: Seq) -> Result<Option<Signed<ExecResult>>, LedgerError> {
+        let read = || -> Result<Option<Signed<ExecResult>>, Trouble> {
+            let Some(seq) = row_seq(seq) else { return Ok(None) };
+            let mut query = self.db.prepare_cached("SELECT bytes FROM result WHERE seq = ?1")?;
+            let mut rows = query.query([seq])?;
+            rows.next()?.map(|row| column(row, 0, "a result")).transpose()
+        };
+        read().map_err(self.failed("read a result"))
+    }
+
+    /// What the run of a ledger put out, ascending by user; `None` when it was not stored or was deleted.
+    pub fn outputs(&self, seq: Seq) -> Result<Option<Outputs>, LedgerError> {
+        outputs(&self.db, seq).map_err(self.failed("read outputs"))
+    }
+
+    /// Outputs to one user of the ledgers above `since`, ascending. Ends early past [`READ_BYTES_MAX`] bytes.
+    pub fn outputs_since(&self, user: &UserKey, since: Seq) -> Result<Vec<(Seq, Vec<u8>)>, LedgerError> {
+        let read = || -> Result<Vec<(Seq, Vec<u8>)>, Trouble> {
+            let Some(since) = row_seq(since) else { return Ok(Vec::new()) };
+            // One look a ledger: those kept are about a thousand.
+            let mut query = self.db.prepare_cached(
+                "SELECT output.seq, output.bytes FROM run CROSS JOIN output
+                 ON output.seq = run.seq AND output.user = ?1 WHERE run.seq > ?2 ORDER BY run.seq",
+            )?;
+            let mut rows = query.query(params![user.0, since])?;
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                let output: Vec<u8> = row.get(1)?;
+                bytes += output.len();
+                if bytes > READ_BYTES_MAX && !found.is_empty() {
+                    break;
+                }
+                found.push((seq_of(row.get(0)?)?, output));
+            }
+            Ok(found)
+        };
+        read().map_err(self.failed("read outputs"))
+    }
+
+    /// Proofs of misbehaviour, oldest first, of which a bounded number is kept; ends early past [`READ_BYTES_MAX`] bytes.
+    pub fn evidence(&self) -> Result<Vec<Evidence>, LedgerError> {
+        let read = || -> Result<Vec<Evidence>, Trouble> {
+            let mut query = self.db.prepare_cached("SELECT bytes, length(bytes) FROM evidence ORDER BY n")?;
+            let mut rows = query.query([])?;
+            let (mut proofs, mut bytes) = (Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                bytes += row.get::<_, u32>(1)? as usize;
+                if bytes > READ_BYTES_MAX && !proofs.is_empty() {
+                    break;
+                }
+                proofs.push(column(row, 0, "a proof")?);
+            }
+            Ok(proofs)
+        };
+        read().map_err(self.failed("read evidence"))
+    }
+
+    /// Makes the commits to come cheaper, at the price of some milliseconds and 16 MiB on disk.
+    pub fn preallocate(&mut self) -> Result<(), LedgerError> {
+        schema::preallocate(&self.path)
+    }
+
+    /// Moves what was committed from the write-ahead log into the file. Nothing is lost without it; it bounds the log.
+    pub fn checkpoint(&mut self) -> Result<(), LedgerError> {
+        let done = self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        done.map_err(|error| Trouble::Sql(error).at(&self.path, "move the write-ahead log"))
+    }
+
+    /// Moves the write-ahead log into the file and closes it.
+    pub fn close(self) -> Result<(), LedgerError> {
+        let Store { db, path, .. } = self;
+        db.flush_prepared_statement_cache();
+        db.close().map_err(|(_, error)| Trouble::Sql(error).at(&path, "close tables"))
+    }
+
+    fn read_known(&self) -> Result<Known, Trouble> {
+        let chain_id = genesis(&self.db)?.map(|genesis| genesis.chain_id());
+        let tip: Option<(i64, [u8; 32])> = self
+            .db
+            .query_row("SELECT seq, hash FROM ledger ORDER BY seq DESC LIMIT 1", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()?;
+        let executed: Option<i64> = self.db.query_row("SELECT max(seq) FROM result", [], |row| row.get(0))?;
+        let known = Known {
+            chain_id,
+            tip: tip.map_or(Ok(0), |(seq, _)| seq_of(seq))?,
+            tip_hash: tip.map(|(_, hash)| Hash(hash)).or(chain_id),
+            executed: executed.map_or(Ok(0), seq_of)?,
+            ..Known::default()
+        };
+        match known {
+            Known { chain_id: None, tip: 1.., .. } => Trouble::damaged("ledgers without a genesis"),
+            Known { executed, tip, .. } if executed > tip => {
+                Trouble::damaged(format!("a result of ledger {executed}, but the last ledger is {tip}"))
+            }
+            known => Ok(known),
+        }
+    }
+
+    fn failed(&self, what: &'static str) -> impl FnOnce(Trouble) -> LedgerError {
+        let path = self.path.clone();
+        move |trouble| trouble.at(&path, what)
+    }
+}
+
+// ---- Writing ----------------------------------------------------------------------------------------------------
+
+/// One transaction under way.
+struct Change<'a> {
+    db: &'a Connection,
+    known: &'a mut Known,
+    /// Ledgers closed by it.
+    closed: u64,
+    /// Their inputs.
+    ledgered: usize,
+}
+
+impl Change<'_> {
+    fn apply(&mut self, write: &Write) -> Result<(), Trouble> {
+        match write {
+            Write::Record(record) => self.record(record),
+            Write::Outputs { seq, outputs } => self.outputs(*seq, outputs),
+            Write::Evidence(evidence) => self.evidence(evidence),
+        }
+    }
+
+    /// The same as `Journal::apply`, where that keeps one value of each.
+    fn record(&mut self, record: &Record) -> Result<(), Trouble> {
+        match record {
+            Record::Input(input) => self.input(input),
+            Record::Forget(ids) => ids.iter().try_for_each(|id| self.forget(id)),
+            Record::Novel(novel) => self.said(Kind::Novel, 0, encode(&**novel)),
+            Record::Prevote(vote, candidate) => {
+                let body = self.candidate(candidate)?;
+                self.said(Kind::Prevote, vote.body.0.attempt, encode(&(vote, body)))
+            }
+            Record::Precommit(vote, candidate, polc) => {
+                let body = self.candidate(candidate)?;
+                self.said(Kind::Precommit, vote.body.0.attempt, encode(&(vote, body, polc)))
+            }
+            Record::Advance(advance) => self.advance(advance),
+            Record::Entered(tc, polc) => self.entered(tc, polc.as_ref()),
+            Record::Ledger(closed) => self.close(closed),
+            Record::Result(result) => self.result(result),
+        }
+    }
+
+    fn input(&mut self, input: &Input) -> Result<(), Trouble> {
+        let Some(chain_id) = self.known.chain_id else {
+            return Trouble::contradiction("an input before the genesis");
+        };
+        let (id, bytes) = (input.id(&chain_id), encode(input));
+        let mut insert =
+            self.db.prepare_cached("INSERT INTO input (id, bytes) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+        if insert.execute(params![id.0, bytes])? == 1 {
+            let n = self.db.last_insert_rowid();
+            let mut pool = self.db.prepare_cached("INSERT INTO pooled (n, key) VALUES (?1, ?2)")?;
+            pool.execute(params![n, encode(&input.key())])?;
+        } else {
+            // The same input again, maybe with other signatures. In a ledger its bytes stay what they were.
+            let mut replace = self.db.prepare_cached(
+                "UPDATE input SET bytes = ?2 WHERE id = ?1 AND EXISTS (SELECT 1 FROM pooled WHERE n = input.n)",
+            )?;
+            replace.execute(params![id.0, bytes])?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, id: &Hash) -> Result<(), Trouble> {
+        if self.unpool(id)?.is_some() {
+            self.db.prepare_cached("DELETE FROM input WHERE id = ?1")?.execute([id.0])?;
+        }
+        Ok(())
+    }
+
+    /// Takes an input out of the pool; its key, if it was there.
+    fn unpool(&self, id: &Hash) -> Result<Option<InputKey>, Trouble> {
+        let mut delete =
+            self.db.prepare_cached("DELETE FROM pooled WHERE n = (SELECT n FROM input WHERE id = ?1) RETURNING key")?;
+        let mut rows = delete.query([id.0])?;
+        rows.next()?.map(|row| column(row, 0, "an input's key")).transpose()
+    }
+
+    /// Something I signed about the ledger after the tip; once a kind and attempt.
+    fn said(&mut self, kind: Kind, attempt: Attempt, bytes: Vec<u8>) -> Result<(), Trouble> {
+        let mut insert = self
+            .db
+            .prepare_cached("INSERT INTO round (kind, attempt, bytes) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?;
+        match insert.execute(params![kind as i64, attempt, bytes])? {
+            1 => Ok(()),
+            _ => Trouble::contradiction(format!("a second {kind:?} in attempt {attempt}")),
+        }
+    }
+
+    /// Keeps the body that a vote is for, once; the hash of all of it.
+    fn candidate(&mut self, candidate: &Candidate) -> Result<Hash, Trouble> {
+        let hash = body_hash(candidate);
+        let held = {
+            let mut query = self.db.prepare_cached("SELECT 1 FROM candidate WHERE hash = ?1")?;
+            query.exists([hash.0])?
+        };
+        if !held {
+            let mut insert = self.db.prepare_cached("INSERT INTO candidate (hash, bytes) VALUES (?1, ?2)")?;
+            insert.execute(params![hash.0, encode(candidate)])?;
+        }
+        Ok(hash)
+    }
+
+    fn advance(&mut self, advance: &Advance) -> Result<(), Trouble> {
+        let mut replace =
+            self.db.prepare_cached("INSERT OR REPLACE INTO round (kind, attempt, bytes) VALUES (?1, 0, ?2)")?;
+        replace.execute(params![Kind::Advance as i64, encode(advance)])?;
+        Ok(())
+    }
+
+    /// Keeps the highest alone.
+    fn entered(&mut self, tc: &Tc, polc: Option<&Certificate>) -> Result<(), Trouble> {
+        let kind = Kind::Entered as i64;
+        let held: Option<Attempt> = {
+            let mut query = self.db.prepare_cached("SELECT max(attempt) FROM round WHERE kind = ?1")?;
+            query.query_row([kind], |row| row.get(0))?
+        };
+        if held.is_none_or(|held| held < tc.attempt()) {
+            self.db.prepare_cached("DELETE FROM round WHERE kind = ?1")?.execute([kind])?;
+            self.said(Kind::Entered, tc.attempt(), encode(&(tc, polc)))?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, closed: &ClosedLedger) -> Result<(), Trouble> {
+        let ClosedLedger { candidate, qc } = closed;
+        let Candidate { header, inputs, users_add, users_del } = candidate;
+        let hash = header.hash();
+        let seq = header.seq;
+        if seq != self.known.tip + 1 || Some(header.parent) != self.known.tip_hash {
+            return Trouble::contradiction(format!("ledger {seq} does not follow ledger {}", self.known.tip));
+        }
+        if (qc.vote.seq, qc.vote.ledger_hash) != (seq, hash) {
+            return Trouble::contradiction(format!("the certificate of ledger {seq} is of another"));
+        }
+        let row = seq as i64;
+        let mut keys = Vec::with_capacity(inputs.len());
+        for id in inputs {
+            match self.unpool(id)? {
+                Some(key) => keys.push(key),
+                None => return Trouble::contradiction(format!("ledger {seq} lists input {id}, which does not wait")),
+            }
+        }
+        if !keys.is_empty() {
+            let mut insert = self.db.prepare_cached("INSERT INTO input_key (seq, keys) VALUES (?1, ?2)")?;
+            insert.execute(params![row, encode(&keys)])?;
+        }
+        self.db
+            .prepare_cached("INSERT INTO ledger (seq, hash, header, qc) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![row, hash.0, encode(header), encode(qc)])?;
+        self.db
+            .prepare_cached("INSERT INTO body (seq, inputs, users_add, users_del) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![row, encode(inputs), encode(users_add), encode(users_del)])?;
+        self.users(Users::Tip, users_add, users_del)?;
+        self.db.prepare_cached("DELETE FROM round")?.execute([])?;
+        self.db.prepare_cached("DELETE FROM candidate")?.execute([])?;
+        self.known.tip = seq;
+        self.known.tip_hash = Some(hash);
+        self.closed += 1;
+        self.ledgered += inputs.len();
+        Ok(())
+    }
+
+    /// What `Candidate::users_after` does. The lists may name users twice or for nothing; they are never undone.
+    fn users(&self, users: Users, add: &[UserKey], del: &[UserKey]) -> Result<(), Trouble> {
+        let (delete, insert) = match users {
+            Users::Tip => ("DELETE FROM user_tip WHERE user = ?1", "INSERT OR IGNORE INTO user_tip (user) VALUES (?1)"),
+            Users::Executed => {
+                ("DELETE FROM user_executed WHERE user = ?1", "INSERT OR IGNORE INTO user_executed (user) VALUES (?1)")
+            }
+        };
+        for user in del {
+            self.db.prepare_cached(delete)?.execute([user.0])?;
+        }
+        for user in add {
+            self.db.prepare_cached(insert)?.execute([user.0])?;
+        }
+        Ok(())
+    }
+
+    fn result(&mut self, result: &Signed<ExecResult>) -> Result<(), Trouble> {
+        let seq = result.body.of_seq;
+        if seq != self.known.executed + 1 || seq > self.known.tip {
+            let Known { executed, tip, .. } = *self.known;
+            return Trouble::contradiction(format!(
+                "a result of ledger {seq}, but {executed} was executed last and {tip} is the last ledger"
+            ));
+        }
+        let Some(body) = body(self.db, seq)? else {
+            return Trouble::damaged(format!("ledger {seq} has no body but was not executed"));
+        };
+        self.users(Users::Executed, &body.users_add, &body.users_del)?;
+        let mut insert = self.db.prepare_cached("INSERT INTO result (seq, bytes) VALUES (?1, ?2)")?;
+        insert.execute(params![seq as i64, encode(result)])?;
+        self.known.executed = seq;
+        Ok(())
+    }
+
+    fn outputs(&mut self, seq: Seq, outputs: &Outputs) -> Result<(), Trouble> {
+        let users: BTreeSet<&UserKey> = outputs.iter().map(|(user, _)| user).collect();
+        if users.len() != outputs.len() {
+            return Trouble::contradiction(format!("two outputs of ledger {seq} to one user"));
+        }
+        if body(self.db, seq)?.is_none() {
+            return Trouble::contradiction(format!("outputs of ledger {seq}, whose body is not here"));
+        }
+        let seq = seq as i64;
+        self.db.prepare_cached("DELETE FROM output WHERE seq = ?1")?.execute([seq])?;
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO run (seq, outputs) VALUES (?1, ?2)")?
+            .execute(params![seq, outputs.len() as i64])?;
+        let mut insert = self.db.prepare_cached("INSERT INTO output (seq, user, bytes) VALUES (?1, ?2, ?3)")?;
+        for (user, bytes) in outputs {
+            insert.execute(params![seq, user.0, bytes])?;
+        }
+        Ok(())
+    }
+
+    fn evidence(&mut self, evidence: &Evidence) -> Result<(), Trouble> {
+        let signer = evidence.signer.0;
+        let mut insert = self.db.prepare_cached(
+            "INSERT INTO evidence (signer, bytes) SELECT ?1, ?2
+             WHERE (SELECT count(*) FROM evidence WHERE signer = ?1) < ?3 AND (SELECT count(*) FROM evidence) < ?4",
+        )?;
+        insert.execute(params![signer, encode(evidence), EVIDENCE_PER_SIGNER_MAX as i64, EVIDENCE_MAX as i64])?;
+        Ok(())
+    }
+
+    /// Deletes some of what is too old: never the newest, nothing that was not executed, a bounded number of rows.
+    fn prune(&mut self) -> Result<(), Trouble> {
+        let Known { tip, executed, input_window, .. } = *self.known;
+        let ledgers = PRUNE_LEDGERS_MAX.max(2 * self.closed);
+        let mut inputs = PRUNE_INPUTS_MIN + 2 * self.ledgered;
+        let bodies_to = tip.saturating_sub(BODIES_KEPT).min(executed);
+        for _ in 0..ledgers {
+            if !self.prune_body(bodies_to, &mut inputs)? {
+                break;
+            }
+        }
+        // The last result is where the node goes on from.
+        let results_to = tip.saturating_sub(BODIES_KEPT).min(executed.saturating_sub(1));
+        self.prune_rows(
+            "DELETE FROM result WHERE seq IN (SELECT seq FROM result WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+            results_to,
+            ledgers,
+        )?;
+        let keys_to = input_window.map_or(0, |window| tip.saturating_sub(window));
+        self.prune_rows(
+            "DELETE FROM input_key WHERE seq IN (SELECT seq FROM input_key WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+            keys_to,
+            ledgers,
+        )
+    }
+
+    fn prune_rows(&self, sql: &str, to: Seq, count: u64) -> Result<(), Trouble> {
+        if to > 0 {
+            self.db.prepare_cached(sql)?.execute([to as i64, count as i64])?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the oldest body, up to `to`, or as many of its inputs as `inputs` allows. Whether it is gone.
+    fn prune_body(&mut self, to: Seq, inputs: &mut usize) -> Result<bool, Trouble> {
+        let oldest: Option<i64> = {
+            let mut query = self.db.prepare_cached("SELECT min(seq) FROM body")?;
+            query.query_row([], |row| row.get(0))?
+        };
+        let Some(row) = oldest.filter(|seq| seq_of(*seq).is_ok_and(|seq| seq <= to)) else { return Ok(false) };
+        let Some(body) = body(self.db, seq_of(row)?)? else { return Ok(false) };
+        for id in body.inputs.iter().skip(self.known.pruned_inputs) {
+            if *inputs == 0 {
+                return Ok(false);
+            }
+            self.db.prepare_cached("DELETE FROM input WHERE id = ?1")?.execute([id.0])?;
+            *inputs -= 1;
+            self.known.pruned_inputs += 1;
+        }
+        self.known.pruned_inputs = 0;
+        for delete in
+            ["DELETE FROM body WHERE seq = ?1", "DELETE FROM output WHERE seq = ?1", "DELETE FROM run WHERE seq = ?1"]
+        {
+            self.db.prepare_cached(delete)?.execute([row])?;
+        }
+        Ok(true)
+    }
+}
+
+// ---- Reading ----------------------------------------------------------------------------------------------------
+
+/// What the roots of a header stand for.
+pub(super) struct Body {
+    pub(super) inputs: Vec<Hash>,
+    pub(super) users_add: Vec<UserKey>,
+    pub(super) users_del: Vec<UserKey>,
+}
+
+/// Names a row of `candidate`. Not the ledger's hash: two bodies of one header can write its changes of users differently.
+pub(super) fn body_hash(candidate: &Candidate) -> Hash {
+    Hash::tagged("hp/stored-body/1", candidate)
+}
+
+/// A ledger's number as a row's; `None` when no row can have it.
+pub(super) fn row_seq(seq: Seq) -> Option<i64> {
+    i64::try_from(seq).ok()
+}
+
+/// A row's number as a ledger's.
+pub(super) fn seq_of(row: i64) -> Result<Seq, Trouble> {
+    Seq::try_from(row).or_else(|_| Trouble::damaged(format!("sequence number {row}")))
+}
+
+/// A column's value.
+pub(super) fn column<T: borsh::BorshDeserialize + borsh::BorshSerialize>(
+    row: &Row,
+    at: usize,
+    what: &str,
+) -> Result<T, Trouble> {
+    let bytes = row.get_ref(at)?.as_blob().or_else(|_| Trouble::damaged(format!("{what} is no bytes")))?;
+    decode(bytes, what)
+}
+
+pub(super) fn genesis(db: &Connection) -> Result<Option<Genesis>, Trouble> {
+    let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'genesis'")?;
+    let mut rows = query.query([])?;
+    rows.next()?.map(|row| column(row, 0, "the genesis")).transpose()
+}
+
+pub(super) fn body(db: &Connection, seq: Seq) -> Result<Option<Body>, Trouble> {
+    let Some(row) = row_seq(seq) else { return Ok(None) };
+    let mut query = db.prepare_cached("SELECT inputs, users_add, users_del FROM body WHERE seq = ?1")?;
+    let mut rows = query.query([row])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let what = format!("the body of ledger {seq}");
+    Ok(Some(Body {
+        inputs: column(row, 0, &what)?,
+        users_add: column(row, 1, &what)?,
+        users_del: column(row, 2, &what)?,
+    }))
+}
+
+pub(super) fn closed(db: &Connection, seq: Seq) -> Result<Option<ClosedLedger>, Trouble> {
+    let Some(row) = row_seq(seq) else { return Ok(None) };
+    let mut query = db.prepare_cached("SELECT header, qc FROM ledger WHERE seq = ?1")?;
+    let mut rows = query.query([row])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let header: Header = column(row, 0, "a header")?;
+    let qc = column(row, 1, "a certificate")?;
+    let Some(Body { inputs, users_add, users_del }) = body(db, seq)? else { return Ok(None) };
+    Ok(Some(ClosedLedger { candidate: Candidate { header, inputs, users_add, users_del }, qc }))
+}
+
+pub(super) fn input(db: &Connection, id: &Hash) -> Result<Option<Input>, Trouble> {
+    let mut query = db.prepare_cached("SELECT bytes FROM input WHERE id = ?1")?;
+    let mut rows = query.query([id.0])?;
+    rows.next()?.map(|row| column(row, 0, "an input")).transpose()
+}
+
+fn outputs(db: &Connection, seq: Seq) -> Result<Option<Outputs>, Trouble> {
+    let Some(row) = row_seq(seq) else { return Ok(None) };
+    let stored: Option<i64> = {
+        let mut query = db.prepare_cached("SELECT outputs FROM run WHERE seq = ?1")?;
+        query.query_row([row], |row| row.get(0)).optional()?
+    };
+    let Some(stored) = stored else { return Ok(None) };
+    let mut query = db.prepare_cached("SELECT user, bytes FROM output WHERE seq = ?1 ORDER BY user")?;
+    let outputs: Outputs =
+        query.query_map([row], |row| Ok((UserKey(row.get(0)?), row.get(1)?)))?.collect::<Result<_, _>>()?;
+    if outputs.len() as i64 != stored {
+        return Trouble::damaged(format!("ledger {seq} has {} outputs instead of {stored}", outputs.len()));
+    }
+    Ok(Some(outputs))
+}

@@ -1,0 +1,881 @@
+//! The tables against the journal they stand for; damage, crashes, the thread.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    consensus::{
+        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, VERSION},
+        journal::Journal,
+        messages::{
+            Advance, AdvanceVote, Certificate, Message, Novel, Precommit, Prevote, Signed, StatusMsg, Tc, Vote,
+        },
+    },
+    types::{Attempt, Challenge, NodeKey, Sig, Status},
+};
+
+/// Deterministic numbers (splitmix64), so that a seed replays.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        std::array::from_fn(|_| self.next() as u8)
+    }
+}
+
+fn genesis() -> Genesis {
+    Genesis {
+        ver: VERSION,
+        contract_id: Hash([1; 32]),
+        unl: vec![NodeKey([2; 32]), NodeKey([3; 32])],
+        threshold: 80,
+        cfg_hash: Hash([4; 32]),
+        state_root: Hash([5; 32]),
+        time_ms: 1_000,
+    }
+}
+
+fn signed<T>(body: T) -> Signed<T> {
+    Signed { from: NodeKey([2; 32]), body, sig: Sig([7; 64]) }
+}
+
+fn certificate(vote: Vote) -> Certificate {
+    Certificate { vote, sigs: vec![(NodeKey([2; 32]), Sig([8; 64])), (NodeKey([3; 32]), Sig([9; 64]))] }
+}
+
+fn user(n: u64) -> UserKey {
+    UserKey(Hash::tagged("test/user", &n).0)
+}
+
+fn new_input(rng: &mut Rng, nonce: u64) -> Input {
+    let origin = match rng.below(2) {
+        0 => Origin::User { sig: Sig(rng.bytes()) },
+        _ => Origin::Session {
+            host: NodeKey([2; 32]),
+            challenge: Challenge([rng.below(3) as u8; 16]),
+            helo_sig: Sig(rng.bytes()),
+            host_sig: Sig(rng.bytes()),
+        },
+    };
+    // Some are longer than a page of the database.
+    let len = [0, 1, 200, 9_000][rng.below(4) as usize];
+    let payload = (0..len).map(|_| rng.next() as u8).collect();
+    Input { user: user(rng.below(5)), origin, nonce, max_ledger: 1_000_000, payload }
+}
+
+/// A header's body that follows the journal's tip.
+fn candidate(journal: &Journal, mut inputs: Vec<Hash>, add: Vec<UserKey>, del: Vec<UserKey>) -> Candidate {
+    inputs.sort_unstable();
+    let parent = journal.tip.as_ref().map(|tip| &tip.candidate.header);
+    let mut candidate = Candidate {
+        header: Header {
+            ver: VERSION,
+            chain_id: journal.genesis.chain_id(),
+            seq: journal.seq() + 1,
+            parent: parent.map_or(journal.genesis.chain_id(), Header::hash),
+            time_ms: 1_000,
+            unl_hash: header::unl_hash(&journal.genesis.unl),
+            next_unl_hash: header::unl_hash(&journal.genesis.unl),
+            users_root: Hash::ZERO,
+            n_users: 0,
+            inputs_root: header::inputs_root(&inputs),
+            n_inputs: inputs.len() as u32,
+            inputs_bytes: 0,
+            result: journal.genesis.result(),
+            settlement: None,
+        },
+        inputs,
+        users_add: add,
+        users_del: del,
+    };
+    let users = candidate.users_after(&journal.users);
+    candidate.header.users_root = header::users_root(&users);
+    candidate.header.n_users = users.len() as u32;
+    candidate
+}
+
+fn closed(candidate: Candidate) -> Record {
+    let vote = Vote { seq: candidate.header.seq, attempt: 0, ledger_hash: candidate.header.hash() };
+    Record::Ledger(Box::new(ClosedLedger { candidate, qc: certificate(vote) }))
+}
+
+fn result_of(journal: &Journal) -> Option<Record> {
+    let (ledger, _) = journal.unexecuted.first()?;
+    Some(Record::Result(Box::new(signed(ExecResult {
+        of_seq: ledger.candidate.header.seq,
+        of_hash: ledger.candidate.header.hash(),
+        state_root: Hash([6; 32]),
+        outputs_root: Hash::ZERO,
+        status: Status::Ok,
+        unl_req: None,
+    }))))
+}
+
+fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Record> {
+    let seq = journal.seq() + 1;
+    let pooled: Vec<Hash> = journal.pool.keys().copied().collect();
+    let some = |rng: &mut Rng| -> Vec<Hash> { pooled.iter().filter(|_| rng.below(2) == 0).copied().collect() };
+    let body = |rng: &mut Rng| {
+        let inputs = some(rng);
+        // With repetitions, and users who are there or gone already: whoever serves a body may write it so.
+        let add = (0..rng.below(3)).map(|_| user(rng.below(6))).collect();
+        let del = (0..rng.below(3)).map(|_| user(rng.below(6))).collect();
+        candidate(journal, inputs, add, del)
+    };
+    Some(match rng.below(14) {
+        0..4 => {
+            *nonce += 1;
+            Record::Input(Box::new(new_input(rng, *nonce)))
+        }
+        4 => {
+            // One that waits, with other signatures.
+            let mut input = journal.pool.get(pooled.first()?)?.clone();
+            if let Origin::User { sig } = &mut input.origin {
+                *sig = Sig(rng.bytes());
+            }
+            Record::Input(Box::new(input))
+        }
+        5 => {
+            let mut ids = some(rng);
+            ids.truncate(1);
+            ids.push(Hash(rng.bytes()));
+            // One that is in a ledger is not forgotten.
+            ids.extend(journal.tip.iter().flat_map(|tip| tip.candidate.inputs.first()));
+            Record::Forget(ids)
+        }
+        6 if journal.novel.is_none() => Record::Novel(Box::new(signed(Novel {
+            seq,
+            parent: Hash([1; 32]),
+            time_slot: rng.next(),
+            users_add: vec![],
+            users_del: vec![user(1)],
+            inputs: some(rng),
+            unl_vote: None,
+            settlement: None,
+        }))),
+        7 => {
+            let attempt = journal.prevotes.last_key_value().map_or(0, |(attempt, _)| attempt + 1);
+            let body = body(rng);
+            let vote = Vote { seq, attempt, ledger_hash: body.header.hash() };
+            Record::Prevote(signed(Prevote(vote)), Box::new(body))
+        }
+        8 => {
+            // For what was prevoted, as a rule.
+            let attempt = journal.precommits.last_key_value().map_or(0, |(attempt, _)| attempt + 1);
+            let body = journal.prevotes.get(&attempt).map_or_else(|| body(rng), |(_, body)| body.clone());
+            let vote = Vote { seq, attempt, ledger_hash: body.header.hash() };
+            Record::Precommit(signed(Precommit(vote)), Box::new(body), certificate(vote))
+        }
+        9 => {
+            let vote = AdvanceVote { seq, attempt: 1 + rng.below(5) as Attempt, high: Some((0, Hash(rng.bytes()))) };
+            Record::Advance(Box::new(Advance { vote: signed(vote), polc: None }))
+        }
+        10 => {
+            let vote = AdvanceVote { seq, attempt: rng.below(4) as Attempt, high: None };
+            let votes = if rng.below(8) == 0 { vec![] } else { vec![signed(vote)] };
+            let polc = certificate(Vote { seq, attempt: 0, ledger_hash: Hash(rng.bytes()) });
+            Record::Entered(Tc { votes }, (rng.below(2) == 0).then_some(polc))
+        }
+        11 => closed(body(rng)),
+        _ => result_of(journal)?,
+    })
+}
+
+fn database(dir: &Path) -> PathBuf {
+    dir.join("hist/ledger.db")
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn new_store(dir: &Path) -> Store {
+    let mut store = Store::open(dir).unwrap();
+    store.set_genesis(&genesis()).unwrap();
+    store
+}
+
+fn commit(store: &mut Store, journal: &mut Journal, records: Vec<Record>, window: u64) {
+    let batch: Vec<Write> = records.iter().cloned().map(Write::from).collect();
+    store.commit(&batch).unwrap();
+    records.into_iter().for_each(|record| journal.apply(record, window));
+}
+
+#[test]
+fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
+    const WINDOW: u64 = 4;
+    for seed in 0..6 {
+        let mut rng = Rng(seed);
+        let (dir, mut nonce, mut journal) = (folder(), 0, Journal::new(genesis()));
+        let mut store = new_store(dir.path());
+        for step in 0..60 {
+            let mut batch = Vec::new();
+            for _ in 0..1 + rng.below(6) {
+                if let Some(record) = random_record(&mut rng, &journal, &mut nonce) {
+                    journal.apply(record.clone(), WINDOW);
+                    batch.push(Write::from(record));
+                }
+            }
+            store.commit(&batch).unwrap();
+            if step % 2 == 0 {
+                store.close().unwrap();
+                store = Store::open(dir.path()).unwrap();
+            }
+            // Not `assert_eq`: a journal fills screens.
+            assert!(store.load(WINDOW).unwrap().as_ref() == Some(&journal), "seed {seed} step {step}");
+        }
+        assert!(journal.seq() > 5 && journal.result.is_some(), "seed {seed} closed and executed ledgers");
+        // Nothing is left behind: of the round when its ledger is closed, of inputs that were forgotten.
+        let record = closed(candidate(&journal, vec![], vec![], vec![]));
+        commit(&mut store, &mut journal, vec![record], WINDOW);
+        assert_eq!(["round", "candidate"].map(|table| rows(&store, table)), [0, 0], "seed {seed}");
+        let ledgered: usize =
+            (1..=journal.seq()).map(|seq| store.closed(seq).unwrap().unwrap().candidate.inputs.len()).sum();
+        assert_eq!(rows(&store, "input") as usize, journal.pool.len() + ledgered, "seed {seed}");
+        assert!(rows(&store, "input_key") <= WINDOW as i64 + 1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_new_folder_has_no_genesis_and_keeps_the_one_it_gets() {
+    let dir = folder();
+    let mut store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.genesis().unwrap(), None);
+    assert_eq!(store.load(10).unwrap(), None);
+    store.set_genesis(&genesis()).unwrap();
+    store.set_genesis(&genesis()).unwrap();
+    let other = Genesis { threshold: 67, ..genesis() };
+    assert!(matches!(store.set_genesis(&other), Err(LedgerError::OtherChain { .. })));
+    store.close().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.genesis().unwrap(), Some(genesis()));
+    assert!(matches!(store.set_genesis(&other), Err(LedgerError::OtherChain { .. })));
+    assert_eq!(store.load(10).unwrap(), Some(Journal::new(genesis())));
+}
+
+#[test]
+fn what_contradicts_the_database_changes_nothing() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(1));
+    let input = new_input(&mut rng, 1);
+    let id = input.id(&genesis().chain_id());
+    let novel = |slot| {
+        Record::Novel(Box::new(signed(Novel {
+            seq: 2,
+            parent: Hash::ZERO,
+            time_slot: slot,
+            users_add: vec![],
+            users_del: vec![],
+            inputs: vec![],
+            unl_vote: None,
+            settlement: None,
+        })))
+    };
+    let first = candidate(&journal, vec![id], vec![], vec![]);
+    commit(&mut store, &mut journal, vec![Record::Input(Box::new(input)), closed(first.clone()), novel(1)], 100);
+
+    let second = candidate(&journal, vec![], vec![], vec![]);
+    let mut foreign = second.clone();
+    foreign.header.parent = Hash([9; 32]);
+    let Record::Ledger(mut uncertified) = closed(second.clone()) else { unreachable!() };
+    uncertified.qc.vote.ledger_hash = Hash([9; 32]);
+    let mut third = second.clone();
+    third.header.seq = 3;
+    let vote = |ledger_hash| Vote { seq: 2, attempt: 0, ledger_hash };
+    let prevote = |candidate: &Candidate| {
+        Record::Prevote(signed(Prevote(vote(candidate.header.hash()))), Box::new(candidate.clone()))
+    };
+    let later = {
+        let Some(Record::Result(mut result)) = result_of(&journal) else { unreachable!() };
+        result.body.of_seq = 2;
+        Record::Result(result)
+    };
+    for (what, records) in [
+        ("a second novel", vec![novel(2)]),
+        ("a second prevote", vec![prevote(&second), prevote(&foreign)]),
+        ("the same ledger again", vec![closed(first)]),
+        ("a gap", vec![closed(third)]),
+        ("another parent", vec![closed(foreign)]),
+        ("another's certificate", vec![Record::Ledger(uncertified)]),
+        ("an input ledgered twice", vec![closed(candidate(&journal, vec![id], vec![], vec![]))]),
+        ("an input nobody holds", vec![closed(candidate(&journal, vec![Hash([1; 32])], vec![], vec![]))]),
+        ("a result out of order", vec![later]),
+        ("a result twice", vec![result_of(&journal).unwrap(), result_of(&journal).unwrap()]),
+    ] {
+        let mut batch = vec![Write::from(Record::Input(Box::new(new_input(&mut rng, 2))))];
+        batch.extend(records.into_iter().map(Write::from));
+        let error = store.commit(&batch).unwrap_err();
+        assert!(matches!(error, LedgerError::Contradiction { .. }), "{what}: {error}");
+        assert!(store.load(100).unwrap().unwrap() == journal, "{what}");
+    }
+    // And it goes on from there.
+    commit(&mut store, &mut journal, vec![closed(second)], 100);
+    assert!(store.load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn the_past_can_be_asked_for() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(2));
+    let chain_id = genesis().chain_id();
+    let inputs: Vec<Input> = (0..3).map(|nonce| new_input(&mut rng, nonce)).collect();
+    let ids: Vec<Hash> = inputs.iter().map(|input| input.id(&chain_id)).collect();
+    let mut records: Vec<Record> = inputs.iter().cloned().map(|input| Record::Input(Box::new(input))).collect();
+    records.push(closed(candidate(&journal, ids[..2].to_vec(), vec![user(1)], vec![])));
+    commit(&mut store, &mut journal, records, 100);
+    let records = vec![closed(candidate(&journal, vec![], vec![], vec![user(1)]))];
+    let first = journal.tip.clone().unwrap();
+    commit(&mut store, &mut journal, records, 100);
+    let second = journal.tip.clone().unwrap();
+
+    assert_eq!(store.closed(1).unwrap().as_ref(), Some(&first));
+    assert_eq!(store.by_hash(&second.candidate.header.hash()).unwrap().as_ref(), Some(&second));
+    assert_eq!(store.by_hash(&Hash([1; 32])).unwrap(), None);
+    for seq in [0, 3, u64::MAX] {
+        assert_eq!(store.closed(seq).unwrap(), None, "{seq}");
+        assert_eq!(store.outputs(seq).unwrap(), None, "{seq}");
+        assert_eq!(store.result(seq).unwrap(), None, "{seq}");
+    }
+    assert_eq!(store.inputs(&[ids[2], Hash([1; 32]), ids[0]]).unwrap(), [inputs[2].clone(), inputs[0].clone()]);
+    let range = |first, count| -> Vec<Seq> {
+        store.header_range(first, count).unwrap().iter().map(|closed| closed.header.seq).collect()
+    };
+    assert_eq!((range(0, 9), range(2, 9), range(1, 1), range(u64::MAX, 9)), (vec![1, 2], vec![2], vec![1], vec![]));
+
+    let (one, two) = (vec![(user(1), vec![1; 5_000]), (user(2), vec![])], vec![(user(1), vec![3])]);
+    let sorted = |mut outputs: Outputs| {
+        outputs.sort();
+        outputs
+    };
+    let run = |seq, outputs: &Outputs| Write::Outputs { seq, outputs: outputs.clone() };
+    store.commit(&[run(1, &two), run(1, &one), Write::from(result_of(&journal).unwrap())]).unwrap();
+    store.commit(&[run(2, &two)]).unwrap();
+    assert_eq!(store.outputs(1).unwrap(), Some(sorted(one)));
+    assert_eq!(store.outputs_since(&user(1), 0).unwrap(), [(1, vec![1; 5_000]), (2, vec![3])]);
+    assert_eq!(store.outputs_since(&user(1), 1).unwrap(), [(2, vec![3])]);
+    assert_eq!(store.outputs_since(&user(2), 0).unwrap(), [(1, vec![])]);
+    store.commit(&[run(2, &vec![])]).unwrap();
+    assert_eq!(store.outputs(2).unwrap(), Some(vec![]));
+    assert_eq!(store.result(1).unwrap().unwrap().body.of_seq, 1);
+    assert!(matches!(store.commit(&[run(3, &vec![])]), Err(LedgerError::Contradiction { .. })));
+}
+
+#[test]
+fn an_input_that_comes_again_after_its_ledger_changes_nothing() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(8));
+    let signed_with = |byte| Input { origin: Origin::User { sig: Sig([byte; 64]) }, ..new_input(&mut Rng(8), 1) };
+    let (input, again) = (signed_with(1), signed_with(2));
+    let id = input.id(&genesis().chain_id());
+    assert_eq!(again.id(&genesis().chain_id()), id);
+    let body = candidate(&journal, vec![id], vec![], vec![]);
+    commit(&mut store, &mut journal, vec![Record::Input(Box::new(input.clone())), closed(body)], 100);
+    let other = new_input(&mut rng, 2);
+    store.commit(&[Record::Input(Box::new(again)).into(), Record::Forget(vec![id]).into()]).unwrap();
+    commit(&mut store, &mut journal, vec![Record::Input(Box::new(other))], 100);
+    assert_eq!(store.input(&id).unwrap(), Some(input));
+    assert!(store.load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn evidence_is_kept_up_to_a_number_against_each_signer() {
+    let dir = folder();
+    let mut store = new_store(dir.path());
+    let evidence = |signer: u8, n: Seq| {
+        let status = |attempt| StatusMsg { seq: n, lcl: Hash::ZERO, attempt, synced: true };
+        let message = |attempt| encode(&Message::Status(signed(status(attempt))));
+        Evidence { signer: NodeKey([signer; 32]), first: message(1), second: message(2) }
+    };
+    let mut batch: Vec<Write> = (0..40).map(|n| Write::Evidence(Box::new(evidence(1, n)))).collect();
+    batch.push(Write::Evidence(Box::new(evidence(2, 0))));
+    store.commit(&batch).unwrap();
+    let mut expected: Vec<Evidence> = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| evidence(1, n)).collect();
+    expected.push(evidence(2, 0));
+    assert_eq!(store.evidence().unwrap(), expected);
+}
+
+/// Rows of a table, for what no reader shows.
+fn rows(store: &Store, table: &str) -> i64 {
+    store.db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn old_bodies_go_when_they_are_executed_and_headers_stay() {
+    const WINDOW: u64 = 50;
+    const EXTRA: u64 = 10;
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(3));
+    store.load(WINDOW).unwrap();
+    let unexecuted = BODIES_KEPT + EXTRA;
+    // One large commit for the ledgers that nobody executes, so that the test is quick.
+    let mut batch = Vec::new();
+    let mut add = |journal: &mut Journal, rng: &mut Rng| {
+        let seq = journal.seq() + 1;
+        let input = new_input(rng, seq);
+        let id = input.id(&genesis().chain_id());
+        for record in [Record::Input(Box::new(input)), closed(candidate_with(journal, id))] {
+            journal.apply(record.clone(), WINDOW);
+            batch.push(Write::from(record));
+        }
+        std::mem::take(&mut batch)
+    };
+    fn candidate_with(journal: &Journal, id: Hash) -> Candidate {
+        // The input is applied by the same batch.
+        candidate(journal, vec![id], vec![], vec![])
+    }
+    let mut all = Vec::new();
+    for _ in 0..unexecuted {
+        all.extend(add(&mut journal, &mut rng));
+    }
+    store.commit(&all).unwrap();
+    assert_eq!(rows(&store, "body"), unexecuted as i64, "nothing that was not executed is deleted");
+    assert!(store.load(WINDOW).unwrap().unwrap() == journal);
+
+    // Now they are, all but the last two, with an output each.
+    let mut all = Vec::new();
+    for seq in 1..=unexecuted - 2 {
+        all.push(Write::Outputs { seq, outputs: vec![(user(1), vec![1])] });
+        let record = result_of(&journal).unwrap();
+        journal.apply(record.clone(), WINDOW);
+        all.push(Write::from(record));
+    }
+    store.commit(&all).unwrap();
+    for _ in 0..EXTRA {
+        store.commit(&add(&mut journal, &mut rng)).unwrap();
+    }
+    let tip = unexecuted + EXTRA;
+    let oldest = tip - BODIES_KEPT + 1;
+    assert_eq!(store.tip(), tip);
+    assert_eq!(store.closed(oldest - 1).unwrap(), None);
+    assert_eq!(store.closed(oldest).unwrap().unwrap().candidate.header.seq, oldest);
+    assert_eq!(store.outputs(oldest - 1).unwrap(), None);
+    assert_eq!(store.outputs(oldest).unwrap(), Some(vec![(user(1), vec![1])]));
+    assert_eq!(store.header_range(1, 1).unwrap()[0].header.seq, 1, "headers stay");
+    let kept = BODIES_KEPT as i64;
+    let run = unexecuted as i64 - 2 - (oldest as i64 - 1);
+    assert_eq!(
+        ["ledger", "body", "input", "output", "run", "result"].map(|table| rows(&store, table)),
+        [tip as i64, kept, kept, run, run, run]
+    );
+    assert_eq!(rows(&store, "pooled"), 0);
+    assert!(rows(&store, "input_key") < BODIES_KEPT as i64, "keys go with the window");
+    store.close().unwrap();
+    assert!(Store::open(dir.path()).unwrap().load(WINDOW).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn a_large_old_body_is_deleted_over_several_commits() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(4));
+    let count = 2 * PRUNE_INPUTS_MIN as u64 + 10;
+    let inputs: Vec<Input> = (0..count).map(|nonce| new_input(&mut rng, nonce)).collect();
+    let ids = inputs.iter().map(|input| input.id(&genesis().chain_id())).collect();
+    let mut all: Vec<Record> = inputs.into_iter().map(|input| Record::Input(Box::new(input))).collect();
+    all.push(closed(candidate(&journal, ids, vec![], vec![])));
+    commit(&mut store, &mut journal, all, 100_000);
+    let executed = vec![result_of(&journal).unwrap()];
+    commit(&mut store, &mut journal, executed, 100_000);
+    let mut left = Vec::new();
+    for _ in 0..BODIES_KEPT {
+        // Many in one commit until the first is too old.
+        let record = closed(candidate(&journal, vec![], vec![], vec![]));
+        journal.apply(record.clone(), 100_000);
+        left.push(Write::from(record));
+    }
+    store.commit(&left).unwrap();
+    let mut counts = vec![rows(&store, "input")];
+    for _ in 0..3 {
+        let record = closed(candidate(&journal, vec![], vec![], vec![]));
+        commit(&mut store, &mut journal, vec![record], 100_000);
+        counts.push(rows(&store, "input"));
+    }
+    assert_eq!(counts, [count as i64 - 64, 10, 0, 0]);
+    assert_eq!(store.closed(1).unwrap(), None);
+}
+
+// ---- Damage -----------------------------------------------------------------------------------------------------
+
+/// A database with some history, closed.
+fn some_history() -> TempDir {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(5));
+    for nonce in 0..20 {
+        let input = new_input(&mut rng, nonce);
+        let waits = new_input(&mut rng, 1_000 + nonce);
+        let id = input.id(&genesis().chain_id());
+        let records = vec![
+            Record::Input(Box::new(input)),
+            Record::Input(Box::new(waits)),
+            closed(candidate(&journal, vec![id], vec![user(nonce)], vec![])),
+        ];
+        commit(&mut store, &mut journal, records, 100);
+        if nonce < 18 {
+            let executed = vec![result_of(&journal).unwrap()];
+            commit(&mut store, &mut journal, executed, 100);
+        }
+    }
+    let body = candidate(&journal, vec![], vec![], vec![]);
+    let vote = Vote { seq: 21, attempt: 0, ledger_hash: body.header.hash() };
+    commit(&mut store, &mut journal, vec![Record::Prevote(signed(Prevote(vote)), Box::new(body))], 100);
+    store.close().unwrap();
+    dir
+}
+
+fn open_and_load(dir: &Path) -> Result<Option<Journal>, LedgerError> {
+    Store::open(dir)?.load(100)
+}
+
+#[test]
+fn a_file_that_is_no_database_is_damaged_and_says_what_to_do() {
+    let bytes = fs::read(database(some_history().path())).unwrap();
+    let mut scrambled = bytes.clone();
+    scrambled[4096 * 2..4096 * 4].fill(0xa5);
+    let cases: [(&str, &[u8]); 7] = [
+        ("empty", &[]),
+        ("one byte", &bytes[..1]),
+        ("a piece of the first page", &bytes[..100]),
+        ("one page", &bytes[..4096]),
+        ("a half", &bytes[..bytes.len() / 2]),
+        ("text", &b"nothing to see here\n".repeat(1_000)),
+        ("overwritten pages", &scrambled),
+    ];
+    for (what, bytes) in cases {
+        let dir = folder();
+        fs::create_dir(dir.path().join("hist")).unwrap();
+        fs::write(database(dir.path()), bytes).unwrap();
+        let error = open_and_load(dir.path()).unwrap_err();
+        assert!(error.is_damage(), "{what}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(&*database(dir.path()).to_string_lossy()), "{what}: {text}");
+        assert!(text.contains("restore hist/ from a backup or remove it to start from the network"), "{what}: {text}");
+    }
+}
+
+#[test]
+fn a_write_ahead_log_without_its_database_is_damage() {
+    let dir = folder();
+    fs::create_dir(dir.path().join("hist")).unwrap();
+    fs::write(dir.path().join("hist/ledger.db-wal"), b"frames").unwrap();
+    assert!(Store::open(dir.path()).unwrap_err().is_damage());
+}
+
+#[test]
+fn a_creation_that_was_cut_short_is_begun_again() {
+    let dir = folder();
+    fs::create_dir(dir.path().join("hist")).unwrap();
+    fs::write(dir.path().join("hist/ledger.db.new"), b"half a da").unwrap();
+    assert_eq!(Store::open(dir.path()).unwrap().genesis().unwrap(), None);
+}
+
+#[test]
+fn stored_values_that_do_not_fit_together_are_damage() {
+    let statements = [
+        "UPDATE meta SET value = X'00'",
+        "UPDATE meta SET value = CAST(value || X'00' AS BLOB)",
+        "DELETE FROM meta",
+        "UPDATE ledger SET header = zeroblob(length(header)) WHERE seq = 20",
+        "UPDATE ledger SET header = (SELECT header FROM ledger WHERE seq = 4) WHERE seq = 5",
+        "UPDATE ledger SET qc = (SELECT qc FROM ledger WHERE seq = 4) WHERE seq = 5",
+        "DELETE FROM ledger WHERE seq = 7",
+        "DELETE FROM ledger WHERE seq = 20",
+        "DELETE FROM ledger WHERE seq = 1",
+        "DELETE FROM body WHERE seq = 20",
+        "UPDATE body SET inputs = X'00000000' WHERE seq = 19",
+        "DELETE FROM user_tip WHERE user = (SELECT min(user) FROM user_tip)",
+        "INSERT INTO user_executed VALUES (zeroblob(32))",
+        "UPDATE user_tip SET user = X'01' WHERE user = (SELECT min(user) FROM user_tip)",
+        "DELETE FROM input WHERE n NOT IN (SELECT n FROM pooled)",
+        "DELETE FROM input WHERE n = (SELECT max(n) FROM pooled)",
+        "UPDATE input SET bytes = substr(bytes, 1, length(bytes) - 1)",
+        "UPDATE input SET bytes = (SELECT bytes FROM input WHERE n = 1) WHERE n > 1",
+        "UPDATE input_key SET keys = X'01000000'",
+        "DELETE FROM result WHERE seq = 18",
+        "UPDATE result SET seq = 21 WHERE seq = 18",
+        "UPDATE result SET bytes = (SELECT bytes FROM result WHERE seq = 3) WHERE seq = 18",
+        "DELETE FROM candidate",
+        "UPDATE candidate SET bytes = X''",
+        "UPDATE round SET attempt = 3",
+        "UPDATE round SET attempt = -3",
+        "UPDATE round SET attempt = 9223372036854775807",
+        "UPDATE round SET kind = 9",
+        "UPDATE round SET kind = 2",
+        "UPDATE result SET seq = -1 WHERE seq = 5; UPDATE ledger SET seq = -20 WHERE seq = 20",
+        "DROP TABLE round",
+        "ALTER TABLE round ADD COLUMN more INTEGER",
+        "PRAGMA application_id = 7",
+        "PRAGMA user_version = 0",
+    ];
+    let whole = some_history();
+    open_and_load(whole.path()).unwrap();
+    for statement in statements {
+        let dir = folder();
+        fs::create_dir(dir.path().join("hist")).unwrap();
+        fs::copy(database(whole.path()), database(dir.path())).unwrap();
+        rusqlite::Connection::open(database(dir.path())).unwrap().execute_batch(statement).unwrap();
+        match open_and_load(dir.path()) {
+            Err(error) => assert!(error.is_damage(), "{statement}: {error}"),
+            Ok(_) => panic!("not seen: {statement}"),
+        }
+    }
+}
+
+#[test]
+fn a_database_of_a_newer_program_is_left_alone() {
+    let dir = some_history();
+    rusqlite::Connection::open(database(dir.path())).unwrap().execute_batch("PRAGMA user_version = 2").unwrap();
+    let before = fs::read(database(dir.path())).unwrap();
+    let error = Store::open(dir.path()).unwrap_err();
+    assert!(matches!(error, LedgerError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert_eq!(fs::read(database(dir.path())).unwrap(), before);
+}
+
+#[test]
+fn a_database_that_is_open_is_refused_to_others() {
+    let dir = folder();
+    let store = new_store(dir.path());
+    assert!(matches!(Store::open(dir.path()), Err(LedgerError::InUse { .. })));
+    store.close().unwrap();
+    assert_eq!(Store::open(dir.path()).unwrap().genesis().unwrap(), Some(genesis()));
+}
+
+#[test]
+fn room_made_in_the_log_is_used_by_commits_and_hides_none_of_them() {
+    let dir = folder();
+    let (mut store, mut journal) = (new_store(dir.path()), Journal::new(genesis()));
+    let wal = |dir: &Path| dir.join("hist/ledger.db-wal");
+    let close_some = |store: &mut Store, journal: &mut Journal| {
+        for _ in 0..10 {
+            let record = closed(candidate(journal, vec![], vec![], vec![]));
+            commit(store, journal, vec![record], 100);
+        }
+    };
+    close_some(&mut store, &mut journal);
+    store.preallocate().unwrap();
+    let room = fs::metadata(wal(dir.path())).unwrap().len();
+    close_some(&mut store, &mut journal);
+    assert_eq!(fs::metadata(wal(dir.path())).unwrap().len(), room, "commits fit in");
+
+    // What a crash leaves is both files as they are.
+    let crashed = folder();
+    fs::create_dir(crashed.path().join("hist")).unwrap();
+    fs::copy(database(dir.path()), database(crashed.path())).unwrap();
+    fs::copy(wal(dir.path()), wal(crashed.path())).unwrap();
+    let mut store = Store::open(crashed.path()).unwrap();
+    assert!(store.load(100).unwrap().unwrap() == journal);
+    store.preallocate().unwrap();
+    close_some(&mut store, &mut journal);
+    store.checkpoint().unwrap();
+    close_some(&mut store, &mut journal);
+    store.close().unwrap();
+    assert!(Store::open(crashed.path()).unwrap().load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn a_commit_that_the_disk_has_no_room_for_changes_nothing() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(7));
+    let first = closed(candidate(&journal, vec![], vec![user(1)], vec![]));
+    commit(&mut store, &mut journal, vec![first], 100);
+    store.db.execute_batch("PRAGMA max_page_count = 100").unwrap();
+    let mut batch = vec![closed(candidate(&journal, vec![], vec![user(2)], vec![])).into()];
+    for nonce in 0..50 {
+        let input = Input { payload: vec![1; 20_000], ..new_input(&mut rng, nonce) };
+        batch.push(Write::from(Record::Input(Box::new(input))));
+    }
+    let error = store.commit(&batch).unwrap_err();
+    assert!(matches!(error, LedgerError::Sqlite { .. }), "{error}");
+    assert_eq!(store.tip(), 1);
+    assert!(store.load(100).unwrap().unwrap() == journal);
+    // With room again, the same goes through.
+    store.db.execute_batch("PRAGMA max_page_count = 100000").unwrap();
+    store.commit(&batch).unwrap();
+    assert_eq!((store.tip(), store.load(100).unwrap().unwrap().pool.len()), (2, 50));
+}
+
+// ---- Crashes ----------------------------------------------------------------------------------------------------
+
+const CRASH_DIR: &str = "HP_TEST_LEDGER_CRASH_DIR";
+
+/// Not a test by itself: what `what_was_confirmed_survives_a_kill` starts and kills.
+#[test]
+fn crash_child() {
+    let Some(dir) = std::env::var_os(CRASH_DIR) else { return };
+    let mut store = new_store(Path::new(&dir));
+    let mut journal = store.load(1_000).unwrap().unwrap();
+    let mut rng = Rng(journal.seq());
+    let ledger = Ledger::start(store).unwrap();
+    loop {
+        let seq = journal.seq() + 1;
+        let input = new_input(&mut rng, seq);
+        let id = input.id(&genesis().chain_id());
+        let mut batch = Vec::new();
+        let mut add = |journal: &mut Journal, record: Record| {
+            journal.apply(record.clone(), 1_000);
+            batch.push(Write::from(record));
+        };
+        add(&mut journal, Record::Input(Box::new(input)));
+        let body = candidate(&journal, vec![id], vec![user(seq)], vec![]);
+        add(&mut journal, closed(body));
+        let executed = result_of(&journal).unwrap();
+        add(&mut journal, executed);
+        batch.push(Write::Outputs { seq, outputs: vec![(user(seq), seq.to_le_bytes().to_vec())] });
+        ledger.commit(batch).blocking_recv().unwrap().unwrap();
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "\nconfirmed {seq}").and_then(|()| out.flush()).unwrap();
+    }
+}
+
+/// Ends the child however the test ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_was_confirmed_survives_a_kill() {
+    let dir = folder();
+    let mut confirmed = 0;
+    for (round, lines) in [3, 40, 75].into_iter().enumerate() {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["ledger::tests::crash_child", "--exact", "--nocapture", "--test-threads=1"])
+            .env(CRASH_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut child = Killed(child);
+        let out = BufReader::new(child.0.stdout.take().unwrap());
+        let (sender, seen) = mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if let Some(seq) = line.strip_prefix("confirmed ") {
+                    let _ = sender.send(seq.parse::<Seq>().unwrap_or(0));
+                }
+            }
+        });
+        for _ in 0..lines {
+            confirmed = seen.recv_timeout(Duration::from_secs(30)).expect("the child commits");
+        }
+        let refused = Store::open(dir.path()).unwrap_err();
+        assert!(matches!(refused, LedgerError::InUse { .. }), "{refused}");
+        drop(child);
+        reader.join().unwrap();
+        // What it could still say was confirmed too; its last line may be cut.
+        confirmed = seen.iter().fold(confirmed, Seq::max);
+
+        let mut store = Store::open(dir.path()).unwrap();
+        let journal = store.load(1_000).unwrap().unwrap();
+        assert!(journal.seq() >= confirmed, "round {round}: {} on disk, {confirmed} confirmed", journal.seq());
+        assert_eq!((journal.unexecuted.len(), journal.pool.len()), (0, 0), "a commit is whole or not there");
+        for seq in 1..=journal.seq() {
+            assert_eq!(store.outputs(seq).unwrap().unwrap(), [(user(seq), seq.to_le_bytes().to_vec())]);
+        }
+        store.close().unwrap();
+    }
+}
+
+// ---- The thread -------------------------------------------------------------------------------------------------
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn the_thread_commits_in_order_and_a_read_sees_what_was_handed_over_before_it() {
+    let dir = folder();
+    let ledger = Ledger::start(new_store(dir.path())).unwrap();
+    let mut journal = Journal::new(genesis());
+    runtime().block_on(async {
+        let mut receivers = Vec::new();
+        for seq in 1..=300 {
+            let record = closed(candidate(&journal, vec![], vec![user(seq)], vec![]));
+            journal.apply(record.clone(), 100);
+            receivers.push(ledger.clone().commit(vec![Write::from(record)]));
+            if seq % 50 == 0 {
+                assert_eq!(ledger.closed(seq).await.unwrap(), journal.tip, "{seq}");
+            }
+        }
+        for receiver in receivers {
+            receiver.await.unwrap().unwrap();
+        }
+        assert_eq!(ledger.waiting(), 0);
+        let hash = journal.tip.as_ref().unwrap().candidate.header.hash();
+        assert_eq!(ledger.by_hash(hash).await.unwrap(), journal.tip);
+        assert_eq!(ledger.input(hash).await.unwrap(), None);
+        assert_eq!(ledger.inputs(vec![hash]).await.unwrap(), []);
+        assert_eq!(ledger.outputs(1).await.unwrap(), None);
+        assert_eq!(ledger.header_range(299, 9).await.unwrap().len(), 2);
+        let other = ledger.clone();
+        ledger.stop().await.unwrap();
+        assert!(matches!(other.commit(vec![]).await.unwrap(), Err(LedgerError::Closed)));
+        assert!(matches!(other.closed(1).await, Err(LedgerError::Closed)));
+        assert!(matches!(other.stop().await, Err(LedgerError::Closed)));
+    });
+    assert!(!dir.path().join("hist/ledger.db-wal").exists(), "the log was moved into the file");
+    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn nothing_is_committed_after_a_commit_that_failed() {
+    let dir = folder();
+    let ledger = Ledger::start(new_store(dir.path())).unwrap();
+    let mut journal = Journal::new(genesis());
+    runtime().block_on(async {
+        let first = closed(candidate(&journal, vec![], vec![], vec![]));
+        ledger.commit(vec![first.clone().into()]).await.unwrap().unwrap();
+        journal.apply(first.clone(), 100);
+        let second = closed(candidate(&journal, vec![], vec![], vec![]));
+        let failed = ledger.commit(vec![first.into()]);
+        let after = ledger.commit(vec![second.into()]);
+        assert!(matches!(failed.await.unwrap(), Err(LedgerError::Contradiction { .. })));
+        assert!(matches!(after.await.unwrap(), Err(LedgerError::Contradiction { .. })));
+        assert!(matches!(ledger.commit(vec![]).await.unwrap(), Err(LedgerError::Contradiction { .. })));
+        assert_eq!(ledger.closed(1).await.unwrap(), journal.tip, "it is still read");
+        assert!(matches!(ledger.stop().await, Err(LedgerError::Contradiction { .. })));
+    });
+    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal);
+}
+
+#[test]
+fn a_full_ledger_goes_to_disk_in_two_commits() {
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(6));
+    let inputs: Vec<Record> = (0..crate::consensus::INPUTS_MAX as u64)
+        .map(|nonce| Input { payload: vec![nonce as u8; 200], ..new_input(&mut rng, nonce) })
+        .map(|input| Record::Input(Box::new(input)))
+        .collect();
+    inputs.iter().for_each(|record| journal.apply(record.clone(), 100));
+    let record = closed(candidate(&journal, journal.pool.keys().copied().collect(), vec![], vec![]));
+    journal.apply(record.clone(), 100);
+    let batch: Vec<Write> = inputs.into_iter().map(Write::from).collect();
+    let begun = std::time::Instant::now();
+    store.commit(&batch).unwrap();
+    let stored = begun.elapsed();
+    store.commit(&[record.into()]).unwrap();
+    println!("16,384 inputs stored in {stored:?}, ledgered in {:?}", begun.elapsed() - stored);
+    assert!(store.load(100).unwrap().unwrap() == journal);
+}

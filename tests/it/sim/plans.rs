@@ -1,0 +1,135 @@
+//! Draws a run from a seed: who is in it, what goes wrong, and what must come of it.
+
+use std::collections::BTreeSet;
+
+use super::{
+    properties::Coverage,
+    rng::Rng,
+    world::{Config, Happening, Manner, World},
+};
+
+/// Ledgers that everybody sound must close once faults are over.
+const LEDGERS_AFTER: u64 = 3;
+/// Milliseconds in which they must.
+const SETTLE_MS: u64 = 60_000;
+
+/// The configuration of a seed, for a report.
+pub fn describe(seed: u64) -> String {
+    format!("{:?}", config(&mut Rng::new(seed)))
+}
+
+fn config(rng: &mut Rng) -> Config {
+    let n = rng.pick(&[1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 7]);
+    let threshold = rng.pick(&[67, 75, 80, 80, 100]);
+    let quorum = (n * usize::from(threshold) + 99) / 100;
+    let (safe, live) = (2 * quorum - n - 1, n - quorum);
+    let mut manners = vec![Manner::Honest; n];
+    let liars = match rng.index(10) {
+        0..5 => 0,
+        5..9 => safe.min(live),
+        _ => safe.min(n - 1),
+    };
+    let mut members: Vec<usize> = (0..n).collect();
+    for _ in 0..liars {
+        let member = members.remove(rng.index(members.len()));
+        manners[member] = rng.pick(&[
+            Manner::Twins,
+            Manner::Twins,
+            Manner::Equivocates,
+            Manner::Equivocates,
+            Manner::Withholds,
+            Manner::Silent,
+        ]);
+    }
+    if liars < live && rng.chance(20) {
+        let member = members.remove(rng.index(members.len()));
+        manners[member] = Manner::Flips(rng.within(1, 6));
+    }
+    let latency = rng.pick(&[(1, 1), (1, 5), (1, 30), (10, 60), (0, 120)]);
+    Config {
+        n,
+        threshold,
+        manners,
+        roundtime_ms: rng.pick(&[100, 300, 1000]),
+        min_round_ms: rng.pick(&[0, 0, 20, 200]),
+        eager: rng.chance(75),
+        grace_ms: rng.pick(&[5, 30, 100]),
+        time_res_ms: rng.pick(&[1, 1000]),
+        input_window: rng.pick(&[65_536, 65_536, 65_536, 3, 10]),
+        latency_ms: latency,
+        disk_ms: rng.pick(&[(0, 0), (0, 3), (1, 20)]),
+        run_ms: rng.pick(&[(0, 2), (1, 20), (1, 20), (50, 400)]),
+        wall_off_ms: rng.pick(&[0, 50, 5_000, 3_600_000]),
+        drift_permille: rng.pick(&[0, 5, 50]),
+        loss: rng.pick(&[0, 0, 0, 5, 10, 25]),
+        duplicates: rng.pick(&[0, 0, 10]),
+        reorder: rng.chance(25),
+    }
+}
+
+fn plan(world: &mut World, length: u64) {
+    let n = world.cfg.n;
+    let faulty = world.cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
+    let quorum = (n * usize::from(world.cfg.threshold) + 99) / 100;
+    for _ in 0..world.rng.index(5) {
+        let (node, after, at) = (world.rng.index(n), world.rng.within(0, 60) as u32, world.rng.within(0, length));
+        world.plan(at, Happening::Crash(node, after));
+    }
+    if world.rng.chance(30) {
+        let at = world.rng.within(0, length);
+        world.plan(at, Happening::PowerCut);
+    }
+    for _ in 0..world.rng.index(3) {
+        let group: BTreeSet<usize> = (0..world.nodes.len()).filter(|_| world.rng.chance(50)).collect();
+        let at = world.rng.within(0, length);
+        let until = at + world.rng.within(10, 1000);
+        world.plan(at, Happening::Partition(group));
+        world.plan(until, Happening::Heal);
+    }
+    for _ in 0..world.rng.index(4) {
+        let (from, to, at) = (world.rng.index(n), world.rng.index(n), world.rng.within(0, length));
+        let until = at + world.rng.within(10, 600);
+        world.plan(at, Happening::OneWay(from, to, true));
+        world.plan(until, Happening::OneWay(from, to, false));
+    }
+    let inputs = world.rng.pick(&[0, 3, 10, 25]);
+    for what in [Happening::Input, Happening::Input, Happening::SignedInput, Happening::User, Happening::Replay] {
+        for _ in 0..world.rng.index(inputs + 1) {
+            let at = world.rng.within(0, length + 300);
+            world.plan(at, what.clone());
+        }
+    }
+    if faulty < n - quorum && world.rng.chance(20) {
+        let honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
+        let node = honest[world.rng.index(honest.len())];
+        world.nodes[node].dead = true;
+    }
+    world.plan(length, Happening::Gst);
+}
+
+/// Runs a seed; panics with what was violated.
+pub fn run(seed: u64) -> Coverage {
+    let mut rng = Rng::new(seed);
+    let cfg = config(&mut rng);
+    let n = cfg.n;
+    let quorum = (n * usize::from(cfg.threshold) + 99) / 100;
+    let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
+    let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
+    let mut world = World::new(cfg, rng);
+    plan(&mut world, length);
+    world.run(length, |world| world.gst);
+    let live = faulty <= n - quorum;
+    let goal = world.watch.tip() + LEDGERS_AFTER;
+    if live {
+        let small_window = world.cfg.input_window < 1000;
+        let done = world.run(length + SETTLE_MS, |world| {
+            let closed = world.sound().all(|node| world.seq(node) >= goal);
+            closed && world.now > length + 300 && (small_window || world.unledgered().is_empty())
+        });
+        let open = if small_window { Vec::new() } else { world.unledgered() };
+        assert!(done, "L1: ledger {goal} is not closed by all, or {} inputs are not: {}", open.len(), world.describe());
+    } else {
+        world.run(length + 2000, |_| false);
+    }
+    world.watch.seen
+}
