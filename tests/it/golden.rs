@@ -196,7 +196,7 @@ fn propose(basis: Basis) -> Propose {
 }
 
 fn novels_basis() -> Basis {
-    let novels = nodes().iter().map(|node| (node.node_key(), novel().id())).collect();
+    let novels = (0..3).map(|node| signed(node, novel())).map(|novel| (novel.from, novel.id())).collect();
     let sigs = (0..3).map(|node| signed(node, result())).map(|result| (result.from, result.sig)).collect();
     Basis::Novels(novels, ResultCert { result: result(), sigs })
 }
@@ -242,7 +242,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("propose-novels", Message::Propose(signed(0, propose(novels_basis())))),
         ("closed", Message::Closed(Closed { header: candidate().header, qc: certificate(0, Precommit) })),
         ("get-candidate", Message::Get(Get::Candidate(vote(0).ledger_hash))),
-        ("get-novel", Message::Get(Get::Novel(novel().id()))),
+        ("get-novel", Message::Get(Get::Novel(signed(0, novel()).id()))),
         ("get-inputs", Message::Get(Get::Inputs(candidate().inputs))),
         ("get-presence", Message::Get(Get::Presence)),
         ("get-details", Message::Get(Get::Details(4))),
@@ -343,7 +343,7 @@ fn lines_of(message: &Message) -> Lines {
                 lines.push(("signed-by-host", Input::host_digest(&scope().chain_id, &id).0.to_vec()));
             }
         }
-        Message::Novel(novel) => lines.push(("id", novel.body.id().0.to_vec())),
+        Message::Novel(novel) => lines.push(("id", novel.id().0.to_vec())),
         Message::Candidate(candidate) => lines.push(("ledger-hash", candidate.header.hash().0.to_vec())),
         _ => {}
     }
@@ -440,7 +440,8 @@ fn ids_and_roots_are_the_tagged_hashes_of_the_protocol() {
     let chain_id = scope().chain_id;
     assert_eq!(chain_id, by_hand("hp/genesis/1", &[&wire::encode(&genesis())]));
     assert_eq!(candidate().header.hash(), by_hand("hp/ledger/1", &[&wire::encode(&candidate().header)]));
-    assert_eq!(novel().id(), by_hand("hp/novel-id/1", &[&wire::encode(&novel())]));
+    let id = by_hand("hp/novel-id/1", &[&nodes()[0].node_key().0, &wire::encode(&novel())]);
+    assert_eq!(signed(0, novel()).id(), id);
     assert_eq!(scope().unl_hash, by_hand("hp/unl/1", &[&wire::encode(&genesis().unl)]));
     assert_eq!(candidate().header.inputs_root, by_hand("hp/inputs/1", &[&wire::encode(&candidate().inputs)]));
     assert_eq!(candidate().header.users_root, by_hand("hp/user/1", &[&user().user_key().0]), "a tree of one leaf");
