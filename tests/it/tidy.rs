@@ -1,4 +1,4 @@
-//! The invariants at the head of `src/lib.rs`, checked by reading the source.
+//! The invariants at the head of `src/lib.rs`, checked by reading the source; and that `docs/protocol.md` is true.
 //!
 //! Not a parser: comments, strings and what is compiled for unit tests alone are blanked out, and what is left is
 //! searched for words and paths. Every complaint names a file and a line.
@@ -9,6 +9,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+
+use hotpocket::consensus::votes::Quorum;
 
 /// Parts that talk to the world. Only `node` knows more than one of them.
 const ADAPTERS: [&str; 5] = ["mesh", "gateway", "contract", "state", "ledger"];
@@ -503,6 +505,62 @@ fn no_file_names_a_folder_of_somebodys_machine() {
         }
     }
     complaints.end();
+}
+
+// ---- The documentation ----------------------------------------------------------------------------------------------
+
+const PROTOCOL: &str = include_str!("../../docs/protocol.md");
+
+/// Hash tags in a text, between these quotes: `hp/`, a name, a version.
+fn tags(text: &str, quote: char) -> BTreeSet<String> {
+    let is_tag = |part: &&str| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/-".contains(c);
+        part.starts_with("hp/") && part.ends_with(|c: char| c.is_ascii_digit()) && part.chars().all(plain)
+    };
+    text.split(quote).filter(is_tag).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_hash_tag_of_the_source_is_in_the_protocol_and_no_other() {
+    let mut used = BTreeSet::new();
+    for source in product_files() {
+        // Comments may name a tag that is gone; what `#[cfg(test)]` covers is not looked for, tags there are the same.
+        let code: Vec<&str> = source.text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        used.extend(tags(&code.join("\n"), '"'));
+    }
+    let written: BTreeSet<String> = tags(PROTOCOL, '`').union(&tags(PROTOCOL, '"')).cloned().collect();
+    assert!(used.len() > 20, "tags are not where this test looks for them");
+    assert_eq!(written, used, "docs/protocol.md and the source name different tags");
+}
+
+#[test]
+fn every_limit_the_protocol_names_is_in_the_source() {
+    let sources = rust_files(&["src"]);
+    let is_constant = |part: &&str| {
+        part.starts_with(|c: char| c.is_ascii_uppercase())
+            && part.contains('_')
+            && part.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    };
+    let names: BTreeSet<&str> = PROTOCOL.split('`').filter(is_constant).filter(|name| *name != "NPL_END").collect();
+    assert!(names.len() > 20, "limits are not where this test looks for them");
+    for name in names {
+        let declared = format!("const {name}: ");
+        assert!(sources.iter().any(|source| source.code.contains(&declared)), "{name} is in docs/protocol.md alone");
+    }
+}
+
+#[test]
+fn the_quorums_of_the_protocol_are_those_of_the_code() {
+    let rows = PROTOCOL.lines().filter_map(|line| {
+        let cells: Vec<usize> = line.split('|').filter_map(|cell| cell.trim().parse().ok()).collect();
+        <[usize; 5]>::try_from(cells).ok()
+    });
+    let rows: Vec<[usize; 5]> = rows.collect();
+    assert!(rows.len() > 10, "the table is not where this test looks for it");
+    for [n, threshold, q, safe, live] in rows {
+        let quorum = Quorum::new(n, u8::try_from(threshold).unwrap());
+        assert_eq!((quorum.q, quorum.safe(), quorum.live()), (q, safe, live), "n {n} threshold {threshold}");
+    }
 }
 
 // ---- The reader itself ----------------------------------------------------------------------------------------------
