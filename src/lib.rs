@@ -27,7 +27,7 @@ pub mod crypto;
 pub mod gateway;
 pub mod ledger;
 pub mod mesh;
-//pub mod node;
+pub mod node;
 pub mod state;
 pub mod types;
 pub mod wire;

@@ -14,7 +14,6 @@ mod start;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    path::PathBuf,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -54,6 +53,10 @@ const RUNS_KEPT: usize = 64;
 const FRAMES_A_TURN: usize = 64;
 /// Messages of the party line between a run and this loop.
 const LINE_MAX: usize = 256;
+/// Effects waiting for the disk. Past it peers and users wait, which they feel as back pressure.
+const EFFECTS_MAX: usize = 65_536;
+/// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
+const SESSIONS_MAX: usize = 65_536;
 
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
@@ -76,7 +79,6 @@ pub struct Node {
     secret: SecretKey,
     core: Consensus,
     edge: wire::Edge,
-    boot: Hash,
     started: Instant,
 
     mesh: Mesh,
@@ -139,10 +141,10 @@ impl Node {
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let open = self.effects.len() < EFFECTS_MAX;
             tokio::select! {
-                biased;
                 Some(done) = commit_done(&mut self.committing) => self.committed(done)?,
-                Some(event) = self.mesh_events.recv() => {
+                Some(event) = self.mesh_events.recv(), if open => {
                     self.on_mesh(event)?;
                     for _ in 0..FRAMES_A_TURN {
                         match self.mesh_events.try_recv() {
@@ -155,7 +157,7 @@ impl Node {
                 Some(peer) = self.served.recv() => self.on_served(peer),
                 Some(asked) = self.requests.recv() => self.on_request(asked),
                 () = sleep_until(wake.into()) => self.on_time()?,
-                Some(event) = self.gateway_events.recv() => self.on_user(event).await?,
+                Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
     }
@@ -169,13 +171,17 @@ impl Node {
             gateway.stop().await;
         }
         self.mesh.clone().stop().await;
-        // Inputs that came since the last commit go on disk too: they survive a restart.
+        // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
+        // sent, which is as if they had been lost on the way.
+        self.gather_batch();
         let last = std::mem::take(&mut self.batch);
         if let Ok(Err(error)) = self.ledger.commit(last).await {
             error!(error = &error as &dyn std::error::Error, "the last commit failed");
         }
         self.executor.stop().await;
-        self.ledger.clone().stop().await;
+        if let Err(error) = self.ledger.clone().stop().await {
+            error!(error = &error as &dyn std::error::Error, "the database did not close in order");
+        }
         self.control = None;
     }
 
@@ -235,19 +241,21 @@ impl Node {
             return Ok(());
         }
         debug!(peer = %peer.short(), kind = message.kind(), seq = message.round_seq(), "heard");
+        let member = self.core.unl().binary_search(&peer).is_ok();
         match message {
             // Nobody passes the party line on: what does not come from its signer is not taken.
-            Message::Npl(npl) if npl.from == peer && self.core.unl().binary_search(&peer).is_ok() => {
+            Message::Npl(npl) if member && npl.from == peer => {
                 let Npl { ledger_hash, data, .. } = npl.body;
                 self.line.heard(ledger_hash, NplIn::Data { from: peer, data: data.into() });
                 Ok(())
             }
-            Message::NplEnd(end) if end.from == peer && self.core.unl().binary_search(&peer).is_ok() => {
+            Message::NplEnd(end) if member && end.from == peer => {
                 let NplEnd { ledger_hash, frames } = end.body;
                 self.line.heard(ledger_hash, NplIn::End { from: peer, frames });
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
+            Message::Details(_) | Message::Evidence(_) if !member => Ok(()),
             Message::Details(details) => {
                 self.compare_details(peer, &details);
                 Ok(())
@@ -260,7 +268,7 @@ impl Node {
         }
     }
 
-    async fn on_user(&mut self, event: GatewayEvent) -> Result<(), NodeError> {
+    fn on_user(&mut self, event: GatewayEvent) -> Result<(), NodeError> {
         match event {
             GatewayEvent::UserUp { user } => self.handle(Event::UserUp(user)),
             GatewayEvent::UserDown { user } => {
@@ -273,6 +281,9 @@ impl Node {
                         gateway.refuse(session, ErrorCode::Refused, why);
                     }
                     return Ok(());
+                }
+                if self.sessions.len() >= SESSIONS_MAX {
+                    self.sessions.clear();
                 }
                 self.sessions.insert((user, proof.challenge), session);
                 self.handle(Event::LocalInput(LocalInput {
@@ -394,6 +405,13 @@ impl Node {
 
     /// One commit covers all that is to be persisted, also behind later `Sync`s.
     fn commit(&mut self) {
+        self.gather_batch();
+        if !self.batch.is_empty() {
+            self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
+        }
+    }
+
+    fn gather_batch(&mut self) {
         let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
             std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
         self.effects = rest;
@@ -401,9 +419,6 @@ impl Node {
             Effect::Persist(record) => Write::Record(record),
             _ => unreachable!("just parted"),
         }));
-        if !self.batch.is_empty() {
-            self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
-        }
     }
 
     fn broadcast(&mut self, message: &Message) {
@@ -507,8 +522,14 @@ impl Node {
         let Some(gateway) = &self.gateway else { return };
         let Some(session) = self.sessions.get(&(input.user, input.challenge)) else { return };
         match why {
-            Refused::Busy => gateway.refuse(*session, ErrorCode::Busy, "the node holds as many inputs as it can; send it again later"),
-            Refused::Expired => gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for"),
+            Refused::Busy => gateway.refuse(
+                *session,
+                ErrorCode::Busy,
+                "the node holds as many inputs as it can; send it again later",
+            ),
+            Refused::Expired => {
+                gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for")
+            }
             Refused::Ledgered => {}
         }
     }
@@ -516,7 +537,8 @@ impl Node {
     fn expired(&self, inputs: &[LocalRef]) {
         let Some(gateway) = &self.gateway else { return };
         for input in inputs {
-            let why = format!("input {} of this session was not taken into a ledger in time and never will be", input.nonce);
+            let why =
+                format!("input {} of this session was not taken into a ledger in time and never will be", input.nonce);
             gateway.tell(&input.user, ErrorCode::Expired, &why);
         }
     }

@@ -33,6 +33,7 @@ use tokio_tungstenite::{
     },
 };
 
+use super::{Exit, Failure, Outcome};
 use crate::{
     crypto::SecretKey,
     types::{Challenge, Sig, UserKey},
@@ -335,7 +336,22 @@ fn closed(frame: Option<CloseFrame>) -> ClientError {
     }
 }
 
-/// Runs `hp client`. Returns the exit code.
+/// Runs `hp client`.
+pub(super) fn main(args: ClientArgs) -> Outcome {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let code = runtime.block_on(run(args));
+    // A thread may still wait for a line of the terminal.
+    runtime.shutdown_background();
+    match code? {
+        OK => Ok(()),
+        NO_ANSWER => Err(Failure::told(Exit::NoAnswer)),
+        INTERRUPTED => Err(Failure::told(Exit::Interrupted)),
+        _ => Err(Failure::told(Exit::Failed)),
+    }
+}
+
+/// Runs `hp client` within a runtime. Returns the exit code; the reason was told.
 pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
     let key = match (&args.key, &args.once) {
         (Some(path), _) => load_key(path)?,

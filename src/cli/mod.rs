@@ -5,8 +5,11 @@
 
 pub mod client;
 mod config_check;
+mod dev;
 mod new;
 mod rekey;
+mod run;
+mod status;
 
 use std::{
     ffi::OsString,
@@ -37,6 +40,8 @@ pub enum Exit {
     Taken = 5,
     /// No answer in time.
     NoAnswer = 6,
+    /// Ended by Ctrl-C or SIGTERM before it was done.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {
@@ -50,14 +55,19 @@ impl From<Exit> for ExitCode {
 pub struct Failure {
     /// The exit code.
     pub exit: Exit,
-    /// What to tell; its chain of causes is printed.
-    pub error: anyhow::Error,
+    /// What to tell, with its chain of causes; `None` when it was told already.
+    pub error: Option<anyhow::Error>,
 }
 
 impl Failure {
     /// A failure with an exit code of its own.
     pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Failure {
-        Failure { exit, error: error.into() }
+        Failure { exit, error: Some(error.into()) }
+    }
+
+    /// A failure that was told where it happened.
+    pub fn told(exit: Exit) -> Failure {
+        Failure { exit, error: None }
     }
 }
 
@@ -66,7 +76,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
         let config = error.chain().any(|cause| cause.is::<ConfigError>());
-        Failure { exit: if config { Exit::Config } else { Exit::Failed }, error }
+        Failure { exit: if config { Exit::Config } else { Exit::Failed }, error: Some(error) }
     }
 }
 
@@ -77,6 +87,10 @@ const EXAMPLES: &str = "\
 Examples:
   hp new mynode --binary bin/contract           a node of a new contract
   hp new second --join mynode/cfg/hp.cfg        another node of the same contract
+  hp run mynode                                 run it
+  hp status mynode                              where does it stand?
+  hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
+  hp dev mycontract --nodes 3                   a whole network on this machine, for trying a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
 
 The short forms `hp DIR -n` (new), `hp DIR -k` (rekey) and `hp DIR` (run) work too.
@@ -94,6 +108,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     New(new::New),
+    Run(run::Run),
+    Client(client::ClientArgs),
+    Dev(dev::Dev),
+    Status(status::Status),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -116,6 +134,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     };
     let outcome = match cli.command {
         Command::New(new) => new.run(),
+        Command::Run(run) => run.run(),
+        Command::Client(args) => client::main(args),
+        Command::Dev(dev) => dev.run(),
+        Command::Status(status) => status.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -123,7 +145,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
     match outcome {
         Ok(()) => Exit::Ok,
         Err(Failure { exit, error }) => {
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            if let Some(error) = error {
+                let _ = writeln!(io::stderr(), "error: {error:#}");
+            }
             exit
         }
     }
@@ -161,7 +185,7 @@ pub fn answer(text: &str) -> Outcome {
 
 /// Starts logging to stderr, in colours only on a terminal. Later calls change nothing.
 ///
-/// `level` is for Hot Pocket itself; libraries only warn. The environment variable RUST_LOG, if it is set and makes
+/// `level` is for Hot Pocket itself; libraries tell errors alone, for what they warn of is usual on a network. The environment variable RUST_LOG, if it is set and makes
 /// sense, decides instead.
 pub fn start_logging(level: LogLevel, format: LogFormat) {
     let level = match level {
@@ -171,8 +195,7 @@ pub fn start_logging(level: LogLevel, format: LogFormat) {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
-    let libraries = if level == "error" { "error" } else { "warn" };
-    let ours = EnvFilter::new(format!("{libraries},hotpocket={level},hp={level}"));
+    let ours = EnvFilter::new(format!("error,hotpocket={level},hp={level}"));
     let filter = match std::env::var_os("RUST_LOG") {
         Some(value) if !value.is_empty() => EnvFilter::try_from_default_env().unwrap_or(ours),
         _ => ours,
@@ -181,7 +204,7 @@ pub fn start_logging(level: LogLevel, format: LogFormat) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
     // Fails if a subscriber is set already; then that one stays.
     let _ = match format {
-        LogFormat::Text => builder.try_init(),
+        LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
 }

@@ -134,6 +134,13 @@ impl Launcher {
         if idle.is_none() { self.all_gone().await } else { Ok(()) }
     }
 
+    /// Ends the launcher, and comes back when its process is gone. A later run starts another one.
+    pub async fn stop(&self) -> Result<(), LaunchError> {
+        let mut idle = self.0.idle.lock().await;
+        *idle = None;
+        self.all_gone().await
+    }
+
     /// The launcher's process id, unless a run is under way or a new one is to be started.
     pub fn process_id(&self) -> Option<u32> {
         self.0.idle.try_lock().ok()?.as_ref().map(|connection| connection.resident.as_ref().map(|it| it.child.id()))?

@@ -98,6 +98,23 @@ impl Store {
         }
     }
 
+    /// What `set_settings` kept, as bytes.
+    pub fn settings(&self) -> Result<Option<Vec<u8>>, LedgerError> {
+        let read = || -> Result<Option<Vec<u8>>, Trouble> {
+            let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE key = 'settings'")?;
+            let mut rows = query.query([])?;
+            Ok(rows.next()?.map(|row| row.get(0)).transpose()?)
+        };
+        read().map_err(self.failed("read the settings"))
+    }
+
+    /// Keeps the settings behind the genesis' `cfg_hash`, so that a later difference can be named.
+    pub fn set_settings(&mut self, settings: &[u8]) -> Result<(), LedgerError> {
+        let insert = "INSERT OR REPLACE INTO meta (key, value) VALUES ('settings', ?1)";
+        let done = self.db.execute(insert, [settings]);
+        done.map(|_| ()).map_err(|error| Trouble::Sql(error).at(&self.path, "store the settings"))
+    }
+
     /// Everything the core goes on from; `None` without genesis. `input_window` is the chain's, in ledgers.
     ///
     /// Checks what it reads: encodings, the hash chain of the last ledgers, input ids, the roots of the users.

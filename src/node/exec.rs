@@ -19,7 +19,9 @@ use crate::{
         merkle,
         messages::Details,
     },
-    contract::{End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts, npl},
+    contract::{
+        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts, npl,
+    },
     state::{State, StateError},
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
@@ -178,8 +180,11 @@ impl Executor {
         .await
     }
 
-    /// Remembers what is known of the files, for a quick start.
+    /// Ends the launcher, and remembers what is known of the files for a quick start.
     pub async fn stop(&self) {
+        if let Err(error) = self.launcher.stop().await {
+            warn!(error = &error as &dyn std::error::Error, "the contract launcher does not end");
+        }
         let saved = self.blocking(|held| Ok(held.state.save_cache()?)).await;
         if let Err(error) = saved {
             warn!(%error, "cannot keep the cache of state/; the next start reads everything");
@@ -192,6 +197,10 @@ impl Executor {
         let seq = execution.header.seq;
         self.blocking(move |held| {
             let root = held.root;
+            if held.state.snapshot_info().is_some_and(|(_, kept)| kept == root) {
+                // The runs since then changed nothing: the copy is this run's pre-state too.
+                return Ok(());
+            }
             match held.state.snapshot(seq, root) {
                 Err(StateError::NotScanned) => {
                     held.state.scan(true)?;
@@ -237,15 +246,10 @@ impl Executor {
             Status::Ok => report.outputs.into_iter().collect(),
             _ => Vec::new(),
         };
-        let outputs_root = merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
-        let result = ExecResult {
-            of_seq: seq,
-            of_hash: execution.hash,
-            state_root: root,
-            outputs_root,
-            status,
-            unl_req: None,
-        };
+        let outputs_root =
+            merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        let result =
+            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req: None };
         let told = outputs.iter().take(DETAILS_MAX);
         let details = Details {
             result: result.clone(),
@@ -266,7 +270,11 @@ impl Executor {
                     if failures == LOCAL_FAILURES_MAX {
                         return Err(error.into());
                     }
-                    error!(seq = execution.header.seq, error = &error as &dyn std::error::Error, "run failed, trying again");
+                    error!(
+                        seq = execution.header.seq,
+                        error = &error as &dyn std::error::Error,
+                        "run failed, trying again"
+                    );
                     self.launcher.settled().await?;
                     self.blocking(|held| Ok(held.state.rollback().map(|_| ())?)).await?;
                     // The peers' messages of the first try are gone: the party line is best effort.
@@ -278,8 +286,11 @@ impl Executor {
 
     fn spec(&self, execution: &Execution, unl: &[NodeKey]) -> RunSpec {
         let plan = &self.plan;
-        let mut users: Vec<UserInput> =
-            execution.inputs.iter().map(|(key, inputs)| UserInput { key: *key, auth: auth(inputs), inputs: payloads(inputs) }).collect();
+        let mut users: Vec<UserInput> = execution
+            .inputs
+            .iter()
+            .map(|(key, inputs)| UserInput { key: *key, auth: auth(inputs), inputs: payloads(inputs) })
+            .collect();
         let with_input: BTreeMap<UserKey, ()> = users.iter().map(|user| (user.key, ())).collect();
         let silent = execution.users.iter().filter(|user| !with_input.contains_key(user));
         users.extend(silent.map(|key| UserInput { key: *key, auth: Auth::Session, inputs: Vec::new() }));

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     net::SocketAddr,
-    time::Instant,
 };
 
 use serde_json::{Value, json};
@@ -22,6 +21,8 @@ use crate::{
 const ALERTS_MAX: usize = 20;
 /// Wrong frames of one peer that are logged one by one; then every hundredth.
 const BAD_FRAMES_LOGGED: u64 = 5;
+/// Peers whose wrong frames are counted; strangers can take any key, so past it counting starts anew.
+const BAD_PEERS_MAX: usize = 1_024;
 /// Proofs of misbehaviour logged and stored of one node and kind.
 const EVIDENCE_MAX: u64 = 16;
 
@@ -32,7 +33,6 @@ pub(super) struct Report {
     split: Option<String>,
     bad_frames: BTreeMap<NodeKey, u64>,
     evidence: BTreeMap<(NodeKey, String), u64>,
-    closed_at: BTreeMap<Seq, (Instant, u32, u32)>,
     last_run: Option<Value>,
     ledgers: u64,
     inputs: u64,
@@ -49,7 +49,10 @@ impl Report {
         }
     }
 
-    pub fn bad_frame(&mut self, peer: NodeKey, error: &dyn std::error::Error) {
+    pub fn bad_frame(&mut self, peer: NodeKey, error: &(dyn std::error::Error + 'static)) {
+        if self.bad_frames.len() >= BAD_PEERS_MAX {
+            self.bad_frames.clear();
+        }
         let count = self.bad_frames.entry(peer).or_insert(0);
         *count += 1;
         if *count <= BAD_FRAMES_LOGGED || count.is_multiple_of(100) {
@@ -68,7 +71,9 @@ impl Report {
     }
 
     pub fn split(&mut self, seq: Seq, sides: usize) {
-        self.split = Some(format!("results of ledger {seq} are split {sides} ways; no ledger is closed until a missing result completes a quorum"));
+        self.split = Some(format!(
+            "results of ledger {seq} are split {sides} ways; no ledger is closed until a missing result completes a quorum"
+        ));
     }
 
     pub fn split_healed(&mut self) {
@@ -125,6 +130,11 @@ fn millis(duration: std::time::Duration) -> f64 {
 }
 
 impl Node {
+    /// Where peers, and users, reach this node.
+    pub fn addresses(&self) -> (SocketAddr, Option<SocketAddr>) {
+        (self.mesh.local_addr(), self.gateway.as_ref().map(|gateway| gateway.local_addr()))
+    }
+
     /// Where the node stands, for `hp status` and tests.
     pub(super) fn status(&self) -> Value {
         let summary = self.core.summary();

@@ -12,7 +12,7 @@ use crate::{
     consensus::{
         Query,
         header::ExecResult,
-        messages::{Closed, Details, Evidence, Get, Message},
+        messages::{Details, Evidence, Get, Message},
     },
     ledger::Write,
     types::{Hash, NodeKey, Seq},
@@ -46,11 +46,10 @@ impl Node {
                 let _ = mesh.send(&to, class(&message, bytes.len()), bytes.into());
             };
             let outcome = match query {
-                Query::Closed(seq) => ledger.closed(seq).await.map(|found| {
-                    if let Some(found) = found {
-                        send(Message::Closed(Closed { header: found.candidate.header, qc: found.qc }));
-                    }
-                }),
+                Query::Closed(seq) => ledger
+                    .header_range(seq, 1)
+                    .await
+                    .map(|found| found.into_iter().for_each(|closed| send(Message::Closed(closed)))),
                 Query::Candidate(hash) => ledger.by_hash(hash).await.map(|found| {
                     if let Some(found) = found {
                         send(Message::Candidate(found.candidate));
@@ -109,7 +108,10 @@ impl Node {
             by_result.entry(result).or_default().push(node.short());
         }
         let seq = results.first().map_or(0, |(_, result)| result.of_seq);
-        error!(seq, "results of ledger {seq} differ and no quorum is possible: no ledger is closed until a missing result completes one");
+        error!(
+            seq,
+            "results of ledger {seq} differ and no quorum is possible: no ledger is closed until a missing result completes one"
+        );
         for (result, nodes) in &by_result {
             error!(
                 seq,
@@ -161,6 +163,11 @@ impl Node {
     }
 
     pub(super) fn keep_evidence(&mut self, evidence: Evidence) {
+        if evidence.signer == self.config.key {
+            let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
+            error!("{what}");
+            self.report.alert(what.to_owned());
+        }
         let kinds = wire::decode::<Message>(&evidence.first).map_or("message", |message| message.kind());
         if self.report.evidence(evidence.signer, kinds) {
             self.batch.push(Write::Evidence(Box::new(evidence)));

@@ -25,7 +25,7 @@ use crate::{
     mesh::{self, Mesh, MeshConfig, MeshError},
     state::{State, StateError},
     types::{Hash, NodeKey, Sig},
-    wire::{Hello, PROTOCOL},
+    wire::{self, Hello, PROTOCOL},
 };
 
 /// Frames of peers waiting for the loop. Past it the links' readers wait.
@@ -48,7 +48,9 @@ pub enum NodeError {
         source: io::Error,
     },
     /// The chain was begun with another value of a key that all its nodes share for ever.
-    #[error("{key} in {file} is {mine}, but this chain began with {chain}: put it back, or start a new chain with empty hist/ and state/")]
+    #[error(
+        "{key} in {file} is {mine}, but this chain began with {chain}: put it back, or start a new chain with empty hist/ and state/"
+    )]
     Shared {
         /// The key.
         key: &'static str,
@@ -191,11 +193,13 @@ impl Node {
         let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
         let (gateway, gateway_events) = start_gateway(&config).await?;
-        let (control, requests) = Control::start(&config.dir)
-            .map_err(|source| NodeError::Io { what: "listen on", path: super::control::path(&config.dir), source })?;
+        let (control, requests) = Control::start(&config.dir).map_err(|source| NodeError::Io {
+            what: "listen on",
+            path: super::control::path(&config.dir),
+            source,
+        })?;
 
-        let banner =
-            Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
+        let banner = Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
         info!(nofile, "open files allowed");
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
@@ -204,7 +208,6 @@ impl Node {
             secret,
             core,
             edge: Default::default(),
-            boot,
             started: Instant::now(),
             mesh,
             mesh_events,
@@ -242,12 +245,15 @@ impl Node {
 async fn genesis(config: &Config, store: &mut Store, state: State) -> Result<(Genesis, State), NodeError> {
     let file = || config.file.clone();
     let shared = config.shared();
-    if let Some((genesis, chain)) = store.genesis()? {
-        let chain: SharedConfig = chain;
+    if let Some(genesis) = store.genesis()? {
         if genesis.contract_id != config.contract.id {
             return Err(NodeError::Contract { file: file(), mine: config.contract.id, chain: genesis.contract_id });
         }
-        if let Some((key, mine, chain)) = shared.first_difference(&chain) {
+        if genesis.cfg_hash != config.cfg_hash() {
+            let (mine, chain) = (config.cfg_hash().to_string(), genesis.cfg_hash.to_string());
+            let unnamed = ("the hash of the shared settings", mine, chain);
+            let kept = store.settings()?.and_then(|bytes| wire::decode::<SharedConfig>(&bytes).ok());
+            let (key, mine, chain) = kept.and_then(|kept| shared.first_difference(&kept)).unwrap_or(unnamed);
             return Err(NodeError::Shared { key, file: file(), mine, chain });
         }
         if genesis.time_ms != config.contract.genesis_time_ms {
@@ -276,7 +282,9 @@ async fn genesis(config: &Config, store: &mut Store, state: State) -> Result<(Ge
         state_root: root,
         time_ms: config.contract.genesis_time_ms,
     };
-    store.set_genesis(&genesis, &shared)?;
+    // First the settings: whoever finds a genesis finds what its hash stands for.
+    store.set_settings(&wire::encode(&shared))?;
+    store.set_genesis(&genesis)?;
     Ok((genesis, state))
 }
 
@@ -293,16 +301,16 @@ async fn start_mesh(
         MeshConfig {
             key: secret.clone(),
             listen: (config.ip, config.peerport).into(),
-            peers: config.peers.iter().map(|peer| (peer.ip().to_string(), peer.port())).collect(),
+            peers: config.peers.iter().map(|peer| (peer.host.clone(), peer.port)).collect(),
             unl: unl.iter().copied().filter(|node| *node != me).collect(),
             admit: match config.mesh.admit {
                 Admit::Open => mesh::Admit::Open,
                 Admit::Unl => mesh::Admit::Unl,
             },
             connections_max: config.mesh.max_connections,
-            hello: crate::wire::encode(&hello),
+            hello: wire::encode(&hello),
             check_hello: Box::new(move |_, bytes| {
-                let theirs: Hello = crate::wire::decode(bytes).map_err(|error| error.to_string())?;
+                let theirs: Hello = wire::decode(bytes).map_err(|error| error.to_string())?;
                 ours.check(&theirs)
             }),
         },

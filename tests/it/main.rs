@@ -1,7 +1,9 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
 
 mod cli;
+mod cluster;
 mod contract;
 mod golden;
+mod net;
 mod sim;
 mod tidy;

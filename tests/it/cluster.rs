@@ -1,0 +1,114 @@
+//! Networks of real processes: they agree, survive kill -9 and power cuts, and lose or repeat nothing.
+
+use hotpocket::cli::client::Frame;
+
+use crate::net::{Net, block_on, until};
+
+#[test]
+fn networks_of_2_3_and_5_answer_through_every_node_with_equal_ledgers() {
+    for n in [2, 3, 5] {
+        block_on(async {
+            let net = Net::up(n).await;
+            let mut total = 0;
+            for node in &net.nodes {
+                total += 5;
+                assert_eq!(node.user().await.ask("hello").await, format!("5 {total}"), "n = {n}");
+            }
+            net.agree().await;
+            for node in &net.nodes {
+                assert_eq!(node.state("inputs"), total.to_string(), "n = {n}");
+            }
+        });
+    }
+}
+
+#[test]
+fn one_of_five_may_be_killed_and_closes_ledgers_again_after_its_return() {
+    block_on(async {
+        let mut net = Net::up(5).await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("one").await, "3 3");
+        net.nodes[4].kill().await;
+        for round in 1..=10 {
+            assert_eq!(user.ask("more").await, format!("4 {}", 3 + 4 * round));
+        }
+        net.nodes[4].start().await;
+        let (seq, _) = net.agree().await;
+        assert_eq!(user.ask("last").await, "4 47");
+        net.closed(seq + 1).await;
+        let mut through_the_returned = net.nodes[4].user().await;
+        assert_eq!(through_the_returned.ask("again").await, "5 52");
+        net.agree().await;
+        assert_eq!(net.nodes[4].state("inputs"), net.nodes[0].state("inputs"));
+    });
+}
+
+#[test]
+fn a_power_cut_of_all_nodes_loses_nothing_that_was_answered_and_repeats_nothing() {
+    block_on(async {
+        let mut net = Net::up(3).await;
+        let mut total = 0;
+        for cut in 0..4 {
+            let mut user = net.nodes[cut % 3].user().await;
+            for _ in 0..5 {
+                total += 3;
+                assert_eq!(user.ask("abc").await, format!("3 {total}"));
+            }
+            // In the middle of whatever they do.
+            user.send("abc").await;
+            net.kill_all().await;
+            net.start_all().await;
+            let mut again = net.nodes[(cut + 1) % 3].user().await;
+            let answer = again.ask("z").await;
+            let ever: u64 = answer.strip_prefix("1 ").expect("one byte now").parse().unwrap();
+            assert!(
+                ever == total + 1 || ever == total + 4,
+                "{answer} after {total}: the last input counts once or not"
+            );
+            total = ever;
+            net.agree().await;
+        }
+    });
+}
+
+#[test]
+fn a_node_that_hangs_in_the_contract_is_killed_with_it_and_leaves_no_orphan() {
+    block_on(async {
+        let mut net = Net::up(1).await;
+        let mut user = net.nodes[0].user().await;
+        user.send("hang").await;
+        let binary = crate::net::probe().to_string_lossy().into_owned();
+        let contract = || {
+            let found = std::process::Command::new("pgrep").args(["-f", &binary]).output().expect("pgrep");
+            let text = String::from_utf8_lossy(&found.stdout).into_owned();
+            text.lines().map(str::to_owned).filter(|pid| in_folder(pid, &net.nodes[0].dir)).collect::<Vec<_>>()
+        };
+        until("the contract runs", async || (!contract().is_empty()).then_some(())).await;
+        net.nodes[0].signal("KILL");
+        until("the contract is gone", async || contract().is_empty().then_some(())).await;
+        net.nodes[0].ended().await;
+    });
+}
+
+fn in_folder(pid: &str, dir: &std::path::Path) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir)
+}
+
+#[test]
+fn a_failed_run_changes_nothing_and_its_user_is_told() {
+    block_on(async {
+        let net = Net::up(3).await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("four").await, "4 4");
+        user.send("fail now").await;
+        match user.recv().await {
+            Frame::Error { code, message } => {
+                assert_eq!(code, "contract_failed");
+                assert!(message.contains("exit code 3"), "{message}");
+            }
+            other => panic!("expected an error, got {other:?}"),
+        }
+        assert_eq!(user.ask("four").await, "4 8", "the failed run left nothing");
+        net.agree().await;
+    });
+}

@@ -1,0 +1,316 @@
+//! Networks of real nodes for tests: each a process of its own on loopback, in a temporary folder, all ended with it.
+
+use std::{
+    fs,
+    future::Future,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Command as Sync, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use hotpocket::{
+    cli::client::{Frame, RawClient},
+    config::Document,
+    crypto::SecretKey,
+    node::control::{self, Request},
+    types::{Hash, NodeKey},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, ChildStdin, Command},
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+
+/// The longest any test waits for anything. Only a broken product comes near it.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The executable under test.
+pub fn hp() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_hp"))
+}
+
+/// Runs a test on one thread, as the product does.
+pub fn block_on<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(async { timeout(2 * DEADLINE, test).await.expect("a test ends in time") })
+}
+
+/// The probe contract, compiled once.
+pub fn probe() -> &'static Path {
+    static PROBE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let built = PROBE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("probe");
+        compile("probe.c", &path);
+        (folder, path)
+    });
+    &built.1
+}
+
+/// Compiles a program of tests/it/programs.
+pub fn compile(source: &str, to: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/programs").join(source);
+    let done = Sync::new("cc").args(["-O1", "-o"]).arg(to).arg(&source).status().expect("a C compiler");
+    assert!(done.success(), "{} compiles", source.display());
+}
+
+/// Tries again until `check` gives something.
+pub async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    let mut ticks = interval(Duration::from_millis(20));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+    }
+}
+
+/// Ports of 127.0.0.1 that nobody listens on now.
+pub fn free_ports(count: usize) -> Vec<SocketAddr> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect()
+}
+
+/// One node of a network: its folder, and its process when it runs.
+pub struct TestNode {
+    pub dir: PathBuf,
+    pub url: String,
+    running: Option<(Child, Option<ChildStdin>)>,
+}
+
+/// A network of nodes.
+pub struct Net {
+    pub nodes: Vec<TestNode>,
+    _folder: TempDir,
+}
+
+impl Net {
+    /// Makes the folders of `n` nodes around `binary`; `set` may change each one's configuration.
+    pub fn new(n: usize, binary: &Path, set: impl Fn(usize, &mut Document)) -> Net {
+        let folder = tempfile::tempdir().expect("a folder");
+        let secrets: Vec<SecretKey> = (0..n).map(|_| SecretKey::generate()).collect();
+        let unl: Vec<NodeKey> = secrets.iter().map(SecretKey::node_key).collect();
+        let ports = free_ports(n);
+        let mut nodes = Vec::new();
+        for (at, secret) in secrets.iter().enumerate() {
+            let dir = folder.path().join(format!("node{at}"));
+            let mut document = Document::new(secret, Hash([7; 32]), 1_700_000_000_000, &unl);
+            document.set("binary", &hotpocket::config::quoted(binary.to_str().expect("a path in UTF-8")));
+            let peers: Vec<SocketAddr> = ports.iter().filter(|port| **port != ports[at]).copied().collect();
+            document.set_list("peers", &peers);
+            document.set("peerport", &ports[at].port().to_string());
+            document.set("pubport", "0");
+            set(at, &mut document);
+            write_config(&dir, document.text());
+            nodes.push(TestNode { dir, url: String::new(), running: None });
+        }
+        Net { nodes, _folder: folder }
+    }
+
+    /// A network of nodes around the probe that is up.
+    pub async fn up(n: usize) -> Net {
+        Net::up_with(n, probe(), |_, _| {}).await
+    }
+
+    /// The same with another contract and configuration.
+    pub async fn up_with(n: usize, binary: &Path, set: impl Fn(usize, &mut Document)) -> Net {
+        let mut net = Net::new(n, binary, set);
+        net.start_all().await;
+        net
+    }
+
+    /// A network of the folders as they are.
+    pub fn of(folder: TempDir, dirs: Vec<PathBuf>) -> Net {
+        let nodes = dirs.into_iter().map(|dir| TestNode { dir, url: String::new(), running: None }).collect();
+        Net { nodes, _folder: folder }
+    }
+
+    /// Starts every node that does not run.
+    pub async fn start_all(&mut self) {
+        for node in &mut self.nodes {
+            if node.running.is_none() {
+                node.start().await;
+            }
+        }
+    }
+
+    /// Kills every node at once, as a power cut does to the processes.
+    pub async fn kill_all(&mut self) {
+        for node in &mut self.nodes {
+            node.signal("KILL");
+        }
+        for node in &mut self.nodes {
+            node.ended().await;
+        }
+    }
+
+    /// Waits until all running nodes have closed ledger `seq` at least.
+    pub async fn closed(&self, seq: u64) {
+        for node in self.nodes.iter().filter(|node| node.running.is_some()) {
+            until(&format!("ledger {seq} closes"), async || {
+                let status = node.status().await?;
+                (status["seq"].as_u64()? >= seq).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Waits until all running nodes have closed the same ledger and are in sync, and gives its number and hash.
+    pub async fn agree(&self) -> (u64, String) {
+        until("all nodes are at one ledger", async || {
+            let mut tips = Vec::new();
+            for node in self.nodes.iter().filter(|node| node.running.is_some()) {
+                let status = node.status().await?;
+                if status["synced"] != true {
+                    return None;
+                }
+                tips.push((status["seq"].as_u64()?, status["lcl"].as_str()?.to_owned()));
+            }
+            tips.windows(2).all(|pair| pair[0] == pair[1]).then(|| tips[0].clone())
+        })
+        .await
+    }
+}
+
+impl TestNode {
+    /// Starts the process and waits until it is up.
+    pub async fn start(&mut self) {
+        let (mut child, mut lines) = self.spawn();
+        let line = timeout(DEADLINE, lines.next_line()).await.expect("a node comes up").expect("stdout is text");
+        let Some(line) = line else {
+            let status = child.wait().await.expect("a status");
+            panic!("the node ended at once with {status}: {}", self.log());
+        };
+        let value: Value = serde_json::from_str(&line).expect("one JSON line");
+        self.url = value["user_address"].as_str().map(|address| format!("ws://{address}")).unwrap_or_default();
+        let stdin = child.stdin.take();
+        self.running = Some((child, stdin));
+    }
+
+    /// Starts the process, expects it to refuse, and gives its exit code and what it said.
+    pub async fn start_fails(&self) -> (Option<i32>, String) {
+        let (mut child, _lines) = self.spawn();
+        let status = timeout(DEADLINE, child.wait()).await.expect("it ends by itself").expect("a status");
+        (status.code(), self.log())
+    }
+
+    fn spawn(&self) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("node.log")).expect("a log");
+        let mut child = Command::new(hp())
+            .args(["run", "--child"])
+            .arg(&self.dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("hp starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        (child, lines)
+    }
+
+    /// What the node has written to stderr so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("node.log")).unwrap_or_default()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("it runs").0.id().expect("it runs")
+    }
+
+    /// Sends the process a signal, by name.
+    pub fn signal(&self, name: &str) {
+        let done = Sync::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().expect("kill");
+        assert!(done.success());
+    }
+
+    /// Waits until the process has ended, and gives its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let (mut child, _stdin) = self.running.take().expect("it runs");
+        timeout(DEADLINE, child.wait()).await.expect("it ends").expect("a status").code()
+    }
+
+    /// Kills the process without warning.
+    pub async fn kill(&mut self) {
+        self.signal("KILL");
+        self.ended().await;
+    }
+
+    /// Where the node stands; `None` when it does not answer.
+    pub async fn status(&self) -> Option<Value> {
+        timeout(DEADLINE, control::ask(&self.dir, &Request::Status)).await.ok()?.ok()
+    }
+
+    /// A session of a new user.
+    pub async fn user(&self) -> User {
+        self.session(SecretKey::generate()).await
+    }
+
+    /// A session of this user.
+    pub async fn session(&self, key: SecretKey) -> User {
+        User { client: RawClient::connect(&self.url, &key).await.expect("the handshake"), key }
+    }
+
+    /// A file of the contract's state.
+    pub fn state(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join("state").join(name)).unwrap_or_default()
+    }
+}
+
+/// A user's open session.
+pub struct User {
+    pub client: RawClient,
+    pub key: SecretKey,
+}
+
+impl User {
+    pub async fn send(&mut self, input: impl Into<bytes::Bytes>) {
+        self.client.send(input.into()).await.expect("the node takes it");
+    }
+
+    /// The next frame.
+    pub async fn recv(&mut self) -> Frame {
+        timeout(DEADLINE, self.client.recv()).await.expect("an answer in time").expect("an answer")
+    }
+
+    /// The next frame, which must be an output in text.
+    pub async fn text(&mut self) -> String {
+        match self.recv().await {
+            Frame::Text(text) => text,
+            other => panic!("expected an output, got {other:?}"),
+        }
+    }
+
+    /// One input, one output.
+    pub async fn ask(&mut self, input: &str) -> String {
+        self.send(input.to_owned()).await;
+        self.text().await
+    }
+}
+
+/// Writes a node's configuration.
+pub fn write_config(dir: &Path, text: &str) {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let cfg = dir.join("cfg");
+    fs::create_dir_all(&cfg).expect("a folder");
+    let mut file = fs::File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(cfg.join("hp.cfg"))
+        .expect("a file");
+    std::io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+}

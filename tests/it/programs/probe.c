@@ -1,0 +1,117 @@
+// The contract of the cluster tests: counts what it reads, and misbehaves when it is told to.
+//
+// State: state/inputs (bytes ever read), state/runs (runs that ended well). A user's output is
+// "<bytes read now> <bytes ever read>". An input that begins with one of these words does more:
+//   fail    writes half of the state and exits with 3
+//   hang    sleeps for ever
+//   loud    writes 1 MB to stdout and to stderr
+//   folder  writes state/deep/er/file
+//   differ  writes this node's own key into state/differ: another content on every node
+//   daemon  leaves a process behind that would write to state/late
+//   npl     says hello on the party line and exits without reading it
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static char *json;
+
+static void read_json(void) {
+    size_t size = 1 << 16, used = 0;
+    json = malloc(size);
+    ssize_t got;
+    while ((got = read(0, json + used, size - used - 1)) > 0) {
+        used += (size_t)got;
+        if (size - used < 4096) json = realloc(json, size *= 2);
+    }
+    json[used] = 0;
+}
+
+static long long load(const char *path) {
+    char text[64] = {0};
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) return 0;
+    if (read(fd, text, sizeof text - 1) < 0) exit(9);
+    close(fd);
+    return atoll(text);
+}
+
+static void store(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (fd < 0 || write(fd, text, strlen(text)) < 0) exit(9);
+    close(fd);
+}
+
+static void store_number(const char *path, long long number) {
+    char text[64];
+    snprintf(text, sizeof text, "%lld", number);
+    store(path, text);
+}
+
+static void obey(const char *word, const char *half) {
+    if (!strncmp(word, "fail", 4)) {
+        store("state/inputs", half);
+        exit(3);
+    }
+    if (!strncmp(word, "hang", 4)) for (;;) pause();
+    if (!strncmp(word, "loud", 4)) {
+        static char noise[1 << 20];
+        memset(noise, 'x', sizeof noise);
+        if (write(1, noise, sizeof noise) < 0 || write(2, noise, sizeof noise) < 0) exit(9);
+    }
+    if (!strncmp(word, "folder", 6)) {
+        mkdir("state/deep", 0755);
+        mkdir("state/deep/er", 0755);
+        store("state/deep/er/file", "in a sub-folder");
+    }
+    if (!strncmp(word, "differ", 6)) {
+        char *key = strstr(json, "\"pubkey\":\"");
+        char text[65] = {0};
+        memcpy(text, key + 10, 64);
+        store("state/differ", text);
+    }
+    if (!strncmp(word, "daemon", 6) && fork() == 0) {
+        setsid();
+        if (fork() == 0) {
+            for (;;) sleep(1), store("state/late", "written after the run");
+        }
+        _exit(0);
+    }
+    if (!strncmp(word, "npl", 3)) {
+        int fds[2];
+        char *npl = strstr(json, "\"npl\":[");
+        if (sscanf(npl, "\"npl\":[%d,%d]", &fds[0], &fds[1]) != 2 || write(fds[1], "hello", 5) < 0) exit(9);
+    }
+}
+
+int main(void) {
+    read_json();
+    long long ever = load("state/inputs");
+    char *users = strstr(json, "\"user\":{");
+    char word[16];
+    int in, out;
+    char *at = users ? users + 8 : "";
+    static char block[1 << 16];
+    while (sscanf(at, "\"%*64[0-9a-f]\":[%d,%d]", &in, &out) == 2) {
+        long long now = 0;
+        ssize_t got;
+        memset(word, 0, sizeof word);
+        while ((got = read(in, block, sizeof block)) > 0) {
+            for (ssize_t i = 0; i < got && now + i < (ssize_t)sizeof word - 1; i++) word[now + i] = block[i];
+            now += got;
+        }
+        ever += now;
+        if (now > 0) {
+            obey(word, "half");
+            dprintf(out, "%lld %lld", now, ever);
+        }
+        at = strchr(at, ']') + 1;
+        if (*at == ',') at++;
+    }
+    store_number("state/inputs", ever);
+    store_number("state/runs", load("state/runs") + 1);
+    return 0;
+}
