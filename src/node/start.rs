@@ -301,7 +301,7 @@ async fn start_mesh(
         MeshConfig {
             key: secret.clone(),
             listen: (config.ip, config.peerport).into(),
-            peers: config.peers.iter().map(|peer| (peer.ip().to_string(), peer.port())).collect(),
+            peers: config.peers.iter().map(|peer| (peer.host.clone(), peer.port)).collect(),
             unl: unl.iter().copied().filter(|node| *node != me).collect(),
             admit: match config.mesh.admit {
                 Admit::Open => mesh::Admit::Open,
