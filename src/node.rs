@@ -531,7 +531,8 @@ impl Node {
             Refused::Expired => {
                 gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for")
             }
-            Refused::Ledgered => {}
+            // The gateway has checked both before.
+            Refused::Ledgered | Refused::TooLong | Refused::NotSigned => {}
         }
     }
 

@@ -41,6 +41,8 @@ impl World {
             attempt_ms: 120,
             time_res_ms: self.cfg.time_res_ms,
             input_window: self.cfg.input_window,
+            input_bytes_max: hotpocket::consensus::INPUT_BYTES_MAX,
+            session_inputs: true,
         };
         let journal = me.disk.journal.clone();
         if me.life > 1 {
