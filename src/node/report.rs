@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     net::SocketAddr,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -25,6 +26,8 @@ const REFUSED_MAX: usize = 10;
 const BAD_FRAMES_LOGGED: u64 = 5;
 /// Peers whose wrong frames are counted; strangers can take any key, so past it counting starts anew.
 const BAD_PEERS_MAX: usize = 1_024;
+/// A node that is behind and gets no ledger for so long may lack what nobody keeps any more.
+const STUCK_TIME: Duration = Duration::from_secs(10);
 /// Proofs of misbehaviour logged and stored of one node and kind.
 const EVIDENCE_MAX: u64 = 16;
 
@@ -41,6 +44,7 @@ pub(super) struct Report {
     evidence: BTreeMap<(NodeKey, String), u64>,
     last_run: Option<Value>,
     ledgers: u64,
+    last_closed: Option<Instant>,
     inputs: u64,
     failed_runs: u64,
 }
@@ -102,6 +106,7 @@ impl Report {
         let header = &ledger.candidate.header;
         let (came, went) = (ledger.candidate.users_add.len(), ledger.candidate.users_del.len());
         self.ledgers += 1;
+        self.last_closed = Some(Instant::now());
         self.inputs += u64::from(header.n_inputs);
         if header.n_inputs > 0 || came + went > 0 || attempt > 0 {
             info!(
@@ -150,6 +155,18 @@ fn too_few(live: usize, n: usize, quorum: usize) -> Option<String> {
     (live < quorum).then(text)
 }
 
+/// Why a node that is behind does not catch up.
+fn stuck(well: bool, quiet: Duration) -> Option<String> {
+    let text = || {
+        format!(
+            "behind the network, and no ledger came for {} s: the others may not keep what this node lacks any more, \
+             then it needs a copy of another node's hist/ and state/",
+            quiet.as_secs()
+        )
+    };
+    (!well && quiet >= STUCK_TIME).then(text)
+}
+
 fn failing(seq: Seq, status: Status) -> Option<String> {
     let text = || {
         format!("the contract failed in ledger {seq} ({status}): state/ is as before, no outputs; see log/contract/")
@@ -193,6 +210,8 @@ impl Node {
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
+        let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
+        alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
@@ -281,6 +300,16 @@ mod tests {
         assert_eq!(too_few(4, 5, 4), None);
         let alert = too_few(3, 5, 4).unwrap();
         assert_eq!(alert, "3 of 5 members live, but the quorum is 4: no ledger closes until more are");
+    }
+
+    #[test]
+    fn a_node_that_is_behind_and_gets_no_ledgers_says_what_it_needs() {
+        assert_eq!((stuck(false, Duration::from_secs(9)), stuck(true, Duration::from_secs(99))), (None, None));
+        assert!(
+            stuck(false, Duration::from_secs(10))
+                .unwrap()
+                .starts_with("behind the network, and no ledger came for 10 s")
+        );
     }
 
     #[test]
