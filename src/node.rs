@@ -314,6 +314,8 @@ impl Node {
     fn refuses_raw_inputs(&self) -> Option<&'static str> {
         if self.config.user.inputs == crate::config::Inputs::Signed {
             Some("this network takes signed inputs only ([user] inputs = \"signed\")")
+        } else if self.halted_runs {
+            Some("this node's state differs from the network's, so it could not hand you the answer; use another node")
         } else if !self.core.unl().contains(&self.config.key) {
             Some("this node is an observer, not a member of the UNL, so it cannot vouch for inputs that are not signed")
         } else {
