@@ -24,7 +24,7 @@ pub mod rules;
 mod step;
 pub mod votes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
 use journal::{Journal, Record};
@@ -53,7 +53,8 @@ pub const GET_INPUTS_MAX: usize = 1024;
 const UNKNOWN_MAX: usize = 256;
 /// Attempts beyond mine for which messages are kept.
 const ATTEMPTS_AHEAD: Attempt = 8;
-/// Closed ledgers waiting for their run, past which no further ones are asked for.
+/// Closed ledgers waiting for their run. At it no further one is asked for or closed until a run has ended: a node
+/// whose runs are slower than a quorum's falls behind instead of filling its memory.
 const EXECUTIONS_MAX: usize = 64;
 /// Ledgers closed without a host's NOVEL before its users are taken to be gone.
 const HOST_MISSED_MAX: u32 = 3;
@@ -123,7 +124,7 @@ pub enum Event {
     UserUp(UserKey),
     /// A user's last session at this node ended.
     UserDown(UserKey),
-    /// The oldest ledger handed out by `Execute` has been run; its outputs and state are on disk.
+    /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
     /// A link to a node is usable.
     LinkUp(NodeKey),
@@ -202,7 +203,8 @@ pub enum Effect {
     },
     /// Make state/ what it was before this ledger's run.
     Rollback(Seq),
-    /// Run the contract; runs are handed out in order and answered in order by `ExecDone`.
+    /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
+    /// then the pre-state of this one may be needed again.
     Execute(Box<Execution>),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
     Deliver(Box<ExecResult>),
@@ -347,8 +349,10 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ExecResult>,
     /// Last ledger whose result was compared.
     settled: Seq,
-    /// Closed ledgers not run yet.
-    unexecuted: usize,
+    /// Whether a run was handed out and has not ended.
+    running: bool,
+    /// Closed ledgers to be run after it.
+    runs: VecDeque<Box<Execution>>,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -407,7 +411,8 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            unexecuted: 0,
+            running: false,
+            runs: VecDeque::new(),
             state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
             trusted: true,
             split: false,
@@ -496,7 +501,7 @@ impl Consensus {
             suspects: self.unl.iter().filter(|node| self.is_suspect(node)).copied().collect(),
             users: self.users.len(),
             pool: self.pool.len(),
-            unexecuted: self.unexecuted,
+            unexecuted: self.unexecuted(),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
@@ -510,7 +515,7 @@ impl Consensus {
             (_, Some(attempt), _) if attempt >= self.round.attempt => Stage::Prevote,
             (true, ..) if self.result_cert().is_none() => Stage::Result,
             (true, ..) => Stage::Novel,
-            (false, ..) if self.unexecuted > 0 => Stage::Executing,
+            (false, ..) if self.unexecuted() > 0 => Stage::Executing,
             (false, ..) => Stage::Idle,
         }
     }
@@ -652,8 +657,7 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(self.unexecuted > 0, "a run ends after it was asked for");
-        self.unexecuted -= 1;
+        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
         let seq = result.of_seq;
         if let Some(agreed) = self.agreed.get(&seq)
             && *agreed != result
@@ -671,6 +675,11 @@ impl Consensus {
             self.effects.push(Effect::Broadcast(Message::Result(signed.clone())));
             self.results.insert(self.params.me, signed);
             self.fresh();
+        }
+        if !self.runs.is_empty() {
+            // The next run replaces the pre-state kept of this one.
+            self.effects.push(Effect::Sync);
+            self.run_next();
         }
         self.compare_results();
         self.ask_for_more();
@@ -716,7 +725,8 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.unexecuted = 0;
+            self.runs.clear();
+            self.running = false;
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -777,8 +787,27 @@ impl Consensus {
         let header = candidate.header.clone();
         let hash = header.hash();
         let inputs = header::execution_order(&header, inputs);
-        self.unexecuted += 1;
-        self.effects.push(Effect::Execute(Box::new(Execution { header, hash, users, inputs })));
+        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
+        self.run_next();
+    }
+
+    /// Hands out the next run, if none is under way.
+    fn run_next(&mut self) {
+        if !self.running
+            && let Some(run) = self.runs.pop_front()
+        {
+            self.running = true;
+            self.effects.push(Effect::Execute(run));
+        }
+    }
+
+    fn has_room_to_execute(&self) -> bool {
+        self.unexecuted() < EXECUTIONS_MAX
+    }
+
+    /// Closed ledgers not run yet.
+    fn unexecuted(&self) -> usize {
+        self.runs.len() + usize::from(self.running)
     }
 
     // ---- Small helpers ------------------------------------------------------------------------------------------
@@ -828,7 +857,7 @@ impl Consensus {
 
     /// While behind a peer, and not too far behind with running, asks it for the next ledger.
     fn ask_for_more(&mut self) {
-        if self.unexecuted >= EXECUTIONS_MAX {
+        if !self.has_room_to_execute() {
             return;
         }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
