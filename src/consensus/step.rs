@@ -299,6 +299,9 @@ impl Consensus {
     // ---- Rule D: close ------------------------------------------------------------------------------------------
 
     fn close_by_precommits(&mut self) -> bool {
+        if !self.has_room_to_execute() {
+            return false;
+        }
         let mut certificates = self.round.precommits.values().filter_map(|tally| tally.certificate(self.quorum));
         let Some(qc) = certificates.next_back() else { return false };
         let holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(from, _)| *from).collect();
@@ -312,6 +315,9 @@ impl Consensus {
     }
 
     fn close_by_certificate(&mut self) -> bool {
+        if !self.has_room_to_execute() {
+            return false;
+        }
         let Some((qc, from)) = self.round.closed.clone() else { return false };
         let mut holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
         holders.insert(from);
@@ -363,6 +369,8 @@ impl Consensus {
         self.tip = super::Tip::of(&header);
         self.results.clear();
         self.split = false;
+        // What this header says of the run before may show that mine went wrong: then nothing is run on top of it.
+        while self.settle_results() {}
         if self.trusted {
             self.execute(candidate, self.users.clone(), inputs);
         }
