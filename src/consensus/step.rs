@@ -9,6 +9,7 @@ use super::{
     messages::{Advance, AdvanceVote, Basis, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, Tc, Vote},
     round::{Round, Want},
     rules,
+    votes::ATTEMPTS_MAX,
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq};
 
@@ -108,26 +109,43 @@ impl Consensus {
             return None;
         }
         let result = self.result_cert()?.result;
-        let key = (self.round.novels.len(), self.pool.generation);
-        let cached = self.round.derived.as_ref().is_some_and(|(novels, pool, _)| (*novels, *pool) == key);
+        // The same novels lead to the same header, and need the same inputs until the last of them is here.
+        let count = self.round.novels.len();
+        let cached = match &self.round.derived {
+            Some((novels, Derived::Ready(_))) => *novels == count,
+            Some((novels, Derived::Need(ids))) => *novels == count && !self.holds_all(ids),
+            None => false,
+        };
         if !cached {
             let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
             let derived = self.with_before(|before| derive(before, &novels, &result));
-            self.round.derived = Some((key.0, key.1, derived));
+            self.round.derived = Some((count, derived));
         }
-        match &self.round.derived.as_ref().expect("just set").2 {
+        match &self.round.derived.as_ref().expect("just set").1 {
             Derived::Ready(candidate) => Some((**candidate).clone()),
             Derived::Need(ids) => {
-                let ids = ids.clone();
+                let ids: Vec<Hash> = ids.iter().filter(|id| !self.pool.contains(id)).copied().collect();
                 self.want_inputs_listed_by_novels(&ids);
                 None
             }
         }
     }
 
-    fn is_determined(&self) -> bool {
-        let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
-        self.with_before(|before| determined(before, &novels))
+    fn holds_all(&self, ids: &[Hash]) -> bool {
+        ids.iter().all(|id| self.pool.contains(id))
+    }
+
+    fn is_determined(&mut self) -> bool {
+        let count = self.round.novels.len();
+        match self.round.determined {
+            Some((novels, known)) if novels == count => known,
+            _ => {
+                let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
+                let found = self.with_before(|before| determined(before, &novels));
+                self.round.determined = Some((count, found));
+                found
+            }
+        }
     }
 
     pub(super) fn with_before<T>(&self, work: impl FnOnce(&Before) -> T) -> T {
@@ -186,7 +204,8 @@ impl Consensus {
         let complete = |votes: &BTreeMap<_, _>| votes.len() >= self.quorum.q;
         let newest = self.round.advances.iter().rev().find(|(_, votes)| complete(votes));
         let Some((&attempt, votes)) = newest else { return false };
-        if attempt <= self.round.attempt {
+        // An attempt that a POLC led into may lack its Tc: it is what others enter by.
+        if attempt < self.round.attempt || self.round.tcs.contains_key(&attempt) {
             return false;
         }
         let tc = Tc { votes: votes.values().cloned().collect() };
@@ -200,7 +219,7 @@ impl Consensus {
         let best_polc = self.round.best_polc().cloned();
         let best = best_polc.as_ref().map(|polc| polc.vote.attempt);
         let allowed = rules::may_advance(&self.round.signed(), self.round.attempt, best, attempt);
-        if !allowed || !self.is_member(&self.params.me) {
+        if !allowed || attempt > ATTEMPTS_MAX || !self.is_member(&self.params.me) {
             return false;
         }
         let high = best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash));
@@ -234,6 +253,8 @@ impl Consensus {
         self.effects.push(Effect::Cancel(Timer::Attempt(self.round.attempt)));
         self.round.attempt = attempt;
         self.round.proposals = self.round.proposals.split_off(&attempt);
+        // One proposal an attempt rests on them. Kept for longer, those of equivocators would fill the room.
+        self.round.other_novels.clear();
         self.set_attempt_timer();
         if let Some(forward) = self.round.tc_forward() {
             self.effects.push(Effect::Broadcast(forward));
@@ -480,6 +501,9 @@ impl Consensus {
         if !rules::may_prevote(&self.round.signed(), attempt) || !self.is_member(&self.params.me) {
             return false;
         }
+        if self.round.refused == Some(attempt) {
+            return false;
+        }
         let Some(propose) = self.round.proposals.get(&attempt).cloned() else { return false };
         let candidate = match &propose.body.basis {
             Basis::Polc(polc) => {
@@ -494,8 +518,8 @@ impl Consensus {
                 self.cast_prevote(attempt, candidate)
             }
             Some(_) => {
-                // The coordinator's value is not what its novels lead to: no vote for it.
-                self.round.proposals.remove(&attempt);
+                // The coordinator's value is not what its novels lead to: no vote for it, however often it comes.
+                self.round.refused = Some(attempt);
                 true
             }
         }
@@ -522,17 +546,32 @@ impl Consensus {
         if !complete {
             return None;
         }
+        if let Some((attempt, ids)) = self.round.proposed_need.take()
+            && attempt == self.round.attempt
+        {
+            // To derive is much work, and every message asks for it.
+            let missing: Vec<Hash> = ids.iter().filter(|id| !self.pool.contains(id)).copied().collect();
+            if !missing.is_empty() {
+                self.want_proposed_inputs(coordinator, missing);
+                return None;
+            }
+        }
         let found: Vec<&Novel> = found.iter().collect();
         match self.with_before(|before| derive(before, &found, result)) {
             Derived::Ready(candidate) => Some(*candidate),
             Derived::Need(ids) => {
-                self.want_inputs_listed_by_novels(&ids);
-                for id in ids {
-                    self.round.want(Want::Input(id), [coordinator]);
-                }
+                self.want_proposed_inputs(coordinator, ids);
                 None
             }
         }
+    }
+
+    fn want_proposed_inputs(&mut self, coordinator: NodeKey, ids: Vec<Hash>) {
+        self.want_inputs_listed_by_novels(&ids);
+        for id in &ids {
+            self.round.want(Want::Input(*id), [coordinator]);
+        }
+        self.round.proposed_need = Some((self.round.attempt, ids));
     }
 
     // ---- Data that is missed ------------------------------------------------------------------------------------
