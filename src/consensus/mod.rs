@@ -24,6 +24,9 @@ pub mod rules;
 mod step;
 pub mod votes;
 
+#[cfg(test)]
+mod hostile;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
@@ -70,8 +73,13 @@ const FETCH_PATIENCE_MS: u64 = 20;
 const FETCH_TIMEOUT_MS: u64 = 300;
 /// How often a node says where it stands.
 const STATUS_MS: u64 = 5_000;
-/// The same CLOSED or STATUS is not sent to one peer again before this.
+/// The same CLOSED or STATUS, or any full PRESENCE, is not sent to one peer again before this.
 const REPLY_MS: u64 = 100;
+/// Bytes from memory with which one peer's GETs are answered in [`REPLY_MS`]: a full ledger's inputs and bodies. Past it
+/// a GET is not answered; the peer asks again, or another.
+const ANSWERS_BYTES_MAX: usize = INPUTS_BYTES_MAX + (8 << 20);
+/// What an answer costs beside its bytes, against many small ones.
+const ANSWER_COST_BYTES: usize = 256;
 
 /// Signs as this node and checks signatures. Deterministic, like everything the core uses.
 pub trait Crypto {
@@ -368,6 +376,9 @@ pub struct Consensus {
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
     closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
     status_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
+    presence_sent: BTreeMap<NodeKey, MonoMs>,
+    /// Since when, and with how many bytes, a peer's GETs were answered.
+    answered: BTreeMap<NodeKey, (MonoMs, usize)>,
 
     round_started: Option<MonoMs>,
     /// When the retransmission timer goes off; 0 while it is not used.
@@ -422,6 +433,8 @@ impl Consensus {
             future: BTreeMap::new(),
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
+            presence_sent: BTreeMap::new(),
+            answered: BTreeMap::new(),
             round_started: None,
             retransmit_at: 0,
             now: 0,
@@ -462,6 +475,11 @@ impl Consensus {
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
+                // A stranger comes with another key each time.
+                self.closed_sent.remove(&peer);
+                self.status_sent.remove(&peer);
+                self.presence_sent.remove(&peer);
+                self.answered.remove(&peer);
                 self.presence.forget_host(&peer);
             }
         }
