@@ -190,7 +190,7 @@ fn one_peer_is_answered_with_a_bounded_number_of_bytes_at_a_time() {
     for input in inputs {
         bench.hear(3, Message::Input(input));
     }
-    let mut ask = |bench: &mut Bench, from| sent(&bench.hear(from, Message::Get(Get::Inputs(ids.clone()))), "INPUT");
+    let ask = |bench: &mut Bench, from| sent(&bench.hear(from, Message::Get(Get::Inputs(ids.clone()))), "INPUT");
     assert_eq!([ask(&mut bench, 2), ask(&mut bench, 2), ask(&mut bench, 2)], [14, 9, 0]);
     assert_eq!(ask(&mut bench, 4), 14, "another peer");
     bench.now += REPLY_MS;
@@ -381,4 +381,48 @@ fn a_coordinator_with_two_wrong_proposals_gets_no_vote_and_is_shown() {
     assert_eq!(bench.core.summary().attempt, attempt);
     assert_eq!(bench.core.round.signed().prevote, None);
     assert_eq!(count(&effects, |effect| matches!(effect, Effect::Evidence(_))), 1);
+}
+
+#[test]
+fn nothing_is_run_on_top_of_a_run_that_a_header_shows_to_be_wrong() {
+    let mut bench = Bench::new(&[2], 80);
+    bench.close_next();
+    let mut wrong = result_of(1, bench.core.tip.hash);
+    wrong.state_root = Hash([66; 32]);
+    bench.on(Event::ExecDone(wrong));
+    let effects = bench.close_next();
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Diverged { .. })), 1);
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Execute(_))), 0);
+    assert_eq!(bench.core.summary().seq, 2);
+}
+
+#[test]
+fn a_ledger_of_many_inputs_that_are_all_missed_is_asked_for_in_parts_and_voted_for_with_the_last_of_them() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let inputs: BTreeMap<Hash, Input> =
+        (0..700).map(|nonce| by_user(nonce, 0)).map(|input| (input.id(&bench.core.chain_id()), input)).collect();
+    let mut effects = Vec::new();
+    for from in 2..=4 {
+        let mut novel = bench.novel(from, 0).body;
+        novel.inputs = inputs.keys().copied().collect();
+        let novel = bench.signed(from, novel);
+        effects.extend(bench.hear(from, Message::Novel(novel)));
+    }
+    let prevotes = |effects: &[Effect]| count(effects, |it| matches!(it, Effect::Broadcast(Message::Prevote(_))));
+    let mut rounds = 0;
+    while prevotes(&effects) == 0 {
+        rounds += 1;
+        assert!(rounds <= 10, "it goes on asking");
+        bench.now += 1000;
+        effects = bench.on(Event::Timer(Timer::Fetch));
+        let asked = effects.iter().filter_map(|effect| match effect {
+            Effect::Send(_, Message::Get(Get::Inputs(ids))) => Some(ids.clone()),
+            _ => None,
+        });
+        for id in asked.flatten().collect::<Vec<Hash>>() {
+            assert_eq!(prevotes(&effects), 0, "not before the last");
+            effects.extend(bench.hear(3, Message::Input(inputs[&id].clone())));
+        }
+    }
+    assert_eq!(bench.core.summary().pool, 700);
 }

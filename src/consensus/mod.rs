@@ -54,6 +54,9 @@ pub const UNL_MAX: usize = 128;
 pub const GET_INPUTS_MAX: usize = 1024;
 /// Inputs that one NOVEL lists and I lack, that are asked for before a header needs them; more with the next NOVEL.
 const UNKNOWN_MAX: usize = 256;
+/// Inputs that a header needs and I lack, that are asked for at once; more when these came. Each is looked at with each
+/// message.
+const WANTED_MAX: usize = 512;
 /// Attempts beyond mine for which messages are kept.
 const ATTEMPTS_AHEAD: Attempt = 8;
 /// Closed ledgers waiting for their run. At it no further one is asked for or closed until a run has ended: a node

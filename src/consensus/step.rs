@@ -4,9 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Consensus, Effect, FETCH_PATIENCE_MS, FETCH_TIMEOUT_MS, GET_INPUTS_MAX, HOST_MISSED_MAX, RETRANSMIT_MAX_MS, Timer,
+    WANTED_MAX,
     header::{Before, Candidate, ClosedLedger, Derived, ExecResult, Input, derive, determined},
     journal::Record,
-    messages::{Advance, AdvanceVote, Basis, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, Tc, Vote},
+    messages::{
+        Advance, AdvanceVote, Basis, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, ResultCert, Tc,
+        Vote,
+    },
+    pool::Pool,
     round::{Round, Want},
     rules,
     votes::ATTEMPTS_MAX,
@@ -87,7 +92,9 @@ impl Consensus {
         if !member || self.round.attempt != 0 || !rules::may_prevote_first(&self.round.signed()) {
             return false;
         }
-        let Some(candidate) = self.derive_own() else { return false };
+        if !self.is_derived() {
+            return false;
+        }
         if !self.round.first_timer_started {
             self.round.first_timer_started = true;
             self.set_attempt_timer();
@@ -100,20 +107,34 @@ impl Consensus {
             return false;
         }
         self.effects.push(Effect::Cancel(Timer::Grace));
-        self.cast_prevote(0, candidate)
+        self.derive_own().is_some_and(|candidate| self.cast_prevote(0, candidate))
     }
 
     /// The header that all novels held lead to, once there are enough of them and every byte is here.
     fn derive_own(&mut self) -> Option<Candidate> {
-        if self.round.novels.len() < self.quorum.q {
+        if !self.is_derived() {
             return None;
         }
-        let result = self.result_cert()?.result;
+        match &self.round.derived {
+            Some((_, Derived::Ready(candidate))) => Some((**candidate).clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether there is such a header. What it needs is wanted.
+    fn is_derived(&mut self) -> bool {
+        if self.round.novels.len() < self.quorum.q {
+            return false;
+        }
+        let Some(ResultCert { result, .. }) = self.result_cert() else { return false };
         // The same novels lead to the same header, and need the same inputs until the last of them is here.
         let count = self.round.novels.len();
-        let cached = match &self.round.derived {
+        let cached = match &mut self.round.derived {
             Some((novels, Derived::Ready(_))) => *novels == count,
-            Some((novels, Derived::Need(ids))) => *novels == count && !self.holds_all(ids),
+            Some((novels, Derived::Need(ids))) => {
+                forget_held(&self.pool, ids);
+                *novels == count && !ids.is_empty()
+            }
             None => false,
         };
         if !cached {
@@ -122,17 +143,13 @@ impl Consensus {
             self.round.derived = Some((count, derived));
         }
         match &self.round.derived.as_ref().expect("just set").1 {
-            Derived::Ready(candidate) => Some((**candidate).clone()),
+            Derived::Ready(_) => true,
             Derived::Need(ids) => {
-                let ids: Vec<Hash> = ids.iter().filter(|id| !self.pool.contains(id)).copied().collect();
+                let ids = first_missing(&self.pool, ids);
                 self.want_inputs_listed_by_novels(&ids);
-                None
+                false
             }
         }
-    }
-
-    fn holds_all(&self, ids: &[Hash]) -> bool {
-        ids.iter().all(|id| self.pool.contains(id))
     }
 
     fn is_determined(&mut self) -> bool {
@@ -307,7 +324,7 @@ impl Consensus {
             self.round.want(Want::Candidate(ledger_hash), holders.iter().copied());
             return None;
         };
-        let missing: Vec<Hash> = candidate.inputs.iter().filter(|id| !self.pool.contains(id)).copied().collect();
+        let missing = first_missing(&self.pool, &candidate.inputs);
         if missing.is_empty() {
             return Some(candidate.clone());
         }
@@ -546,13 +563,13 @@ impl Consensus {
         if !complete {
             return None;
         }
-        if let Some((attempt, ids)) = self.round.proposed_need.take()
+        if let Some((attempt, mut ids)) = self.round.proposed_need.take()
             && attempt == self.round.attempt
         {
             // To derive is much work, and every message asks for it.
-            let missing: Vec<Hash> = ids.iter().filter(|id| !self.pool.contains(id)).copied().collect();
-            if !missing.is_empty() {
-                self.want_proposed_inputs(coordinator, missing);
+            forget_held(&self.pool, &mut ids);
+            if !ids.is_empty() {
+                self.want_proposed_inputs(coordinator, ids);
                 return None;
             }
         }
@@ -567,9 +584,10 @@ impl Consensus {
     }
 
     fn want_proposed_inputs(&mut self, coordinator: NodeKey, ids: Vec<Hash>) {
-        self.want_inputs_listed_by_novels(&ids);
-        for id in &ids {
-            self.round.want(Want::Input(*id), [coordinator]);
+        let missing = first_missing(&self.pool, &ids);
+        self.want_inputs_listed_by_novels(&missing);
+        for id in missing {
+            self.round.want(Want::Input(id), [coordinator]);
         }
         self.round.proposed_need = Some((self.round.attempt, ids));
     }
@@ -672,4 +690,16 @@ impl Consensus {
         self.round.retry_ms = (self.round.retry_ms * 2).min(RETRANSMIT_MAX_MS);
         self.retransmit_at(self.now + self.round.retry_ms);
     }
+}
+
+/// The first ids that are not held, as many as are asked for at once: looking at all of them with each input that comes
+/// would take longer than their coming.
+fn first_missing(pool: &Pool, ids: &[Hash]) -> Vec<Hash> {
+    ids.iter().filter(|id| !pool.contains(id)).take(WANTED_MAX).copied().collect()
+}
+
+/// Forgets the ids up to the first that is not held; none are left when all are held.
+fn forget_held(pool: &Pool, ids: &mut Vec<Hash>) {
+    let held = ids.iter().take_while(|id| pool.contains(id)).count();
+    ids.drain(..held);
 }
