@@ -38,7 +38,7 @@ use crate::{
         header::{ClosedLedger, ExecResult},
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
-    contract::{NplIn, NplOut},
+    contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
     gateway::{ErrorCode, Gateway, GatewayEvent, SessionId},
     ledger::{Ledger, LedgerError, Write},
@@ -121,6 +121,8 @@ struct Kept {
     outputs: Vec<(UserKey, Bytes)>,
     /// Users who sent something, to be told when the run failed.
     senders: Vec<UserKey>,
+    /// Peers whose run was compared with this one, once each.
+    compared: BTreeSet<NodeKey>,
 }
 
 impl Node {
@@ -249,6 +251,9 @@ impl Node {
             // Nobody passes the party line on: what does not come from its signer is not taken.
             Message::Npl(npl) if member && npl.from == peer => {
                 let Npl { ledger_hash, data, .. } = npl.body;
+                if data.len() > NPL_MESSAGE_BYTES_MAX {
+                    return Ok(());
+                }
                 self.line.heard(ledger_hash, NplIn::Data { from: peer, data: data.into() });
                 Ok(())
             }
@@ -264,7 +269,10 @@ impl Node {
                 Ok(())
             }
             Message::Evidence(evidence) => {
-                self.keep_evidence(evidence);
+                // Anybody can make proofs against keys of his own.
+                if self.core.unl().binary_search(&evidence.signer).is_ok() {
+                    self.keep_evidence(evidence);
+                }
                 Ok(())
             }
             message => self.handle(Event::Message(peer, message)),
@@ -475,7 +483,10 @@ impl Node {
                 self.line.begin(execution.hash, ends.incoming);
                 let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
                 let details = Details { result: self.placeholder(&execution), leaves: Vec::new(), outputs: Vec::new() };
-                self.runs.insert(execution.header.seq, Kept { details, outputs: Vec::new(), senders });
+                self.runs.insert(
+                    execution.header.seq,
+                    Kept { details, outputs: Vec::new(), senders, compared: BTreeSet::new() },
+                );
                 let unl = self.core.unl().to_vec();
                 let hash = execution.hash;
                 tokio::spawn(async move {
@@ -499,7 +510,7 @@ impl Node {
         });
     }
 
-    /// Stands for the result of a run under way.
+    /// Stands for the result of a run under way; no state has its root.
     fn placeholder(&self, execution: &Execution) -> ExecResult {
         ExecResult {
             of_seq: execution.header.seq,
