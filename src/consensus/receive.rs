@@ -333,7 +333,13 @@ impl Consensus {
             let tip = self.peer_tips.entry(from).or_insert(0);
             *tip = (*tip).max(header.seq);
         }
+        let hash = qc.vote.ledger_hash;
         self.round.closed = Some((qc, from));
+        // Of a ledger in which nobody said, came or went the header is all there is.
+        let empty = Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new() };
+        if empty.is_consistent(&self.users, self.users_root) {
+            self.round.candidates.insert(hash, empty);
+        }
         self.fresh();
     }
 
