@@ -426,3 +426,16 @@ fn a_ledger_of_many_inputs_that_are_all_missed_is_asked_for_in_parts_and_voted_f
     }
     assert_eq!(bench.core.summary().pool, 700);
 }
+
+#[test]
+fn what_my_key_signed_elsewhere_is_not_counted_as_mine() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let elsewhere = bench.novel(1, 7);
+    assert_eq!(elsewhere.from, ME);
+    bench.hear(2, Message::Novel(elsewhere.clone()));
+    assert_eq!(bench.core.round.novels.len(), 0);
+    let novel = bench.novel(2, 0);
+    let effects = bench.hear(2, Message::Novel(novel));
+    let mine = |effect: &Effect| matches!(effect, Effect::Broadcast(Message::Novel(mine)) if *mine != elsewhere);
+    assert_eq!(count(&effects, mine), 1, "my own novel is sent");
+}

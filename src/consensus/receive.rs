@@ -78,7 +78,7 @@ impl Consensus {
             && users_del.is_sorted_by(|a, b| a < b);
         let bounded =
             inputs.len() <= INPUTS_MAX && users_add.len() <= NOVEL_USERS_MAX && users_del.len() <= NOVEL_USERS_MAX;
-        if *parent != self.tip.hash || !ascending || !bounded || !self.is_member(&novel.from) {
+        if *parent != self.tip.hash || !ascending || !bounded || !self.is_other_member(&novel.from) {
             return;
         }
         let signer = novel.from;
@@ -115,7 +115,7 @@ impl Consensus {
     }
 
     fn on_result(&mut self, result: Signed<ExecResult>) {
-        if result.body.of_hash != self.tip.hash || !self.is_member(&result.from) {
+        if result.body.of_hash != self.tip.hash || !self.is_other_member(&result.from) {
             return;
         }
         let signer = result.from;
@@ -137,7 +137,7 @@ impl Consensus {
         message: fn(Signed<K>) -> Message,
     ) {
         let attempt = vote.body.vote().attempt;
-        if !self.is_member(&vote.from) || !self.is_near(attempt) {
+        if !self.is_other_member(&vote.from) || !self.is_near(attempt) {
             return;
         }
         let signer = vote.from;
@@ -151,7 +151,7 @@ impl Consensus {
     fn on_advance(&mut self, advance: Advance) {
         let vote = &advance.vote;
         let body = vote.body;
-        if !self.is_member(&vote.from) || !is_well_formed(&body) {
+        if !self.is_other_member(&vote.from) || !is_well_formed(&body) {
             return;
         }
         if let Some(first) = self.round.advances.get(&body.attempt).and_then(|votes| votes.get(&vote.from)) {
@@ -248,6 +248,12 @@ impl Consensus {
         self.enter_attempt(attempt);
         self.round.proposals.insert(attempt, propose);
         self.fresh();
+    }
+
+    /// Whose votes are counted when they arrive. Mine were when they were signed; one that comes from elsewhere was
+    /// signed by another process with my key, or by this one before its journal was lost.
+    fn is_other_member(&self, signer: &NodeKey) -> bool {
+        *signer != self.params.me && self.is_member(signer)
     }
 
     fn is_near(&self, attempt: Attempt) -> bool {
