@@ -3,12 +3,16 @@
 // State: state/inputs (bytes ever read), state/runs (runs that ended well). A user's output is
 // "<bytes read now> <bytes ever read>". An input that begins with one of these words does more:
 //   fail    writes half of the state and exits with 3
-//   hang    sleeps for ever
+//   hang    writes half of the state and sleeps for ever
+//   wait    goes on only when a file "gate" appears in the contract folder
 //   loud    writes 1 MB to stdout and to stderr
 //   folder  writes state/deep/er/file
 //   differ  writes this node's own key into state/differ: another content on every node
 //   daemon  leaves a process behind that would write to state/late
 //   npl     says hello on the party line and exits without reading it
+//   big     writes 1 MB to the user before its output
+//   dump    keeps what it was given, JSON and environment, in state/
+//   odd     keeps the name of its own executable in state/odd
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -17,7 +21,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char *json;
+static char *json, *self;
+extern char **environ;
 
 static void read_json(void) {
     size_t size = 1 << 16, used = 0;
@@ -51,12 +56,37 @@ static void store_number(const char *path, long long number) {
     store(path, text);
 }
 
-static void obey(const char *word, const char *half) {
+static void obey(const char *word, const char *half, int out) {
     if (!strncmp(word, "fail", 4)) {
         store("state/inputs", half);
         exit(3);
     }
-    if (!strncmp(word, "hang", 4)) for (;;) pause();
+    if (!strncmp(word, "hang", 4)) {
+        store("state/inputs", half);
+        for (;;) pause();
+    }
+    if (!strncmp(word, "wait", 4)) {
+        store("state/inputs", half);
+        while (access("gate", F_OK)) usleep(10000);
+    }
+    if (!strncmp(word, "big", 3)) {
+        static char much[1000000];
+        memset(much, 'y', sizeof much);
+        for (size_t done = 0; done < sizeof much;) {
+            ssize_t some = write(out, much + done, sizeof much - done);
+            if (some < 0) exit(9);
+            done += (size_t)some;
+        }
+    }
+    if (!strncmp(word, "dump", 4)) {
+        store("state/json", json);
+        for (char **variable = environ; *variable; variable++) {
+            int fd = open("state/environment", O_WRONLY | O_CREAT | O_APPEND, 0644);
+            dprintf(fd, "%s\n", *variable);
+            close(fd);
+        }
+    }
+    if (!strncmp(word, "odd", 3)) store("state/odd", strrchr(self, '/'));
     if (!strncmp(word, "loud", 4)) {
         static char noise[1 << 20];
         memset(noise, 'x', sizeof noise);
@@ -87,7 +117,8 @@ static void obey(const char *word, const char *half) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    self = argc > 0 ? argv[0] : "/";
     read_json();
     long long ever = load("state/inputs");
     char *users = strstr(json, "\"user\":{");
@@ -105,7 +136,7 @@ int main(void) {
         }
         ever += now;
         if (now > 0) {
-            obey(word, "half");
+            obey(word, "half", out);
             dprintf(out, "%lld %lld", now, ever);
         }
         at = strchr(at, ']') + 1;

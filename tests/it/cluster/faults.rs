@@ -1,0 +1,226 @@
+//! Nodes that are killed, stopped, cut off and ended at the worst moments, while users go on.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+
+use crate::{
+    net::{Net, TestNode, User, block_on, is_alive, plain, probe, record, until},
+    sim::Rng,
+};
+
+/// Sends one input after the other, `<first>\n` and so on, each when the one before was answered. Gives the first that
+/// was not sent.
+async fn count(user: &mut User, numbers: std::ops::Range<u64>) -> u64 {
+    for number in numbers.clone() {
+        let input = format!("{number}\n");
+        assert_eq!(user.ask(&input).await, input);
+    }
+    numbers.end
+}
+
+/// Every number below `end`, once and in order, on every node.
+fn counted(net: &Net, end: u64) {
+    let expected: String = (0..end).map(|number| format!("{number}\n")).collect();
+    for node in &net.nodes {
+        let log: String =
+            node.state("log").lines().map(|line| format!("{}\n", line.split_once(' ').expect("two words").1)).collect();
+        assert_eq!(log, expected);
+    }
+}
+
+#[test]
+fn kills_of_one_of_five_at_any_moment_lose_and_repeat_no_answered_input() {
+    let seed = 20;
+    let mut rng = Rng::new(seed);
+    block_on(async {
+        let mut net = Net::up_with(5, record(), plain).await;
+        let mut user = net.nodes[0].user().await;
+        let mut next = 0;
+        for kill in 0..10 {
+            let victim = usize::try_from(rng.within(1, 4)).expect("small");
+            // Somewhere within the rounds of the next few inputs, also between an input and its answer.
+            let moment = Duration::from_micros(rng.within(0, 60_000));
+            next = {
+                let Net { nodes, .. } = &mut net;
+                let (sent, ()) = futures::join!(count(&mut user, next..next + 10), async {
+                    tokio::time::sleep(moment).await;
+                    nodes[victim].kill().await;
+                });
+                sent
+            };
+            next = count(&mut user, next..next + 3).await;
+            {
+                let Net { nodes, .. } = &mut net;
+                let (sent, ()) = futures::join!(count(&mut user, next..next + 10), nodes[victim].start());
+                next = sent;
+            }
+            let what = format!("seed {seed}, kill {kill}: node {victim} is back and in sync");
+            let known = net.nodes[0].seq().await;
+            net.nodes[victim].status_where(&what, |status| status["synced"] == true && status["seq"].as_u64() >= Some(known)).await;
+        }
+        net.agree().await;
+        counted(&net, next);
+    });
+}
+
+#[test]
+fn a_node_that_stood_still_while_the_others_closed_ledgers_catches_up() {
+    block_on(async {
+        let net = Net::up_with(5, record(), plain).await;
+        let mut user = net.nodes[0].user().await;
+        let mut next = count(&mut user, 0..3).await;
+        net.nodes[3].signal(Signal::SIGSTOP);
+        let before = net.nodes[0].seq().await;
+        next = count(&mut user, next..next + 10).await;
+        net.nodes[0].status_where("five ledgers close", |status| status["seq"].as_u64() >= Some(before + 5)).await;
+        net.nodes[3].signal(Signal::SIGCONT);
+        next = count(&mut user, next..next + 5).await;
+        net.agree().await;
+        counted(&net, next);
+        assert_eq!(net.nodes[3].session(user.key.clone()).await.ask("through it\n").await, "through it\n");
+    });
+}
+
+#[test]
+fn without_a_quorum_nothing_is_answered_and_with_it_again_everything_is() {
+    block_on(async {
+        let mut net = Net::up_with(3, record(), plain).await;
+        let mut user = net.nodes[0].user().await;
+        let next = count(&mut user, 0..3).await;
+        net.nodes[1].kill().await;
+        let held = net.nodes[0].seq().await;
+        user.send(format!("{next}\n")).await;
+        let waits = |status: &serde_json::Value| status["pool"] == 1 && status["live"].as_array().map(Vec::len) == Some(2);
+        let status = net.nodes[0].status_where("the input waits", waits).await;
+        assert!(status["seq"].as_u64() <= Some(held + 1), "a ledger may have been on its way");
+        net.nodes[1].start().await;
+        assert_eq!(user.text().await, format!("{next}\n"));
+        net.agree().await;
+        counted(&net, next + 1);
+    });
+}
+
+#[test]
+fn sigterm_ends_a_node_in_under_2_s_also_in_a_run_that_hangs() {
+    block_on(async {
+        // The machine may be busy with something else; the node must not need more than its time.
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            let mut net = Net::up(1).await;
+            let mut user = net.nodes[0].user().await;
+            assert_eq!(user.ask("four").await, "4 4");
+            user.send("hang").await;
+            net.nodes[0].contract_runs().await;
+            let contracts = net.nodes[0].contracts();
+            let children = crate::net::children(net.nodes[0].pid());
+            assert!(!children.is_empty(), "the launcher");
+            let asked = Instant::now();
+            net.nodes[0].signal(Signal::SIGTERM);
+            assert_eq!(net.nodes[0].ended().await, Some(0));
+            best = best.min(asked.elapsed());
+            until("nothing of it is left", async || {
+                (!contracts.iter().chain(&children).any(|pid| is_alive(*pid))).then_some(())
+            })
+            .await;
+            assert!(!net.nodes[0].dir.join("run/hp.sock").exists());
+            if best < Duration::from_secs(2) {
+                break;
+            }
+        }
+        assert!(best < Duration::from_secs(2), "it took {best:?}");
+    });
+}
+
+#[test]
+fn a_run_that_was_cut_by_a_restart_is_repeated_and_takes_effect_once() {
+    block_on(async {
+        for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+            let mut net = Net::up(2).await;
+            let mut user = net.nodes[0].user().await;
+            let mut other = net.nodes[1].user().await;
+            assert_eq!(user.ask("four").await, "4 4");
+            user.send("wait for it").await;
+            for node in &net.nodes {
+                until("the run has begun", async || (node.state("inputs") == "half").then_some(())).await;
+            }
+            net.nodes[1].signal(signal);
+            net.nodes[1].ended().await;
+            net.nodes[1].start().await;
+            net.nodes[1].contract_runs().await;
+            until("the run has begun again", async || (net.nodes[1].state("inputs") == "half").then_some(())).await;
+            for node in &net.nodes {
+                fs::write(node.dir.join("gate"), "").expect("written");
+            }
+            assert_eq!(user.text().await, "11 15", "after {signal}");
+            // The session of the killed node is gone, its user comes again.
+            assert!(other.client.recv().await.is_err());
+            other = net.nodes[1].session(other.key.clone()).await;
+            assert_eq!(other.ask("more").await, "4 19", "after {signal}");
+            net.agree().await;
+            assert_eq!(net.nodes[0].state("inputs"), net.nodes[1].state("inputs"));
+        }
+    });
+}
+
+#[test]
+fn the_only_node_goes_on_after_every_kill_with_each_input_counted_once() {
+    let mut rng = Rng::new(7);
+    block_on(async {
+        let mut net = Net::up_with(1, record(), plain).await;
+        let mut sent: BTreeMap<String, bool> = BTreeMap::new();
+        for life in 0..8 {
+            let mut user = net.nodes[0].user().await;
+            let moment = Instant::now() + Duration::from_micros(rng.within(0, 40_000));
+            // At the moment chosen, whatever is under way.
+            for number in 0.. {
+                let input = format!("{life}-{number}\n");
+                sent.insert(input.clone(), false);
+                match tokio::time::timeout_at(moment, user.ask(&input)).await {
+                    Ok(answer) => {
+                        assert_eq!(answer, input);
+                        sent.insert(input, true);
+                    }
+                    Err(_) => break,
+                }
+            }
+            net.nodes[0].kill().await;
+            net.start_all().await;
+        }
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("last\n").await, "last\n");
+        let counts = lines(&net.nodes[0]);
+        for (input, answered) in sent {
+            let count = counts.get(input.trim_end()).copied().unwrap_or_default();
+            assert!(count == 1 || (count == 0 && !answered), "{input:?} was counted {count} times, answered: {answered}");
+        }
+    });
+}
+
+/// How often each input is in the log of a node.
+fn lines(node: &TestNode) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for line in node.state("log").lines() {
+        *counts.entry(line.split_once(' ').expect("two words").1.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn two_nodes_that_lose_their_links_find_each_other_again() {
+    block_on(async {
+        let mut net = Net::up_with(2, probe(), plain).await;
+        assert_eq!(net.nodes[0].user().await.ask("a").await, "1 1");
+        for at in [0, 1] {
+            net.nodes[at].kill().await;
+            let other = &net.nodes[1 - at];
+            other.status_where("the link is down", |status| status["links"].as_array().map(Vec::len) == Some(0)).await;
+            net.nodes[at].start().await;
+            let other = &net.nodes[1 - at];
+            other.status_where("the link is up", |status| status["links"].as_array().map(Vec::len) == Some(1)).await;
+        }
+        assert_eq!(net.nodes[1].user().await.ask("b").await, "1 2");
+        net.agree().await;
+    });
+}
