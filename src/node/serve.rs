@@ -139,8 +139,11 @@ impl Node {
         let ours: BTreeMap<&[u8], Hash> = mine.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
         let other: BTreeMap<&[u8], Hash> = theirs.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
         let paths = differing(&ours, &other);
-        let paths: Vec<String> =
-            paths.iter().take(DIFFERENCES_SHOWN).map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+        let paths: Vec<String> = paths
+            .iter()
+            .take(DIFFERENCES_SHOWN)
+            .map(|path| format!("state/{}", String::from_utf8_lossy(path)))
+            .collect();
         let ours = mine.outputs.iter().copied().collect();
         let other = theirs.outputs.iter().copied().collect();
         let users: Vec<String> =
@@ -155,7 +158,11 @@ impl Node {
             "this run differs from the peer's"
         );
         if !paths.is_empty() {
-            self.report.alert(format!("ledger {seq}: state/ differs from {}'s in {}", peer.short(), paths.join(", ")));
+            self.report.alert(format!(
+                "ledger {seq}: the state differs from {}'s in {}",
+                peer.short(),
+                paths.join(", ")
+            ));
         }
         if !users.is_empty() {
             self.report.alert(format!("ledger {seq}: outputs differ from {}'s for {}", peer.short(), users.join(", ")));

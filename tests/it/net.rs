@@ -240,13 +240,13 @@ impl Net {
         }
     }
 
-    /// Waits until all running nodes have closed the same ledger and are in sync, and gives its number and hash.
+    /// Waits until all running nodes have closed and run the same ledger, and gives its number and hash.
     pub async fn agree(&self) -> (u64, String) {
         until("all nodes are at one ledger", async || {
             let mut tips = Vec::new();
             for node in self.nodes.iter().filter(|node| node.running.is_some()) {
                 let status = node.status().await?;
-                if status["synced"] != true {
+                if status["synced"] != true || status["unexecuted"] != 0 {
                     return None;
                 }
                 tips.push((status["seq"].as_u64()?, status["lcl"].as_str()?.to_owned()));

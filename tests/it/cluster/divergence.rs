@@ -28,7 +28,11 @@ fn a_split_of_all_nodes_stops_ledgers_and_every_node_says_where_it_differs() {
             node.status_where(what, told).await;
             let told = call(&["status", node.dir.to_str().expect("UTF-8")]).await;
             assert_eq!(told.code, Some(0));
-            assert!(told.out.contains("SPLIT") && told.out.contains("ALERT") && told.out.contains("state/differ"), "{}", told.out);
+            assert!(
+                told.out.contains("SPLIT") && told.out.contains("ALERT") && told.out.contains("state/differ"),
+                "{}",
+                told.out
+            );
         }
         let (seq, _) = (net.nodes[0].seq().await, user.send("more").await);
         let up = |status: &Value| status["up_s"].as_u64().expect("a number");
@@ -69,7 +73,8 @@ fn one_of_four_that_differs_says_so_with_the_path_and_the_others_go_on() {
         let text = call(&["status", net.nodes[3].dir.to_str().expect("UTF-8")]).await.out;
         assert!(text.contains("DIVERGED"), "{text}");
         let line = net.nodes[3].logs(&["the differing state is kept"]).await;
-        let path = line.split("path=").nth(1).expect("a path").split_whitespace().next().expect("a path").trim_matches('"');
+        let path =
+            line.split("path=").nth(1).expect("a path").split_whitespace().next().expect("a path").trim_matches('"');
         assert!(std::path::Path::new(path).is_dir(), "{path}");
 
         // Its users are told that nothing can come of their inputs here, and the others close ledgers without it.

@@ -2,13 +2,17 @@
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
+use hotpocket::types::Hash;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
-use crate::{
-    net::{Net, TestNode, User, block_on, is_alive, plain, probe, record, until},
-    sim::Rng,
-};
+use crate::net::{Net, TestNode, User, block_on, is_alive, plain, probe, record, until};
+
+/// A number below `end` that looks random and is the same in every run.
+fn drawn(what: &str, turn: u64, end: u64) -> u64 {
+    let hash = Hash::tagged(what, &turn).0;
+    u64::from_le_bytes(hash[..8].try_into().expect("eight bytes")) % end
+}
 
 /// Sends one input after the other, `<first>\n` and so on, each when the one before was answered. Gives the first that
 /// was not sent.
@@ -32,33 +36,28 @@ fn counted(net: &Net, end: u64) {
 
 #[test]
 fn kills_of_one_of_five_at_any_moment_lose_and_repeat_no_answered_input() {
-    let seed = 20;
-    let mut rng = Rng::new(seed);
     block_on(async {
         let mut net = Net::up_with(5, record(), plain).await;
         let mut user = net.nodes[0].user().await;
         let mut next = 0;
         for kill in 0..10 {
-            let victim = usize::try_from(rng.within(1, 4)).expect("small");
-            // Somewhere within the rounds of the next few inputs, also between an input and its answer.
-            let moment = Duration::from_micros(rng.within(0, 60_000));
+            let victim = 1 + usize::try_from(drawn("victim", kill, 4)).expect("small");
+            // Somewhere within the rounds of the next inputs, also between an input and its answer.
+            let moment = Duration::from_micros(drawn("moment", kill, 60_000));
             next = {
-                let Net { nodes, .. } = &mut net;
                 let (sent, ()) = futures::join!(count(&mut user, next..next + 10), async {
                     tokio::time::sleep(moment).await;
-                    nodes[victim].kill().await;
+                    net.nodes[victim].kill().await;
                 });
                 sent
             };
             next = count(&mut user, next..next + 3).await;
-            {
-                let Net { nodes, .. } = &mut net;
-                let (sent, ()) = futures::join!(count(&mut user, next..next + 10), nodes[victim].start());
-                next = sent;
-            }
-            let what = format!("seed {seed}, kill {kill}: node {victim} is back and in sync");
+            (next, ()) = futures::join!(count(&mut user, next..next + 10), net.nodes[victim].start());
+            let what = format!("kill {kill}: node {victim} is back and in sync");
             let known = net.nodes[0].seq().await;
-            net.nodes[victim].status_where(&what, |status| status["synced"] == true && status["seq"].as_u64() >= Some(known)).await;
+            net.nodes[victim]
+                .status_where(&what, |status| status["synced"] == true && status["seq"].as_u64() >= Some(known))
+                .await;
         }
         net.agree().await;
         counted(&net, next);
@@ -92,7 +91,8 @@ fn without_a_quorum_nothing_is_answered_and_with_it_again_everything_is() {
         net.nodes[1].kill().await;
         let held = net.nodes[0].seq().await;
         user.send(format!("{next}\n")).await;
-        let waits = |status: &serde_json::Value| status["pool"] == 1 && status["live"].as_array().map(Vec::len) == Some(2);
+        let waits =
+            |status: &serde_json::Value| status["pool"] == 1 && status["live"].as_array().map(Vec::len) == Some(2);
         let status = net.nodes[0].status_where("the input waits", waits).await;
         assert!(status["seq"].as_u64() <= Some(held + 1), "a ledger may have been on its way");
         net.nodes[1].start().await;
@@ -166,13 +166,12 @@ fn a_run_that_was_cut_by_a_restart_is_repeated_and_takes_effect_once() {
 
 #[test]
 fn the_only_node_goes_on_after_every_kill_with_each_input_counted_once() {
-    let mut rng = Rng::new(7);
     block_on(async {
         let mut net = Net::up_with(1, record(), plain).await;
         let mut sent: BTreeMap<String, bool> = BTreeMap::new();
         for life in 0..8 {
             let mut user = net.nodes[0].user().await;
-            let moment = Instant::now() + Duration::from_micros(rng.within(0, 40_000));
+            let moment = Instant::now() + Duration::from_micros(drawn("life", life, 40_000));
             // At the moment chosen, whatever is under way.
             for number in 0.. {
                 let input = format!("{life}-{number}\n");
@@ -193,7 +192,10 @@ fn the_only_node_goes_on_after_every_kill_with_each_input_counted_once() {
         let counts = lines(&net.nodes[0]);
         for (input, answered) in sent {
             let count = counts.get(input.trim_end()).copied().unwrap_or_default();
-            assert!(count == 1 || (count == 0 && !answered), "{input:?} was counted {count} times, answered: {answered}");
+            assert!(
+                count == 1 || (count == 0 && !answered),
+                "{input:?} was counted {count} times, answered: {answered}"
+            );
         }
     });
 }

@@ -212,8 +212,7 @@ fn big_input_of_12000_messages_at_once_is_taken_whole_in_order_and_in_few_ledger
             let log = node.state("log");
             assert!(log.lines().filter(|line| !line.ends_with("prompt")).eq(&expected), "all, once, in order");
             let ledgers = node.state("ledgers").lines().count();
-            eprintln!("LEDGERS {ledgers}");
-            assert!(ledgers <= 120, "{ledgers} ledgers for 12,000 inputs");
+            assert!(ledgers <= 60, "{ledgers} ledgers for 12,000 inputs");
         }
     });
 }
