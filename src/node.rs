@@ -171,7 +171,9 @@ impl Node {
             gateway.stop().await;
         }
         self.mesh.clone().stop().await;
-        // Inputs that came since the last commit go on disk too: they survive a restart.
+        // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
+        // sent, which is as if they had been lost on the way.
+        self.gather_batch();
         let last = std::mem::take(&mut self.batch);
         if let Ok(Err(error)) = self.ledger.commit(last).await {
             error!(error = &error as &dyn std::error::Error, "the last commit failed");
@@ -403,6 +405,13 @@ impl Node {
 
     /// One commit covers all that is to be persisted, also behind later `Sync`s.
     fn commit(&mut self) {
+        self.gather_batch();
+        if !self.batch.is_empty() {
+            self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
+        }
+    }
+
+    fn gather_batch(&mut self) {
         let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
             std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
         self.effects = rest;
@@ -410,9 +419,6 @@ impl Node {
             Effect::Persist(record) => Write::Record(record),
             _ => unreachable!("just parted"),
         }));
-        if !self.batch.is_empty() {
-            self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
-        }
     }
 
     fn broadcast(&mut self, message: &Message) {
@@ -524,7 +530,8 @@ impl Node {
             Refused::Expired => {
                 gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for")
             }
-            Refused::Ledgered => {}
+            // The gateway has checked both before.
+            Refused::Ledgered | Refused::TooLong | Refused::NotSigned => {}
         }
     }
 

@@ -53,8 +53,11 @@ pub fn decode<T: BorshSerialize + BorshDeserialize>(bytes: &[u8]) -> Result<T, W
 
 /// Whether a message travels on the bulk stream.
 pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
-    // What a vote may wait for must not overtake it, so only what can be asked for again goes aside.
-    matches!(message, Message::Input(_) | Message::Candidate(_) | Message::Details(_)) && encoded_bytes > BULK_BYTES_MIN
+    // What a vote may wait for must not be overtaken by it, so only what can be asked for again goes aside, and what no
+    // vote waits for.
+    let aside =
+        matches!(message, Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_));
+    aside && encoded_bytes > BULK_BYTES_MIN
 }
 
 /// Why a message was dropped at the edge.

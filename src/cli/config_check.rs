@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf}
 use clap::Subcommand;
 
 use super::{Outcome, answer};
-use crate::config::{self, Format};
+use crate::config::{self, Format, PeerAddr};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,9 +60,9 @@ fn odd(config: &config::Config) -> Vec<String> {
         others > config.mesh.max_connections,
         format!("`mesh.max_connections` is {}, but `unl` has {others} other nodes", config.mesh.max_connections),
     );
-    let own = SocketAddr::new(config.ip, config.peerport);
+    let own = PeerAddr::from(SocketAddr::new(config.ip, config.peerport));
     note(config.peers.contains(&own), format!("`peers` has {own}, which is this node itself"));
-    for peer in config.peers.iter().filter(|peer| peer.ip().is_unspecified()) {
+    for peer in config.peers.iter().filter(|peer| peer.ip().is_some_and(|ip| ip.is_unspecified())) {
         note(true, format!("`peers` has {peer}, which reaches this machine only"));
     }
     note(

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{
-    Config, ConfigError, EXAMPLE,
+    Config, ConfigError, EXAMPLE, PeerAddr,
     table::full_name,
     tree::{self, Entry, Value},
 };
@@ -57,6 +57,7 @@ impl Document {
     /// and environment, and the way to the other nodes, `other` among them at `address`.
     pub fn join(&mut self, other: &Config, address: SocketAddr) -> &mut Document {
         let mut peers = other.peers.clone();
+        let address = PeerAddr::from(address);
         if !peers.contains(&address) {
             peers.push(address);
         }

@@ -7,6 +7,7 @@
 //! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place.
 
 mod edit;
+mod peer;
 mod quorum;
 mod read;
 mod shared;
@@ -17,13 +18,14 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     io::Read as _,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+pub use self::peer::{ParsePeerError, PeerAddr};
 use self::read::{Keys, parse};
 pub use self::{
     edit::{Document, quoted, rekeyed},
@@ -83,7 +85,7 @@ pub struct Config {
     /// What the executable gets: `binary` as it is written in the file, then `binargs`. Never empty.
     pub argv: Vec<String>,
     /// Addresses of other nodes.
-    pub peers: Vec<SocketAddr>,
+    pub peers: Vec<PeerAddr>,
     /// Keys of the nodes that decide together: sorted, 1 to [`UNL_MAX`], each once.
     pub unl: Vec<NodeKey>,
     /// Address of both ports.

@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
 use super::{
     ARGS_MAX, Admit, Config, ConfigError, Consensus, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX, Format, Inputs,
-    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, Problem, THRESHOLD_MIN, UNL_MAX, User,
+    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, THRESHOLD_MIN, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -136,16 +136,16 @@ fn args(top: &Table<'_>) -> Result<Vec<String>, ConfigError> {
     }
 }
 
-fn peers(top: &Table<'_>) -> Result<Vec<SocketAddr>, ConfigError> {
+fn peers(top: &Table<'_>) -> Result<Vec<PeerAddr>, ConfigError> {
     let items = top.list("peers")?;
     top.check_length("peers", items.len(), 0..=PEERS_MAX)?;
     let peer = |item: &Item| match &item.value {
-        Value::Text(text) => text.parse().ok().filter(|address: &SocketAddr| address.port() != 0),
+        Value::Text(text) => text.parse::<PeerAddr>().ok(),
         _ => None,
     };
     let mut peers = Vec::with_capacity(items.len());
     for item in items {
-        let expected = "addresses like \"192.0.2.7:22860\" or \"[2001:db8::7]:22860\"";
+        let expected = "addresses like \"192.0.2.7:22860\", \"[2001:db8::7]:22860\" or \"node1.example.org:22860\"";
         let address = peer(item).ok_or_else(|| top.expected("peers", expected, &item.value))?;
         if !peers.contains(&address) {
             peers.push(address);

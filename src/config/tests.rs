@@ -160,6 +160,7 @@ fn a_wrong_value_is_told_with_file_line_key_and_value() {
         ("binary", "\"a\\u0000b\"", "binary: expected a path, got \"a\\0b\""),
         ("binargs", "[1]", "binargs: expected a text, or a list of texts, without NUL bytes, got 1"),
         ("peers", "[\"node1\"]", "peers: expected addresses like"),
+        ("peers", "[\"node 1:22860\"]", "got \"node 1:22860\""),
         ("peers", "[\"127.0.0.1:0\"]", "got \"127.0.0.1:0\""),
         ("unl", "[]", "unl: expected 1 to 128 entries, got 0"),
         ("unl", "[\"xy\"]", "unl: expected keys of 64 hexadecimal digits, got \"xy\""),

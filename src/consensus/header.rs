@@ -306,7 +306,7 @@ pub struct Before<'a> {
     pub input: &'a dyn Fn(&Hash) -> Option<&'a Input>,
 }
 
-/// What came of [`derive`].
+/// What came of [`derive()`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Derived {
     /// The header that these novels and this result lead to, on every machine.
@@ -366,7 +366,7 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
     Derived::Ready(Box::new(Candidate { header, inputs: ids, users_add, users_del }))
 }
 
-/// Whether no novel still outstanding can change what [`derive`] yields.
+/// Whether no novel still outstanding can change what [`derive()`] yields.
 pub fn determined(before: &Before, novels: &[&Novel]) -> bool {
     let include = before.quorum.include;
     let outstanding = before.quorum.n - novels.len();

@@ -101,10 +101,15 @@ pub struct Params {
     pub time_res_ms: u64,
     /// W: how many ledgers an input key is remembered, and an input may wait; shared.
     pub input_window: u64,
+    /// Longest input, at most [`INPUT_BYTES_MAX`]; shared.
+    pub input_bytes_max: usize,
+    /// Whether inputs that a host vouches for are taken beside signed ones; shared.
+    pub session_inputs: bool,
 }
 
 /// What happened.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "an event lives for one call; a box would cost each message more")]
 pub enum Event {
     /// The process started. Comes once, first.
     Start,
@@ -572,8 +577,11 @@ impl Consensus {
         if self.window.contains_key(&input.key()) {
             return Err(Refused::Ledgered);
         }
-        if input.payload.len() > INPUT_BYTES_MAX {
-            return Err(Refused::Busy);
+        if input.payload.len() > self.params.input_bytes_max {
+            return Err(Refused::TooLong);
+        }
+        if !self.params.session_inputs && matches!(input.origin, Origin::Session { .. }) {
+            return Err(Refused::NotSigned);
         }
         Pool::check_ledger(&input, self.round.seq, self.params.input_window)?;
         let new = self.pool.insert(id, input.clone(), link, needed)?;
@@ -868,5 +876,81 @@ impl Consensus {
 impl Tip {
     fn of(header: &Header) -> Tip {
         Tip { seq: header.seq, hash: header.hash(), time_ms: header.time_ms, settlement: header.settlement.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoCrypto;
+
+    impl Crypto for NoCrypto {
+        fn sign(&self, _: &Hash) -> Sig {
+            Sig([0; 64])
+        }
+        fn verify(&self, _: &NodeKey, _: &Hash, _: &Sig) -> bool {
+            true
+        }
+    }
+
+    fn alone(session_inputs: bool, input_bytes_max: usize) -> Consensus {
+        let me = NodeKey([1; 32]);
+        let genesis = Genesis {
+            ver: header::VERSION,
+            contract_id: Hash::ZERO,
+            unl: vec![me],
+            threshold: 80,
+            cfg_hash: Hash::ZERO,
+            state_root: Hash::ZERO,
+            time_ms: 0,
+        };
+        let params = Params {
+            me,
+            boot: Hash::ZERO,
+            roundtime_ms: 1000,
+            min_round_ms: 0,
+            eager: true,
+            grace_ms: 30,
+            attempt_ms: 120,
+            time_res_ms: 1000,
+            input_window: 65_536,
+            input_bytes_max,
+            session_inputs,
+        };
+        let mut core = Consensus::new(params, Box::new(NoCrypto), 80, Journal::new(genesis));
+        core.on(Event::Start, 0, 0);
+        core
+    }
+
+    fn say(core: &mut Consensus, payload: &str) -> Vec<Effect> {
+        let (user, challenge, helo_sig) = (UserKey([2; 32]), Challenge([3; 16]), Sig([4; 64]));
+        core.on(Event::LocalInput(LocalInput { user, challenge, helo_sig, nonce: 0, payload: payload.into() }), 1, 1)
+    }
+
+    fn refusals(effects: &[Effect]) -> Vec<Refused> {
+        let refused = effects.iter().filter_map(|effect| match effect {
+            Effect::Refuse(_, why) => Some(*why),
+            _ => None,
+        });
+        refused.collect()
+    }
+
+    #[test]
+    fn one_node_alone_closes_a_ledger_with_an_input_at_once_behind_its_promises() {
+        let effects = say(&mut alone(true, 100), "hello");
+        let closed = effects.iter().position(|effect| matches!(effect, Effect::LedgerClosed { .. })).expect("closed");
+        let synced = effects.iter().position(|effect| *effect == Effect::Sync).expect("a promise");
+        assert!(synced < closed);
+        assert!(
+            matches!(effects.iter().find(|effect| matches!(effect, Effect::Execute(_))), Some(Effect::Execute(it)) if it.inputs.len() == 1)
+        );
+    }
+
+    #[test]
+    fn an_input_the_network_does_not_take_is_refused_whoever_brings_it() {
+        assert_eq!(refusals(&say(&mut alone(false, 100), "hello")), [Refused::NotSigned]);
+        assert_eq!(refusals(&say(&mut alone(true, 4), "hello")), [Refused::TooLong]);
+        assert_eq!(refusals(&say(&mut alone(true, 5), "hello")), []);
     }
 }

@@ -26,6 +26,10 @@ pub enum Refused {
     Expired,
     /// It was ledgered already.
     Ledgered,
+    /// It is longer than this network allows.
+    TooLong,
+    /// This network takes signed inputs only.
+    NotSigned,
 }
 
 #[derive(Debug, Clone)]

@@ -299,8 +299,8 @@ impl Consensus {
     // ---- Rule D: close ------------------------------------------------------------------------------------------
 
     fn close_by_precommits(&mut self) -> bool {
-        let certificates = self.round.precommits.values().filter_map(|tally| tally.certificate(self.quorum));
-        let Some(qc) = certificates.last() else { return false };
+        let mut certificates = self.round.precommits.values().filter_map(|tally| tally.certificate(self.quorum));
+        let Some(qc) = certificates.next_back() else { return false };
         let holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(from, _)| *from).collect();
         match self.held(qc.vote.ledger_hash, &holders) {
             Some(candidate) => {

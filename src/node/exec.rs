@@ -197,6 +197,10 @@ impl Executor {
         let seq = execution.header.seq;
         self.blocking(move |held| {
             let root = held.root;
+            if held.state.snapshot_info().is_some_and(|(_, kept)| kept == root) {
+                // The runs since then changed nothing: the copy is this run's pre-state too.
+                return Ok(());
+            }
             match held.state.snapshot(seq, root) {
                 Err(StateError::NotScanned) => {
                     held.state.scan(true)?;

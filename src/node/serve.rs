@@ -170,6 +170,11 @@ impl Node {
     }
 
     pub(super) fn keep_evidence(&mut self, evidence: Evidence) {
+        if evidence.signer == self.config.key {
+            let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
+            error!("{what}");
+            self.report.alert(what.to_owned());
+        }
         let kinds = wire::decode::<Message>(&evidence.first).map_or("message", |message| message.kind());
         if self.report.evidence(evidence.signer, kinds) {
             self.batch.push(Write::Evidence(Box::new(evidence)));

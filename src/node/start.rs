@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
 use crate::{
-    config::{Admit, Config, SharedConfig},
+    config::{Admit, Config, Inputs, SharedConfig},
     consensus::{
         Consensus, Crypto, Params,
         header::{Genesis, VERSION},
@@ -186,6 +186,8 @@ impl Node {
             attempt_ms: config.consensus.attempt_ms,
             time_res_ms: config.consensus.time_res_ms,
             input_window: config.consensus.input_window,
+            input_bytes_max: usize::try_from(config.pubmaxsize).expect("at most 4 MiB"),
+            session_inputs: config.user.inputs == Inputs::Any,
         };
         let secret = config.secret.clone();
         let core = Consensus::new(params, Box::new(RealCrypto(secret.clone())), genesis.threshold, journal);
@@ -301,7 +303,7 @@ async fn start_mesh(
         MeshConfig {
             key: secret.clone(),
             listen: (config.ip, config.peerport).into(),
-            peers: config.peers.iter().map(|peer| (peer.ip().to_string(), peer.port())).collect(),
+            peers: config.peers.iter().map(|peer| (peer.host.clone(), peer.port)).collect(),
             unl: unl.iter().copied().filter(|node| *node != me).collect(),
             admit: match config.mesh.admit {
                 Admit::Open => mesh::Admit::Open,

@@ -3,5 +3,7 @@
 mod cli;
 mod cluster;
 mod contract;
+mod golden;
 mod net;
 mod sim;
+mod tidy;

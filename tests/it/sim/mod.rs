@@ -38,7 +38,6 @@ const EXPECTED: &[&str] = &[
     "evidence",
     "diverged",
     "delivered",
-    "expired inputs",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    properties::Coverage,
+    properties::{Coverage, quorum},
     rng::Rng,
     world::{Config, Happening, Manner, World},
 };
@@ -21,7 +21,7 @@ pub fn describe(seed: u64) -> String {
 fn config(rng: &mut Rng) -> Config {
     let n = rng.pick(&[1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 7]);
     let threshold = rng.pick(&[67, 75, 80, 80, 100]);
-    let quorum = (n * usize::from(threshold) + 99) / 100;
+    let quorum = quorum(n, threshold);
     let (safe, live) = (2 * quorum - n - 1, n - quorum);
     let mut manners = vec![Manner::Honest; n];
     let liars = match rng.index(10) {
@@ -48,6 +48,7 @@ fn config(rng: &mut Rng) -> Config {
     let latency = rng.pick(&[(1, 1), (1, 5), (1, 30), (10, 60), (0, 120)]);
     Config {
         n,
+        observers: usize::from(rng.chance(15)),
         threshold,
         manners,
         roundtime_ms: rng.pick(&[100, 300, 1000]),
@@ -70,7 +71,7 @@ fn config(rng: &mut Rng) -> Config {
 fn plan(world: &mut World, length: u64) {
     let n = world.cfg.n;
     let faulty = world.cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
-    let quorum = (n * usize::from(world.cfg.threshold) + 99) / 100;
+    let quorum = quorum(n, world.cfg.threshold);
     for _ in 0..world.rng.index(5) {
         let (node, after, at) = (world.rng.index(n), world.rng.within(0, 60) as u32, world.rng.within(0, length));
         world.plan(at, Happening::Crash(node, after));
@@ -112,7 +113,7 @@ pub fn run(seed: u64) -> Coverage {
     let mut rng = Rng::new(seed);
     let cfg = config(&mut rng);
     let n = cfg.n;
-    let quorum = (n * usize::from(cfg.threshold) + 99) / 100;
+    let quorum = quorum(n, cfg.threshold);
     let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
     let mut world = World::new(cfg, rng);

@@ -38,6 +38,11 @@ impl Coverage {
     }
 }
 
+/// The fewest votes that are the threshold's share of `n`.
+pub fn quorum(n: usize, threshold: u8) -> usize {
+    (1..=n).find(|votes| 100 * votes >= n * usize::from(threshold)).expect("a threshold is at most 100")
+}
+
 /// What a node may sign once: kind, ledger (or the hash of one), attempt.
 type Slot = (usize, &'static str, Seq, Hash, Attempt);
 
@@ -96,7 +101,7 @@ impl Watch {
             chain_id: Hash::tagged("hp/genesis/1", &genesis),
             unl_hash: hotpocket::consensus::header::unl_hash(&genesis.unl),
         };
-        let quorum = (genesis.unl.len() * usize::from(genesis.threshold) + 99) / 100;
+        let quorum = quorum(genesis.unl.len(), genesis.threshold);
         Watch {
             genesis,
             scope,

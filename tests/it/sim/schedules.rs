@@ -108,6 +108,22 @@ fn when_the_votes_reach_one_node_only_the_rest_close_the_same_ledger_without_it(
 }
 
 #[test]
+fn votes_that_come_after_their_attempt_was_given_up_change_nothing() {
+    for late in [130, 200, 400, 900, 2000] {
+        for kind in ["PREVOTE", "PRECOMMIT"] {
+            let mut world = calm(5, 80);
+            world.filter = Some(Box::new(move |_, _, _, message| match is(message, kind, 1, 0) {
+                true => Fate::Late(late),
+                false => Fate::Pass,
+            }));
+            world.input(0, vec![1]);
+            assert!(world.run(10_000, |world| all_at(world, 3)), "{kind} {late}: {}", world.describe());
+            assert!(world.watch.seen.of("closed at attempt 1") > 0, "{kind} {late}");
+        }
+    }
+}
+
+#[test]
 fn when_two_of_five_closed_the_others_adopt_the_certificate() {
     let mut world = calm(5, 80);
     filter(&mut world, |now, from, to, message| {
@@ -298,13 +314,19 @@ fn a_certificate_sent_again_and_again_does_not_hold_up_the_attempt() {
 
 #[test]
 fn attempts_do_not_climb_while_nothing_can_be_derived() {
-    let mut world = calm(4, 80);
-    assert!(world.run(3000, |world| all_at(world, 1)));
-    world.nodes[3].dead = true;
-    (0..4).for_each(|node| world.crash(node));
-    world.input(0, vec![1]);
-    world.run(30_000, |_| false);
-    assert!((0..3).all(|node| attempt(&world, node) == 0), "{}", world.describe());
+    // Restarted, and then idle; or without a quorum.
+    for lacking in [0, 1] {
+        let mut world = linked(Config { roundtime_ms: 60_000, ..Config::calm(4, 80) }, 1);
+        world.input(0, vec![1]);
+        assert!(world.run(3000, |world| all_at(world, 1)));
+        world.nodes[3].dead = lacking == 1;
+        (0..4).for_each(|node| world.crash(node));
+        if lacking == 1 {
+            world.input(0, vec![1]);
+        }
+        world.run(30_000, |_| false);
+        assert!(world.sound().all(|node| attempt(&world, node) == 0), "{}", world.describe());
+    }
 }
 
 #[test]
@@ -318,6 +340,58 @@ fn a_run_that_ended_without_a_journaled_result_is_run_again_from_its_pre_state()
     let done = world.run(20_000, |world| world.watch.seen.of("delivered") >= 4 && all_at(world, 2));
     assert!(done, "{}", world.describe());
     assert!(world.watch.seen.of("rollbacks of a touched state") > 0);
+}
+
+#[test]
+fn a_node_that_was_away_for_a_hundred_ledgers_is_back_in_a_second_of_running_them() {
+    let mut world = linked(Config { roundtime_ms: 20, ..Config::calm(4, 75) }, 1);
+    world.nodes[3].dead = true;
+    world.crash(3);
+    assert!(world.run(10_000, |world| world.seq(0) >= 100), "{}", world.describe());
+    world.nodes[3].dead = false;
+    let back = world.now;
+    world.plan(back, Happening::Gst);
+    let done = world.run(back + 2000, |world| world.seq(3) + 1 >= world.watch.tip());
+    assert!(done, "{}", world.describe());
+    assert!(world.run(world.now + 1000, |world| world.nodes[3].disk.state.0 + 1 >= world.watch.tip()));
+}
+
+#[test]
+#[should_panic(expected = "S1: node 1 closed another ledger 1")]
+fn beyond_the_tolerated_number_twins_fork_and_the_simulator_sees_it() {
+    // Three of five; two are tolerated. The second twins are nodes 5, 6 and 7.
+    let mut cfg = Config::calm(5, 80);
+    cfg.manners[2..].fill(Manner::Twins);
+    let mut world = linked(cfg, 1);
+    world.nodes.iter_mut().for_each(|node| node.mask = u64::MAX);
+    let in_first = |node: usize| [0, 2, 3, 4].contains(&node);
+    filter(&mut world, move |_, from, to, _| in_first(from) != in_first(to));
+    world.input(0, vec![1]);
+    world.input(1, vec![2]);
+    world.run(5000, |_| false);
+}
+
+#[test]
+fn an_input_that_nobody_else_got_expires_with_its_last_ledger_and_its_user_is_told() {
+    let mut world = linked(Config { input_window: 3, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
+    filter(&mut world, |_, from, _, message| from == 0 && matches!(message, Message::Input(_) | Message::Novel(_)));
+    world.input(0, vec![1]);
+    assert!(world.run(10_000, |world| world.seq(0) >= 3 && world.watch.seen.of("expired inputs") > 0));
+    assert_eq!((world.seq(0), inputs_in_chain(&world)), (3, 0));
+    assert!(world.run(10_000, |world| all_at(world, 5)));
+    assert!(world.nodes[0].disk.journal.pool.is_empty(), "{}", world.describe());
+}
+
+#[test]
+fn an_observer_follows_and_signs_no_vote() {
+    let mut world = linked(Config { observers: 2, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
+    world.input(0, vec![1]);
+    filter(&mut world, |_, from, _, message| {
+        assert!(from < 4 || message.round_seq().is_none(), "{message:?}");
+        false
+    });
+    assert!(world.run(10_000, |world| all_at(world, 10)), "{}", world.describe());
+    assert!(world.run(10_000, |world| world.nodes[5].disk.state.0 >= 10), "it runs them too");
 }
 
 // ---- Crashes everywhere -----------------------------------------------------------------------------------------

@@ -1,0 +1,389 @@
+//! The driver of a node, which does what the real one does: effects in order, nothing behind a `Sync` before the disk
+//! has everything that was to be persisted by then, one commit for all that is queued. And its contract.
+
+use std::rc::Rc;
+
+use hotpocket::{
+    consensus::{
+        Consensus, Effect, Event, Params, Query,
+        header::{ClosedLedger, Input},
+        journal::Record,
+        messages::{Basis, Closed, Message},
+    },
+    types::{Hash, MonoMs, NodeKey},
+};
+
+use super::{
+    super::{crypto::TableCrypto, properties::run_contract},
+    Ev, Manner, Step, WALL_START_MS, World,
+    trace::{describe, describe_event, describe_record, trace},
+};
+
+impl World {
+    pub(super) fn start(&mut self, node: usize) {
+        let wall = i64::try_from(self.cfg.wall_off_ms).expect("small");
+        let drift = i64::try_from(self.cfg.drift_permille).expect("small");
+        let (wall_off, mono_off) = (self.within_signed(wall), self.rng.within(0, 1 << 20) as i64);
+        let drift = self.within_signed(drift);
+        let me = &mut self.nodes[node];
+        me.life += 1;
+        me.drift = drift;
+        // A monotonic clock starts anywhere, and never below zero.
+        me.mono_off = mono_off + 1_000_000;
+        me.wall_off = wall_off;
+        let params = Params {
+            me: me.key,
+            boot: Hash::tagged("sim/boot", &(node as u64, me.life)),
+            roundtime_ms: self.cfg.roundtime_ms,
+            min_round_ms: self.cfg.min_round_ms,
+            eager: self.cfg.eager,
+            grace_ms: self.cfg.grace_ms,
+            attempt_ms: 120,
+            time_res_ms: self.cfg.time_res_ms,
+            input_window: self.cfg.input_window,
+            input_bytes_max: hotpocket::consensus::INPUT_BYTES_MAX,
+            session_inputs: true,
+        };
+        let journal = me.disk.journal.clone();
+        if me.life > 1 {
+            self.watch.seen.hit("restarts");
+            if !journal.prevotes.is_empty() || !journal.precommits.is_empty() {
+                self.watch.seen.hit("restarts with a journaled vote");
+            }
+            if journal.advance.is_some() {
+                self.watch.seen.hit("restarts with a journaled ADVANCE");
+            }
+        }
+        trace(|| format!("{:>7} n{node} starts at {}", self.now, journal.seq()));
+        let core = Consensus::new(params, Box::new(TableCrypto(me.key)), self.cfg.threshold, journal);
+        me.core = Some(Box::new(core));
+        self.handle(node, Event::Start);
+    }
+
+    /// kill -9, now.
+    pub fn crash(&mut self, node: usize) {
+        if self.nodes[node].core.is_none() {
+            return;
+        }
+        trace(|| format!("{:>7} n{node} killed", self.now));
+        self.watch.seen.hit("crashes");
+        // A commit under way is on disk or is not.
+        if self.nodes[node].committing.is_some() && self.rng.chance(50) {
+            self.commit(node);
+        }
+        let me = &mut self.nodes[node];
+        if me.fifo.iter().any(|step| matches!(step, Step::Sync(_))) {
+            self.watch.seen.hit("crashes before a sync");
+        }
+        me.core = None;
+        me.life += 1;
+        me.fifo.clear();
+        me.pending.clear();
+        me.committing = None;
+        me.durable = me.persisted;
+        me.timers.clear();
+        me.runs.clear();
+        me.running = false;
+        me.crash_in = None;
+        me.delivered = None;
+        me.users.clear();
+        me.view.fill(None);
+        for peer in 0..self.nodes.len() {
+            self.disconnect(node.min(peer), node.max(peer));
+        }
+        let at = self.now + if self.rng.chance(50) { self.rng.within(0, 50) } else { self.rng.within(50, 1500) };
+        self.push(at, Ev::Restart { node });
+    }
+
+    pub(super) fn mono(&self, node: usize) -> MonoMs {
+        let me = &self.nodes[node];
+        let now = i64::try_from(self.now).expect("small");
+        u64::try_from(me.mono_off + now + now * me.drift / 1000).expect("starts high")
+    }
+
+    /// When a node's clock will show `at`.
+    pub(super) fn when(&self, node: usize, at: MonoMs) -> u64 {
+        let mono = self.mono(node);
+        let left = i64::try_from(at.saturating_sub(mono)).expect("small");
+        let drift = self.nodes[node].drift;
+        let rounded = if drift == 0 { 0 } else { 2 };
+        self.now + u64::try_from(left * 1000 / (1000 + drift)).expect("drift is small") + rounded
+    }
+
+    pub(super) fn within_signed(&mut self, bound: i64) -> i64 {
+        let bound = u64::try_from(bound).expect("a bound");
+        self.rng.within(0, 2 * bound) as i64 - bound as i64
+    }
+
+    /// Gives a node an event, and performs what it answers.
+    pub fn handle(&mut self, node: usize, event: Event) {
+        let mono = self.mono(node);
+        let wall = (WALL_START_MS + self.now).saturating_add_signed(self.nodes[node].wall_off);
+        let me = &mut self.nodes[node];
+        let Some(core) = &mut me.core else { return };
+        trace(|| format!("{:>7} n{node} <- {}", self.now, describe_event(&event)));
+        for effect in core.on(event, mono, wall) {
+            match effect {
+                Effect::Persist(record) => {
+                    trace(|| format!("{:>7} n{node}    persist {}", self.now, describe_record(&record)));
+                    me.persisted += 1;
+                    me.pending.push(record);
+                }
+                Effect::Sync => me.fifo.push_back(Step::Sync(me.persisted)),
+                effect => me.fifo.push_back(Step::Do(Box::new(effect))),
+            }
+        }
+        self.pump(node);
+    }
+
+    /// Performs effects until a `Sync` waits for the disk.
+    pub(super) fn pump(&mut self, node: usize) {
+        loop {
+            let me = &mut self.nodes[node];
+            match me.fifo.front() {
+                None => return,
+                Some(Step::Sync(mark)) if me.durable >= *mark => {
+                    me.fifo.pop_front();
+                }
+                Some(Step::Sync(_)) => {
+                    if me.committing.is_none() {
+                        // A crash may fall between the record and its commit, or into the commit.
+                        if let Some(left) = &mut me.crash_in {
+                            if *left == 0 {
+                                return self.crash(node);
+                            }
+                            *left -= 1;
+                        }
+                        me.committing = Some((std::mem::take(&mut me.pending), me.persisted));
+                        let life = me.life;
+                        let at = self.now + self.rng.within(self.cfg.disk_ms.0, self.cfg.disk_ms.1);
+                        self.push(at, Ev::Commit { node, life });
+                    }
+                    if self.nodes[node].crash_in == Some(0) {
+                        self.crash(node);
+                    }
+                    return;
+                }
+                Some(Step::Do(_)) => {
+                    if let Some(left) = &mut me.crash_in {
+                        if *left == 0 {
+                            return self.crash(node);
+                        }
+                        *left -= 1;
+                    }
+                    let Some(Step::Do(effect)) = me.fifo.pop_front() else { unreachable!("looked at") };
+                    self.perform(node, *effect);
+                }
+            }
+        }
+    }
+
+    pub(super) fn commit(&mut self, node: usize) {
+        let Some((records, mark)) = self.nodes[node].committing.take() else { return };
+        let (n, window) = (self.cfg.n, self.cfg.input_window);
+        let me = &mut self.nodes[node];
+        me.durable = mark;
+        let honest = me.manner.is_honest();
+        for record in records {
+            match &record {
+                Record::Ledger(ledger) => {
+                    let ledger = ledger.clone();
+                    me.disk.journal.apply(record, window);
+                    let inputs = me.disk.journal.unexecuted.last().expect("just closed").1.clone();
+                    if honest {
+                        self.watch.stored(node, &ledger, &me.disk.journal.users, &inputs);
+                    }
+                    me.disk.history.push((*ledger, inputs));
+                }
+                Record::Result(result) => {
+                    me.disk.before.remove(&result.body.of_seq);
+                    me.disk.journal.apply(record, window);
+                }
+                Record::Input(input) => {
+                    if honest && node < n {
+                        self.watch.durable.insert(input.key(), node);
+                    }
+                    me.disk.journal.apply(record, window);
+                }
+                _ => me.disk.journal.apply(record, window),
+            }
+        }
+    }
+
+    pub(super) fn perform(&mut self, node: usize, effect: Effect) {
+        let honest = self.nodes[node].manner.is_honest();
+        match effect {
+            Effect::Persist(_) | Effect::Sync => unreachable!("sorted out when they came"),
+            Effect::Broadcast(message) => {
+                trace(|| format!("{:>7} n{node} -> all: {}", self.now, describe(&message)));
+                self.left(node, &message);
+                if let Message::Input(input) = &message {
+                    self.sent_inputs.push(input.clone());
+                }
+                let message = Rc::new(message);
+                // To members alone: observers ask.
+                for to in (0..self.nodes.len()).filter(|to| self.nodes[*to].member < self.cfg.n).collect::<Vec<_>>() {
+                    self.send(node, to, &message);
+                }
+            }
+            Effect::Send(key, message) => {
+                trace(|| format!("{:>7} n{node} -> {}: {}", self.now, key.0[0] - 1, describe(&message)));
+                self.left(node, &message);
+                self.send_to_key(node, key, message);
+            }
+            Effect::SetTimer(timer, at) => {
+                let at = self.when(node, at);
+                let me = &mut self.nodes[node];
+                me.settings += 1;
+                me.timers.insert(timer, me.settings);
+                let (life, setting) = (me.life, me.settings);
+                self.push(at, Ev::Timer { node, life, timer, setting });
+            }
+            Effect::Cancel(timer) => {
+                self.nodes[node].timers.remove(&timer);
+            }
+            Effect::LedgerClosed { ledger, attempt, .. } => {
+                trace(|| format!("{:>7} n{node} closed {} at {attempt}", self.now, ledger.candidate.header.seq));
+                if honest {
+                    self.watch.seen.hit(match attempt {
+                        0 => "closed at attempt 0",
+                        1 => "closed at attempt 1",
+                        _ => "closed at attempt 2 or later",
+                    });
+                }
+            }
+            Effect::Rollback(seq) => {
+                let disk = &mut self.nodes[node].disk;
+                trace(|| format!("{:>7} n{node} rolls back to before {seq}", self.now));
+                if let Some(before) = disk.before.remove(&seq) {
+                    disk.state = before;
+                    self.watch.seen.hit("rollbacks of a touched state");
+                }
+                self.watch.seen.hit("rollbacks");
+            }
+            Effect::Execute(run) => {
+                if honest {
+                    self.watch.executes(node, &run);
+                }
+                self.nodes[node].runs.push_back(run);
+                self.run_next(node);
+            }
+            Effect::Deliver(result) => {
+                let before = self.nodes[node].delivered.replace(result.of_seq);
+                assert!(before.is_none_or(|before| before + 1 == result.of_seq), "S3: node {node} skips outputs");
+                if honest {
+                    self.watch.delivered(node, &result);
+                }
+            }
+            Effect::Diverged { mine, agreed } => {
+                let flips = self.nodes[node].manner != Manner::Honest;
+                assert!(flips, "S6: node {node} diverged without reason: {mine:?} {agreed:?}");
+                self.nodes[node].diverged = true;
+                self.nodes[node].runs.clear();
+                self.watch.seen.hit("diverged");
+            }
+            Effect::Evidence(evidence) => {
+                if honest {
+                    self.watch.evidence(node, &evidence);
+                }
+            }
+            Effect::Serve(key, query) => self.serve(node, key, &query),
+            Effect::Split(_) => self.watch.seen.hit("splits"),
+            Effect::SplitHealed(_) => self.watch.seen.hit("splits healed"),
+            Effect::Refuse(..) => self.watch.seen.hit("refused inputs"),
+            Effect::Expired(_) => self.watch.seen.hit("expired inputs"),
+        }
+    }
+
+    pub(super) fn left(&mut self, node: usize, message: &Message) {
+        let me = &self.nodes[node];
+        if me.manner.is_honest() {
+            self.watch.left(node, me.key, message, &me.disk.journal);
+            if let Message::Propose(propose) = message
+                && matches!(propose.body.basis, Basis::Polc(_))
+            {
+                self.watch.seen.hit("POLC re-proposals");
+            }
+        }
+    }
+
+    pub(super) fn send_to_key(&mut self, node: usize, key: NodeKey, message: Message) {
+        let message = Rc::new(message);
+        for to in 0..self.nodes.len() {
+            if self.nodes[to].key == key {
+                self.send(node, to, &message);
+            }
+        }
+    }
+
+    pub(super) fn serve(&mut self, node: usize, to: NodeKey, query: &Query) {
+        let history = &self.nodes[node].disk.history;
+        let mut answers: Vec<Message> = Vec::new();
+        match query {
+            Query::Closed(seq) => {
+                if let Some((ledger, _)) = seq.checked_sub(1).and_then(|at| history.get(usize::try_from(at).ok()?)) {
+                    let header = ledger.candidate.header.clone();
+                    answers.push(Message::Closed(Closed { header, qc: ledger.qc.clone() }));
+                }
+            }
+            Query::Candidate(hash) => {
+                let found = history.iter().find(|(ledger, _)| ledger.qc.vote.ledger_hash == *hash);
+                answers.extend(found.map(|(ledger, _)| Message::Candidate(ledger.candidate.clone())));
+            }
+            Query::Inputs(ids) => {
+                for id in ids {
+                    let place = |(ledger, _): &&(ClosedLedger, Vec<Input>)| ledger.candidate.inputs.binary_search(id);
+                    let found = history.iter().find_map(|entry| place(&entry).ok().map(|at| entry.1[at].clone()));
+                    answers.extend(found.map(Message::Input));
+                }
+            }
+            Query::Details(_) => {}
+        }
+        if self.nodes[node].manner == Manner::Withholds {
+            return;
+        }
+        for answer in answers {
+            trace(|| format!("{:>7} n{node} -> {}: {}", self.now, to.0[0] - 1, describe(&answer)));
+            self.send_to_key(node, to, answer);
+        }
+    }
+
+    // ---- The contract -------------------------------------------------------------------------------------------
+
+    pub(super) fn run_next(&mut self, node: usize) {
+        let at = self.now + self.rng.within(self.cfg.run_ms.0, self.cfg.run_ms.1);
+        let me = &mut self.nodes[node];
+        if me.running {
+            return;
+        }
+        let Some(run) = me.runs.front() else { return };
+        let seq = run.header.seq;
+        let (done, root) = me.disk.state;
+        assert_eq!(done + 1, seq, "node {node} runs ledger {seq} on another state");
+        assert!(root.is_some(), "node {node} runs ledger {seq} on a state in the middle of a run");
+        me.disk.before.insert(seq, me.disk.state);
+        me.disk.state = (seq - 1, None);
+        me.running = true;
+        let life = me.life;
+        self.push(at, Ev::Ran { node, life });
+    }
+
+    pub(super) fn ran(&mut self, node: usize) {
+        let me = &mut self.nodes[node];
+        me.running = false;
+        let Some(run) = me.runs.pop_front() else { return };
+        let seq = run.header.seq;
+        let before = me.disk.before[&seq].1.expect("checked when it began");
+        let mut result = run_contract(before, &run);
+        if let Manner::Flips(from) = me.manner
+            && seq >= from
+        {
+            result.state_root = Hash::tagged("sim/flipped", &(node as u64, me.life, result.state_root));
+        } else if me.manner.is_honest() {
+            self.watch.executed(node, &result);
+        }
+        me.disk.state = (seq, Some(result.state_root));
+        self.handle(node, Event::ExecDone(result));
+        self.run_next(node);
+    }
+}
