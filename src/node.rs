@@ -97,9 +97,14 @@ pub struct Node {
     batch: Vec<Write>,
     /// The commit that the effects wait for.
     committing: Option<oneshot::Receiver<Result<(), LedgerError>>>,
+    /// How many commits were begun. All but the one under way are done.
+    commits: u64,
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
+    /// The commit that holds the last run's result. No run begins before it is done: a run's beginning gives up the
+    /// copy from which the run before could be repeated.
+    result_commit: u64,
     halted_runs: bool,
 
     line: PartyLine,
@@ -334,8 +339,10 @@ impl Node {
                 while self.runs.len() > RUNS_KEPT {
                     self.runs.pop_first();
                 }
+                self.result_commit = self.commits + 1;
+                self.handle(Event::ExecDone(ran.result))?;
                 self.next_job();
-                self.handle(Event::ExecDone(ran.result))
+                Ok(())
             }
         }
     }
@@ -363,7 +370,9 @@ impl Node {
     fn committed(&mut self, done: Result<(), LedgerError>) -> Result<(), NodeError> {
         self.committing = None;
         done?;
-        self.perform()
+        self.perform()?;
+        self.next_job();
+        Ok(())
     }
 
     /// Performs effects in order, up to a `Sync` that has to wait for the disk.
@@ -407,6 +416,7 @@ impl Node {
     fn commit(&mut self) {
         self.gather_batch();
         if !self.batch.is_empty() {
+            self.commits += 1;
             self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
         }
     }
@@ -443,7 +453,15 @@ impl Node {
     }
 
     fn next_job(&mut self) {
-        if self.running.is_some() {
+        if self.running.is_some() || self.jobs.is_empty() {
+            return;
+        }
+        if self.commits < self.result_commit && self.committing.is_none() {
+            // Its outputs stand in the batch, so that there is something to write.
+            self.commit();
+        }
+        let under_way = u64::from(self.committing.is_some());
+        if self.commits - under_way < self.result_commit {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
