@@ -332,8 +332,9 @@ impl TestNode {
         self.ended().await;
     }
 
-    /// Where the node stands; `None` when it does not answer.
+    /// Where the node stands; `None` when it does not answer. Panics when it should run and does not.
     pub async fn status(&self) -> Option<Value> {
+        assert!(self.running.is_none() || is_alive(self.pid()), "{} ended by itself", self.dir.display());
         timeout(DEADLINE, control::ask(&self.dir, &Request::Status)).await.ok()?.ok()
     }
 

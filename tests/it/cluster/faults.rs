@@ -78,7 +78,32 @@ fn a_node_that_stood_still_while_the_others_closed_ledgers_catches_up() {
         next = count(&mut user, next..next + 5).await;
         net.agree().await;
         counted(&net, next);
-        assert_eq!(net.nodes[3].session(user.key.clone()).await.ask("through it\n").await, "through it\n");
+        assert_eq!(net.nodes[3].user().await.ask("through it\n").await, "through it\n");
+    });
+}
+
+#[test]
+fn kills_of_a_node_that_catches_up_lose_and_repeat_nothing() {
+    block_on(async {
+        let mut net = Net::up_with(4, record(), |_, config| {
+            config.set("consensus.threshold", "75");
+        })
+        .await;
+        let mut user = net.nodes[0].user().await;
+        net.nodes[3].kill().await;
+        let end = count(&mut user, 0..100).await;
+        for _ in 0..6 {
+            net.nodes[3].start().await;
+            let was = net.nodes[3].state("log").len();
+            until("it has run a ledger it had missed", async || {
+                (net.nodes[3].state("log").len() > was || net.nodes[3].seq().await > 100).then_some(())
+            })
+            .await;
+            net.nodes[3].kill().await;
+        }
+        net.nodes[3].start().await;
+        net.agree().await;
+        counted(&net, end);
     });
 }
 
