@@ -92,8 +92,9 @@ impl Node {
         error!(seq, "{what}");
         self.report.alert(what);
         let executor = self.executor.clone();
+        let fresh = self.runs.contains_key(&seq);
         tokio::spawn(async move {
-            match executor.give_up(seq).await {
+            match executor.give_up(seq, fresh).await {
                 Ok(path) => error!(seq, path = %path.display(), "the differing state is kept"),
                 Err(error) => error!(seq, error = &error as &dyn std::error::Error, "cannot keep the differing state"),
             }

@@ -1,6 +1,6 @@
 //! Contracts that do not do the same everywhere: who differs is told with the path, and nobody agrees on nonsense.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use hotpocket::config::quoted;
 use serde_json::Value;
@@ -75,13 +75,21 @@ fn one_of_four_that_differs_says_so_with_the_path_and_the_others_go_on() {
         let line = net.nodes[3].logs(&["the differing state is kept"]).await;
         let path =
             line.split("path=").nth(1).expect("a path").split_whitespace().next().expect("a path").trim_matches('"');
-        assert!(std::path::Path::new(path).is_dir(), "{path}");
+        let odd_state = Path::new(path).join("state/odd");
+        assert_eq!(fs::read_to_string(&odd_state).expect("it is kept"), "/odd");
 
-        // Its users are told that nothing can come of their inputs here, and the others close ledgers without it.
+        // A restart does not forget it, and loses nothing of what was kept.
         net.nodes[3].kill().await;
-        let (seq, _) = net.agree().await;
+        net.nodes[3].start().await;
+        let text = net.nodes[3].status_where("it still says so", |status| status["diverged"] == true).await.to_string();
+        assert!(text.contains("differs from the network's"), "{text}");
+        assert_eq!(fs::read_to_string(&odd_state).expect("it is kept"), "/odd");
+        // The others do without it, and it goes on following them.
         assert_eq!(user.ask("more").await, "4 31");
+        let seq = net.nodes[0].seq().await;
         net.closed(seq + 1).await;
+        net.nodes[3].kill().await;
+        net.agree().await;
         for node in &net.nodes[..3] {
             assert_eq!((node.state("odd"), node.state("inputs")), ("/probe".to_owned(), "31".to_owned()));
         }
