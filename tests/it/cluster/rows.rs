@@ -365,6 +365,78 @@ fn npl_and_exit_at_once_harms_nobody() {
 }
 
 #[test]
+fn npl_reaches_every_node_and_ends_when_all_have_spoken_or_at_the_window() {
+    block_on(async {
+        let mut net = Net::up_with(4, probe(), |_, config| {
+            config.set("consensus.threshold", "75").set("contract.npl_window_ms", "20000");
+        })
+        .await;
+        let heard = async |net: &Net, at: usize, count: usize| {
+            let log = net.nodes[at].dir.join("log/contract/stdout.log");
+            let line = format!("heard {count}\n");
+            until("the log is written", async || {
+                fs::read_to_string(&log).unwrap_or_default().contains(&line).then_some(())
+            })
+            .await;
+        };
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("talk").await, "4 4");
+        net.agree().await;
+        for at in 0..4 {
+            heard(&net, at, 4).await;
+        }
+        // With one silent the end comes by time. A short one, for a new chain: the window is shared.
+        net = Net::up_with(4, probe(), |_, config| {
+            config.set("consensus.threshold", "75").set("contract.npl_window_ms", "300");
+        })
+        .await;
+        net.nodes[3].kill().await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("talk").await, "4 4");
+        net.agree().await;
+        heard(&net, 0, 3).await;
+    });
+}
+
+#[test]
+fn a_fifo_in_state_is_refused_alike_and_rolled_back() {
+    block_on(async {
+        let net = Net::up(2).await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("four").await, "4 4");
+        user.send("fifo").await;
+        let (code, message) = user.error().await;
+        assert_eq!(code, "contract_failed");
+        assert!(message.contains("state"), "{message}");
+        assert_eq!(user.ask("more").await, "4 8");
+        net.agree().await;
+        for node in &net.nodes {
+            assert!(!node.dir.join("state/fifo").exists());
+        }
+    });
+}
+
+#[test]
+fn big_input_of_more_than_a_ledger_takes_goes_into_the_next_ones() {
+    block_on(async {
+        let net = Net::up_with(3, record(), plain).await;
+        // 24 MiB at once, where a ledger takes 16.
+        let mut users = join_all((0..24).map(|at| net.nodes[at % 2].user())).await;
+        let input = "b".repeat((1 << 20) - 1) + "\n";
+        join_all(users.iter_mut().map(async |user| {
+            user.send(input.clone()).await;
+            assert!(user.text().await == input);
+        }))
+        .await;
+        net.agree().await;
+        for node in &net.nodes {
+            assert!(node.state("log") == net.nodes[0].state("log"));
+            assert_eq!(node.state("log").lines().count(), 24);
+        }
+    });
+}
+
+#[test]
 fn sub_folder_in_state_and_exit_status_are_agreed_and_survive_a_restart() {
     block_on(async {
         let mut net = Net::up(3).await;

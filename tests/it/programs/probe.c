@@ -10,6 +10,8 @@
 //   differ  writes this node's own key into state/differ: another content on every node
 //   daemon  leaves a process behind that would write to state/late
 //   npl     says hello on the party line and exits without reading it
+//   talk    says hello on the party line, reads it to its end, and tells stdout how many it heard
+//   fifo    leaves something in state/ that nodes cannot agree on
 //   big     writes 1 MB to the user before its output
 //   dump    keeps what it was given, JSON and environment, in state/
 //   odd     keeps the name of its own executable in state/odd
@@ -54,6 +56,14 @@ static void store_number(const char *path, long long number) {
     char text[64];
     snprintf(text, sizeof text, "%lld", number);
     store(path, text);
+}
+
+static int party_line(void) {
+    int fds[2];
+    char *npl = strstr(json, "\"npl\":[");
+    if (sscanf(npl, "\"npl\":[%d,%d]", &fds[0], &fds[1]) != 2 || write(fds[1], "hello", 5) < 0) exit(9);
+    close(fds[1]);
+    return fds[0];
 }
 
 static void obey(const char *word, const char *half, int out) {
@@ -110,10 +120,21 @@ static void obey(const char *word, const char *half, int out) {
         }
         _exit(0);
     }
-    if (!strncmp(word, "npl", 3)) {
-        int fds[2];
-        char *npl = strstr(json, "\"npl\":[");
-        if (sscanf(npl, "\"npl\":[%d,%d]", &fds[0], &fds[1]) != 2 || write(fds[1], "hello", 5) < 0) exit(9);
+    if (!strncmp(word, "npl", 3)) party_line();
+    if (!strncmp(word, "talk", 4)) {
+        FILE *line = fdopen(party_line(), "r");
+        int heard = 0, bytes;
+        char who[65], text[64];
+        while (fscanf(line, "Length: %d\nPubkey: %64[0-9a-f]\n\n", &bytes, who) == 2) {
+            if (bytes != 5 || fread(text, 1, 5, line) != 5 || memcmp(text, "hello", 5)) exit(9);
+            heard++;
+        }
+        printf("heard %d\n", heard);
+        fflush(stdout);
+    }
+    if (!strncmp(word, "fifo", 4)) {
+        store("state/inputs", half);
+        mkfifo("state/fifo", 0644);
     }
 }
 
