@@ -44,7 +44,7 @@ use crate::{
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
     types::{Challenge, Hash, MonoMs, NodeKey, Seq, Status, UserKey, WallMs},
-    wire,
+    wire::{self, Hello},
 };
 
 /// Runs whose details and outputs are kept in memory. Older outputs are in the database.
@@ -57,6 +57,9 @@ const LINE_MAX: usize = 256;
 const EFFECTS_MAX: usize = 65_536;
 /// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
 const SESSIONS_MAX: usize = 65_536;
+
+/// Processes of one node that are remembered, to see when one comes back after another. The oldest make room.
+const BOOTS_MAX: usize = 8;
 
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
@@ -111,6 +114,10 @@ pub struct Node {
     line_counters: BTreeMap<Hash, u64>,
     sessions: BTreeMap<(UserKey, Challenge), SessionId>,
     linked: BTreeSet<NodeKey>,
+    /// The processes of each member that were linked, the last one last.
+    boots: BTreeMap<NodeKey, VecDeque<Hash>>,
+    /// Members of which two processes were seen.
+    twins: BTreeSet<NodeKey>,
     runs: BTreeMap<Seq, Kept>,
     serving: BTreeMap<NodeKey, usize>,
     served_tx: mpsc::Sender<NodeKey>,
@@ -214,8 +221,9 @@ impl Node {
 
     fn on_mesh(&mut self, event: MeshEvent) -> Result<(), NodeError> {
         match event {
-            MeshEvent::LinkUp { peer, .. } => {
+            MeshEvent::LinkUp { peer, hello } => {
                 info!(peer = %peer.short(), "linked");
+                self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
                 self.handle(Event::LinkUp(peer))
             }
@@ -230,6 +238,28 @@ impl Node {
                 Ok(())
             }
             MeshEvent::Frame { peer, bytes, .. } => self.on_frame(peer, &bytes),
+        }
+    }
+
+    /// A process that comes back after another one with its key has been here, while no process can be begun twice:
+    /// both live. Each of them may sign what the other contradicts, so that its operator has to end one.
+    fn watch_for_twins(&mut self, peer: NodeKey, hello: &[u8]) {
+        let Ok(Hello { boot, .. }) = wire::decode(hello) else { return };
+        if !self.core.unl().contains(&peer) {
+            return;
+        }
+        let boots = self.boots.entry(peer).or_default();
+        if boots.back() == Some(&boot) {
+            return;
+        }
+        if boots.contains(&boot) && self.twins.insert(peer) {
+            error!(node = %peer, "two processes run with the key of one node");
+            self.report.alert(format!("two processes run with the key of node {peer}: its operator has to end one"));
+        }
+        boots.retain(|other| *other != boot);
+        boots.push_back(boot);
+        if boots.len() > BOOTS_MAX {
+            boots.pop_front();
         }
     }
 

@@ -234,6 +234,8 @@ impl Node {
             line_counters: Default::default(),
             sessions: Default::default(),
             linked: BTreeSet::new(),
+            boots: Default::default(),
+            twins: BTreeSet::new(),
             runs: Default::default(),
             serving: Default::default(),
             served_tx,

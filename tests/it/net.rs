@@ -357,6 +357,13 @@ impl TestNode {
         .await
     }
 
+    /// The port for peers, as configured.
+    pub fn peer_port(&self) -> u16 {
+        let text = fs::read_to_string(self.dir.join("cfg/hp.cfg")).expect("there is a configuration");
+        let line = text.lines().find_map(|line| line.strip_prefix("peerport = ")).expect("a port");
+        line.parse().expect("a port")
+    }
+
     /// Reads the configuration file, changes its text, and writes it back.
     pub fn edit_config(&self, change: impl FnOnce(String) -> String) {
         let file = self.dir.join("cfg/hp.cfg");

@@ -1,6 +1,6 @@
 //! Nodes that are killed, stopped, cut off and ended at the worst moments, while users go on.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use hotpocket::types::Hash;
 use nix::sys::signal::Signal;
@@ -250,4 +250,52 @@ fn two_nodes_that_lose_their_links_find_each_other_again() {
         assert_eq!(net.nodes[1].user().await.ask("b").await, "1 2");
         net.agree().await;
     });
+}
+
+#[test]
+fn two_processes_with_one_key_stop_nobody_and_the_others_tell_of_them() {
+    block_on(async {
+        let mut net = Net::up_with(4, record(), |_, config| {
+            config.set("consensus.threshold", "75");
+        })
+        .await;
+        let mut user = net.nodes[0].user().await;
+        let next = count(&mut user, 0..5).await;
+        net.nodes[3].signal(Signal::SIGTERM);
+        assert_eq!(net.nodes[3].ended().await, Some(0));
+        // A copy of the folder is taken somewhere else, and the one it was taken of is started again as well.
+        let copy = net.nodes[3].dir.with_file_name("copy");
+        copy_folder(&net.nodes[3].dir, &copy);
+        net.nodes[3].start().await;
+        let mut other = Net::of(tempfile::tempdir().expect("a folder"), vec![copy]);
+        let port = net.nodes[3].peer_port();
+        other.nodes[0].edit_config(|text| text.replace(&format!("peerport = {port}"), "peerport = 0"));
+        other.start_all().await;
+        let key = net.nodes[3].secret.as_ref().expect("made here").node_key().to_string();
+        let mut next = next;
+        until("somebody tells", async || {
+            next = count(&mut user, next..next + 1).await;
+            for node in &net.nodes[..3] {
+                let alerts = node.status().await?["alerts"].to_string();
+                if alerts.contains("two processes") && alerts.contains(&key) {
+                    return Some(());
+                }
+            }
+            None
+        })
+        .await;
+        other.nodes[0].kill().await;
+        net.agree().await;
+        counted(&net, next);
+    });
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("made");
+    for entry in fs::read_dir(from).expect("a folder").flatten() {
+        match entry.file_type().expect("a kind") {
+            kind if kind.is_dir() => copy_folder(&entry.path(), &to.join(entry.file_name())),
+            _ => drop(fs::copy(entry.path(), to.join(entry.file_name())).expect("copied")),
+        }
+    }
 }
