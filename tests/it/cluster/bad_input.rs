@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::net::{DEADLINE, Net, block_on, call, free_ports, plain, probe, record, until};
+use crate::net::{DEADLINE, Net, TestNode, block_on, call, free_ports, plain, probe, record, until};
 
 /// A byte sequence that looks random and is the same in every run.
 fn garbage(turn: u64, len: usize) -> Vec<u8> {
@@ -388,6 +388,53 @@ fn nodes_of_two_contracts_refuse_each_other_and_say_why_in_one_line() {
             let lines = net.nodes[0].log().lines().filter(|line| line.contains("ERROR")).count();
             assert!(lines <= 2, "it is not repeated all the time: {}", net.nodes[0].log());
         }
+    });
+}
+
+#[test]
+fn nodes_of_one_network_that_are_set_up_differently_name_what_differs() {
+    block_on(async {
+        type Change = fn(&TestNode);
+        let changes: [(&str, Change); 4] = [
+            ("consensus.time_res_ms differs", |node| {
+                node.edit_config(|text| text.replace("time_res_ms = 1000", "time_res_ms = 500"));
+            }),
+            ("the genesis time differs", |node| {
+                node.edit_config(|text| text.replace("1700000000000", "1700000000001"))
+            }),
+            ("the genesis UNL differs", |node| {
+                node.edit_config(|text| text.replace("unl = [\n", &format!("unl = [\n    \"{}\",\n", "01".repeat(32))));
+            }),
+            ("the state before the first run differs", |node| {
+                fs::create_dir(node.dir.join("state")).expect("made");
+                fs::write(node.dir.join("state/inputs"), "1").expect("written");
+            }),
+        ];
+        for (what, change) in changes {
+            let mut net = Net::new(2, probe(), plain);
+            change(&net.nodes[1]);
+            net.start_all().await;
+            for node in &net.nodes {
+                let line = node.logs(&["ERROR", what]).await;
+                assert!(line.contains(" here, ") && line.contains(" there"), "{line}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_node_that_stands_still_is_told_of_by_hp_status_in_time() {
+    block_on(async {
+        let net = Net::up(1).await;
+        net.nodes[0].signal(nix::sys::signal::Signal::SIGSTOP);
+        let ended = call(&["status", net.nodes[0].dir.to_str().expect("UTF-8")]).await;
+        assert_eq!((ended.code, ended.out.as_str()), (Some(6), ""), "{ended:?}");
+        assert!(ended.err.contains("does not answer"), "{}", ended.err);
+        net.nodes[0].signal(nix::sys::signal::Signal::SIGCONT);
+        let ended = call(&["status", net.nodes[0].dir.to_str().expect("UTF-8"), "--json"]).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let status: serde_json::Value = serde_json::from_str(&ended.out).expect("one JSON object");
+        assert!(status["seq"].is_u64(), "{status}");
     });
 }
 

@@ -108,6 +108,32 @@ fn kills_of_a_node_that_catches_up_lose_and_repeat_nothing() {
 }
 
 #[test]
+fn a_member_whose_hist_and_state_were_emptied_follows_the_network_from_the_start() {
+    block_on(async {
+        let mut net = Net::up_with(4, record(), |_, config| {
+            config.set("consensus.threshold", "75");
+        })
+        .await;
+        let mut user = net.nodes[0].user().await;
+        let next = count(&mut user, 0..30).await;
+        net.agree().await;
+        net.nodes[3].kill().await;
+        for folder in ["hist", "state"] {
+            fs::remove_dir_all(net.nodes[3].dir.join(folder)).expect("removed");
+        }
+        net.nodes[3].start().await;
+        let next = count(&mut user, next..next + 10).await;
+        net.agree().await;
+        // It is one of the three that are needed again.
+        net.nodes[2].kill().await;
+        let next = count(&mut user, next..next + 5).await;
+        net.nodes[2].start().await;
+        net.agree().await;
+        counted(&net, next);
+    });
+}
+
+#[test]
 fn without_a_quorum_nothing_is_answered_and_with_it_again_everything_is() {
     block_on(async {
         let mut net = Net::up_with(3, record(), plain).await;
