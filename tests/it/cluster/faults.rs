@@ -134,6 +134,44 @@ fn a_member_whose_hist_and_state_were_emptied_follows_the_network_from_the_start
 }
 
 #[test]
+fn users_of_a_killed_node_leave_the_ledger_and_come_back_with_it() {
+    block_on(async {
+        let mut net = Net::up_with(4, record(), |_, config| {
+            config.set("consensus.threshold", "75").set("roundtime", "200");
+        })
+        .await;
+        let (mut here, mut there) = (net.nodes[0].user().await, net.nodes[2].user().await);
+        let known = |count: u64| move |status: &serde_json::Value| status["users"] == count;
+        net.nodes[1].status_where("both users are known", known(2)).await;
+        assert_eq!(here.ask("push\n").await, "push\npushed\n");
+        assert_eq!(there.text().await, "pushed\n", "who sent nothing is reached");
+        net.nodes[2].kill().await;
+        net.nodes[1].status_where("the user of the killed node is gone", known(1)).await;
+        net.nodes[2].start().await;
+        there = net.nodes[2].session(there.key.clone()).await;
+        net.nodes[1].status_where("both users are known again", known(2)).await;
+        assert_eq!(here.ask("push\n").await, "push\npushed\n");
+        assert_eq!(there.text().await, "pushed\n");
+        net.agree().await;
+    });
+}
+
+#[test]
+fn a_user_that_reads_nothing_is_dropped_and_keeps_nobody_waiting() {
+    block_on(async {
+        let net = Net::up(1).await;
+        let (mut deaf, mut other) = (net.nodes[0].user().await, net.nodes[0].user().await);
+        // What the operating system holds for it, 1 MiB here, and more.
+        for _ in 0..16 {
+            deaf.send("big").await;
+            assert!(other.ask("x").await.starts_with("1 "));
+        }
+        net.nodes[0].status_where("one of the two is dropped", |status| status["local_users"] == 1).await;
+        assert!(other.ask("x").await.starts_with("1 "));
+    });
+}
+
+#[test]
 fn without_a_quorum_nothing_is_answered_and_with_it_again_everything_is() {
     block_on(async {
         let mut net = Net::up_with(3, record(), plain).await;
