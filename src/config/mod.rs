@@ -29,7 +29,7 @@ pub use self::peer::{ParsePeerError, PeerAddr};
 use self::read::{Keys, parse};
 pub use self::{
     edit::{Document, quoted, rekeyed},
-    quorum::{Tolerance, quorum},
+    quorum::Tolerance,
     shared::{SharedConfig, caps},
     tree::Format,
 };

@@ -474,6 +474,11 @@ impl Consensus {
         self.scope
     }
 
+    /// The ledger being closed. Of messages about an older one only the sender counts.
+    pub fn round_seq(&self) -> Seq {
+        self.round.seq
+    }
+
     /// The UNL in force, ascending.
     pub fn unl(&self) -> &[NodeKey] {
         &self.unl

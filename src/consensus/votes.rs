@@ -234,6 +234,9 @@ mod tests {
                 let quorum = Quorum::new(n, threshold);
                 assert!(quorum.include >= quorum.blocking(), "n {n} threshold {threshold}");
                 assert!(2 * quorum.q - n >= quorum.include, "n {n} threshold {threshold}");
+                // Rounded up: one vote less is under the threshold.
+                let percent = usize::from(threshold);
+                assert!(quorum.q * 100 >= n * percent && (quorum.q - 1) * 100 < n * percent);
             }
         }
     }

@@ -31,8 +31,10 @@ use crate::{
 };
 
 /// Ledgers below the tip whose bodies, outputs and own results are kept; older ones are deleted once they are executed.
-/// Source: consensus section 11, "kept by every node at least".
-pub const BODIES_KEPT: u64 = 1_024;
+///
+/// A node that was away replays what it missed from the bodies of others, so they are kept as long as an input may wait
+/// (`input_window`, by default): 18 hours at one ledger a second. The module's own tests keep fewer, to be quick.
+pub const BODIES_KEPT: u64 = if cfg!(test) { 1_024 } else { 65_536 };
 /// Old ledgers whose body one commit deletes at most; the rest waits for the next commits.
 const PRUNE_LEDGERS_MAX: u64 = 4;
 /// Old inputs one commit deletes at most, besides twice as many as it ledgers; the rest waits for the next commits.

@@ -140,12 +140,13 @@ fn pattern(len: usize) -> Vec<u8> {
 
 async fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(2));
     loop {
+        ticks.tick().await;
         if let Some(value) = condition() {
             return value;
         }
         assert!(begun.elapsed() < DEADLINE, "the condition came true in time");
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
