@@ -38,7 +38,7 @@ use crate::{
         header::{ClosedLedger, ExecResult},
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
-    contract::{NplIn, NplOut},
+    contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
     gateway::{ErrorCode, Gateway, GatewayEvent, SessionId},
     ledger::{Ledger, LedgerError, Write},
@@ -133,6 +133,8 @@ struct Kept {
     outputs: Vec<(UserKey, Bytes)>,
     /// Users who sent something, to be told when the run failed.
     senders: Vec<UserKey>,
+    /// Peers whose run was compared with this one, once each.
+    compared: BTreeSet<NodeKey>,
 }
 
 impl Node {
@@ -223,6 +225,7 @@ impl Node {
         match event {
             MeshEvent::LinkUp { peer, hello } => {
                 info!(peer = %peer.short(), "linked");
+                self.report.linked(peer);
                 self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
                 self.handle(Event::LinkUp(peer))
@@ -234,7 +237,7 @@ impl Node {
             }
             MeshEvent::Refused { peer, reason } => {
                 error!(peer = %peer.short(), reason, "no link with this node");
-                self.report.alert(format!("no link with {}: {reason}", peer.short()));
+                self.report.refused(peer, reason);
                 Ok(())
             }
             MeshEvent::Frame { peer, bytes, .. } => self.on_frame(peer, &bytes),
@@ -283,6 +286,9 @@ impl Node {
             // Nobody passes the party line on: what does not come from its signer is not taken.
             Message::Npl(npl) if member && npl.from == peer => {
                 let Npl { ledger_hash, data, .. } = npl.body;
+                if data.len() > NPL_MESSAGE_BYTES_MAX {
+                    return Ok(());
+                }
                 self.line.heard(ledger_hash, NplIn::Data { from: peer, data: data.into() });
                 Ok(())
             }
@@ -298,7 +304,10 @@ impl Node {
                 Ok(())
             }
             Message::Evidence(evidence) => {
-                self.keep_evidence(evidence);
+                // Anybody can make proofs against keys of his own.
+                if self.core.unl().binary_search(&evidence.signer).is_ok() {
+                    self.keep_evidence(evidence);
+                }
                 Ok(())
             }
             message => self.handle(Event::Message(peer, message)),
@@ -348,6 +357,8 @@ impl Node {
     fn refuses_raw_inputs(&self) -> Option<&'static str> {
         if self.config.user.inputs == crate::config::Inputs::Signed {
             Some("this network takes signed inputs only ([user] inputs = \"signed\")")
+        } else if self.halted_runs {
+            Some("this node's state differs from the network's, so it could not hand you the answer; use another node")
         } else if !self.core.unl().contains(&self.config.key) {
             Some("this node is an observer, not a member of the UNL, so it cannot vouch for inputs that are not signed")
         } else {
@@ -520,7 +531,10 @@ impl Node {
                 self.line.begin(execution.hash, ends.incoming);
                 let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
                 let details = Details { result: self.placeholder(&execution), leaves: Vec::new(), outputs: Vec::new() };
-                self.runs.insert(execution.header.seq, Kept { details, outputs: Vec::new(), senders });
+                self.runs.insert(
+                    execution.header.seq,
+                    Kept { details, outputs: Vec::new(), senders, compared: BTreeSet::new() },
+                );
                 let unl = self.core.unl().to_vec();
                 let hash = execution.hash;
                 tokio::spawn(async move {
@@ -544,7 +558,7 @@ impl Node {
         });
     }
 
-    /// Stands for the result of a run under way.
+    /// Stands for the result of a run under way; no state has its root.
     fn placeholder(&self, execution: &Execution) -> ExecResult {
         ExecResult {
             of_seq: execution.header.seq,

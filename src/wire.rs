@@ -144,17 +144,31 @@ impl Edge {
             let message: Message = decode(bytes).ok()?;
             // Messages without a slot, evidence among them, prove nothing.
             let slot = message.slot()?;
-            edge.check(&message, scope).is_ok().then_some(slot)
+            let said = said(&message, scope)?;
+            edge.check(&message, scope).is_ok().then_some((slot, said))
         };
-        let slots = (signed(&evidence.first, self), signed(&evidence.second, self));
-        match slots {
-            (Some(first), Some(second))
-                if first == second && first.0 == evidence.signer && evidence.first != evidence.second =>
+        match (signed(&evidence.first, self), signed(&evidence.second, self)) {
+            (Some((slot, first)), Some((same, second)))
+                if slot == same && slot.0 == evidence.signer && first != second =>
             {
                 Ok(())
             }
             _ => Err(evidence.signer),
         }
+    }
+}
+
+/// What the signature of a message with a slot is over. What travels beside it, as the POLC of an ADVANCE does, is
+/// anybody's and proves nothing against the signer.
+fn said(message: &Message, scope: &Scope) -> Option<Hash> {
+    match message {
+        Message::Novel(m) => Some(m.body.digest(scope)),
+        Message::Result(m) => Some(m.body.digest(scope)),
+        Message::Prevote(m) => Some(m.body.digest(scope)),
+        Message::Precommit(m) => Some(m.body.digest(scope)),
+        Message::Advance(m) => Some(m.vote.body.digest(scope)),
+        Message::Propose(m) => Some(m.body.digest(scope)),
+        _ => None,
     }
 }
 
@@ -201,5 +215,39 @@ impl Hello {
     /// Hash of the UNL in it.
     pub fn unl_hash(&self) -> Hash {
         unl_hash(&self.genesis.unl)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        consensus::messages::{Advance, AdvanceVote, Certificate, Vote},
+        crypto::SecretKey,
+    };
+
+    const SCOPE: Scope = Scope { chain_id: Hash([1; 32]), unl_hash: Hash([2; 32]) };
+
+    fn advance(high: Option<(u32, Hash)>, signatures_beside: usize) -> Message {
+        let secret = SecretKey::from_seed([3; 32]);
+        let body = AdvanceVote { seq: 7, attempt: 2, high };
+        let sig = secret.sign(&body.digest(&SCOPE).0);
+        let vote = Vote { seq: 7, attempt: 0, ledger_hash: Hash([4; 32]) };
+        let polc = Certificate { vote, sigs: vec![(secret.node_key(), sig); signatures_beside] };
+        Message::Advance(Advance { vote: Signed { from: secret.node_key(), body, sig }, polc: Some(polc) })
+    }
+
+    fn evidence(first: &Message, second: &Message) -> Result<(), Refused> {
+        let signer = SecretKey::from_seed([3; 32]).node_key();
+        let evidence = Evidence { signer, first: encode(first), second: encode(second) };
+        Edge::default().check(&Message::Evidence(evidence), &SCOPE)
+    }
+
+    #[test]
+    fn two_statements_in_one_slot_are_evidence_and_other_things_beside_one_statement_are_not() {
+        let high = Some((0, Hash([4; 32])));
+        assert_eq!(evidence(&advance(high, 3), &advance(None, 3)), Ok(()));
+        assert!(evidence(&advance(high, 3), &advance(high, 3)).is_err(), "the same twice");
+        assert!(evidence(&advance(high, 3), &advance(high, 4)).is_err(), "another's POLC beside the same vote");
     }
 }

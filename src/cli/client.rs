@@ -51,8 +51,9 @@ const INTERRUPTED: i32 = 130;
 /// Bytes of one frame from a node; a longer one ends the connection. Above the largest output a contract may have.
 const FRAME_BYTES_MAX: usize = 64 << 20;
 
-/// Bytes of one line typed or piped in; the largest `pubmaxsize` there is. A longer line is skipped and said so.
-const LINE_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one line typed or piped in; with its newline the largest `pubmaxsize` there is. A longer line is skipped
+/// and said so.
+const LINE_BYTES_MAX: usize = (4 << 20) - 1;
 
 /// Lines read ahead of sending. Past it reading from stdin waits.
 const LINES_MAX: usize = 64;
@@ -60,11 +61,26 @@ const LINES_MAX: usize = 64;
 /// Bytes of a key file. A longer file is not a key.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
 
+/// Bytes of an output that is not text, shown on a terminal. Of a longer one only so many.
+const BINARY_SHOWN_MAX: usize = 64;
+
 /// Time to say goodbye.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
+const EXAMPLES: &str = "\
+Examples:
+  hp client 127.0.0.1:8080                        type a line, press Enter; Ctrl-D ends it
+  hp client 127.0.0.1:8080 < lines.txt            for scripts: outputs alone on stdout
+  hp client 127.0.0.1:8080 --once hello           one input, one answer
+
+Each line is one input and is sent with the newline at its end, because a contract gets the inputs of a ledger joined.
+--once sends exactly TEXT. On a terminal, outputs are marked with `< `; elsewhere they are written as they are.
+
+Exit codes: 0 ok, 1 refused or no connection, 6 no answer in time.";
+
 /// Talk to a contract through the user port of a node.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct ClientArgs {
     /// The node's user port: ws://HOST:PORT or HOST:PORT
     url: String,
@@ -72,7 +88,8 @@ pub struct ClientArgs {
     /// [default: ~/.config/hotpocket/client.key]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Send this one input, print the answer alone, and exit; uses a throw-away key unless --key is given
+    /// Send this one input, without a newline, print the answer alone, and exit; uses a throw-away key unless --key is
+    /// given
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     once: Option<String>,
     /// Seconds to wait for an answer
@@ -372,8 +389,8 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
     match &args.once {
         Some(input) => once(client, &args, input.clone(), interrupts, &mut out).await,
         None => {
-            let prefix = if out.is_terminal() { "< " } else { "" };
-            converse(client, &args, read_lines(), interrupts, &mut out, prefix).await
+            let terminal = out.is_terminal();
+            converse(client, &args, read_lines(), interrupts, &mut out, terminal).await
         }
     }
 }
@@ -403,7 +420,7 @@ async fn once(
                 FAILED
             }
             Ok(Ok(answer)) => {
-                print_output(out, &answer, "")?;
+                print_output(out, &answer)?;
                 OK
             }
             Ok(Err(error)) => return Err(error.into()),
@@ -430,7 +447,7 @@ async fn converse(
     mut lines: mpsc::Receiver<Line>,
     mut interrupts: Signal,
     out: &mut impl io::Write,
-    prefix: &str,
+    terminal: bool,
 ) -> anyhow::Result<i32> {
     eprintln!("connected to {} as {}", args.url, client.user());
     let user = client.user();
@@ -441,7 +458,9 @@ async fn converse(
         let mut sending = pin!(async {
             while let Some(line) = lines.recv().await {
                 match line {
-                    Line::Input(input) => {
+                    Line::Input(mut input) => {
+                        // A contract gets the inputs of a ledger joined: a line has to bring its end along.
+                        input.push(b'\n');
                         // Counted first: the answer may be here before the sending is done.
                         state.unanswered.update(|count| count + 1);
                         sink.send(input_message(input.into())).await.map_err(broken)?;
@@ -467,7 +486,8 @@ async fn converse(
                     state.unanswered.update(|count| count.saturating_sub(1));
                     match frame? {
                         Frame::Error { code, message } => eprintln!("error: {code}: {message}"),
-                        output => print_output(out, &output, prefix)?,
+                        output if terminal => show_output(out, &output)?,
+                        output => print_output(out, &output)?,
                     }
                 }
                 sent = &mut sending, if reading => sent?,
@@ -486,16 +506,44 @@ async fn converse(
 }
 
 /// Writes an output as it is; a text without a newline at its end gets one.
-fn print_output(out: &mut impl io::Write, frame: &Frame, prefix: &str) -> anyhow::Result<()> {
+fn print_output(out: &mut impl io::Write, frame: &Frame) -> anyhow::Result<()> {
     let written = match frame {
         Frame::Text(text) => {
             let end = if text.ends_with('\n') { "" } else { "\n" };
-            write!(out, "{prefix}{text}{end}")
+            write!(out, "{text}{end}")
         }
         Frame::Binary(bytes) => out.write_all(bytes),
         Frame::Error { .. } => Ok(()),
     };
     written.and_then(|()| out.flush()).context("cannot write the output")
+}
+
+/// Shows an output to a person: every line is marked, and nothing in it can take the terminal over.
+fn show_output(out: &mut impl io::Write, frame: &Frame) -> anyhow::Result<()> {
+    let mut shown = String::new();
+    match frame {
+        Frame::Text(text) => {
+            for line in text.strip_suffix('\n').unwrap_or(text).split('\n') {
+                shown.push_str("< ");
+                for char in line.strip_suffix('\r').unwrap_or(line).chars() {
+                    match char {
+                        '\t' => shown.push(char),
+                        // What one user sent may be in the output for another one.
+                        char if char.is_control() => shown.extend(char.escape_default()),
+                        char => shown.push(char),
+                    }
+                }
+                shown.push('\n');
+            }
+        }
+        Frame::Binary(bytes) => {
+            let some = &bytes[..bytes.len().min(BINARY_SHOWN_MAX)];
+            let more = if some.len() < bytes.len() { "..." } else { "" };
+            shown = format!("< ({} bytes that are no text) {}{more}\n", bytes.len(), hex::encode(some));
+        }
+        Frame::Error { .. } => {}
+    }
+    out.write_all(shown.as_bytes()).and_then(|()| out.flush()).context("cannot write the output")
 }
 
 enum Line {
@@ -752,7 +800,7 @@ mod tests {
         }
         drop(sender);
         let mut out = Vec::new();
-        let code = converse(client, &args(url, seconds), receiver, interrupts(), &mut out, "< ").await.unwrap();
+        let code = converse(client, &args(url, seconds), receiver, interrupts(), &mut out, false).await.unwrap();
         (code, String::from_utf8(out).unwrap())
     }
 
@@ -760,14 +808,38 @@ mod tests {
     async fn a_conversation_ends_when_every_line_has_its_answer() {
         let url = node(|input| Some(Bytes::copy_from_slice(input))).await;
         let began = Instant::now();
-        assert_eq!(talk(&url, &["a", "b", "c"], 60.0).await, (OK, "< a\n< b\n< c\n".to_owned()));
+        assert_eq!(talk(&url, &["a", "b", "c"], 60.0).await, (OK, "a\nb\nc\n".to_owned()));
         assert!(began.elapsed() < Duration::from_secs(30), "it did not wait for the timeout");
     }
 
     #[tokio::test]
+    async fn a_line_is_sent_with_its_newline() {
+        let url = node(|input| Some(Bytes::from(format!("{input:?}")))).await;
+        assert_eq!(talk(&url, &["a", ""], 60.0).await, (OK, "[97, 10]\n[10]\n".to_owned()));
+    }
+
+    #[test]
+    fn a_terminal_shows_marked_lines_and_no_control_characters() {
+        let shown = |frame| {
+            let mut out = Vec::new();
+            show_output(&mut out, &frame).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(shown(Frame::Text("a\tb\r\n\nü\n".into())), "< a\tb\n< \n< ü\n");
+        assert_eq!(shown(Frame::Text("no end".into())), "< no end\n");
+        assert_eq!(
+            shown(Frame::Text("\u{1b}]0;title\u{7}\rover\u{9b}2J".into())),
+            "< \\u{1b}]0;title\\u{7}\\rover\\u{9b}2J\n"
+        );
+        assert_eq!(shown(Frame::Binary(Bytes::from_static(b"\xff\0"))), "< (2 bytes that are no text) ff00\n");
+        let long = shown(Frame::Binary(vec![0xab; 65].into()));
+        assert_eq!(long, format!("< (65 bytes that are no text) {}...\n", "ab".repeat(64)));
+    }
+
+    #[tokio::test]
     async fn a_conversation_with_joined_answers_ends_after_the_timeout() {
-        let url = node(|input| (input == b"last").then(|| Bytes::from_static(b"all three"))).await;
-        assert_eq!(talk(&url, &["a", "b", "last"], 0.2).await, (OK, "< all three\n".to_owned()));
+        let url = node(|input| (input == b"last\n").then(|| Bytes::from_static(b"all three"))).await;
+        assert_eq!(talk(&url, &["a", "b", "last"], 0.2).await, (OK, "all three\n".to_owned()));
     }
 
     #[tokio::test]

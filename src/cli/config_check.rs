@@ -87,7 +87,8 @@ fn odd(config: &config::Config) -> Vec<String> {
     notes
 }
 
-fn odd_binary(config: &config::Config) -> Option<String> {
+/// What keeps the executable from being run.
+pub(super) fn odd_binary(config: &config::Config) -> Option<String> {
     let binary = config.binary.display();
     match fs::metadata(&config.binary) {
         Err(error) => Some(format!("binary {binary} cannot be found: {error}")),

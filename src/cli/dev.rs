@@ -37,13 +37,14 @@ const STOP_TIME: Duration = Duration::from_secs(3);
 
 const EXAMPLES: &str = "\
 Examples:
-  hp dev mycontract --nodes 3            three nodes around mycontract/bin/contract, their logs side by side
-  hp dev mycontract --client             the same with a client in this terminal; the logs go to files
-  hp dev mycontract --once 'hello'       one input, one answer, and everything is gone again
-  hp dev --binary /usr/bin/cat mydir     another executable
+  hp dev mycontract --nodes 4            four nodes around mycontract/bin/contract, with their logs
+  hp dev mycontract --client             with a client in this terminal; the logs go to files
+  hp dev mycontract --once hello         one input, one answer, and everything is gone again
+  hp dev mydir --binary ./a.out          another executable
 
-DIR needs nothing but the executable (bin/contract). If there is a cfg/hp.cfg, its executable, arguments, environment
-and shared settings are used; a folder state/ is copied as the state to begin with.";
+DIR needs nothing but the executable (bin/contract). If there is a cfg/hp.cfg, its executable, arguments, environment \
+and shared settings are used; a folder state/ is copied as the state to begin with. DIR itself is not changed: the \
+nodes have folders of their own, which are removed at the end unless --keep is given.";
 
 /// Run a network of nodes on this machine, for trying a contract.
 #[derive(Debug, clap::Args)]
@@ -86,7 +87,7 @@ impl Dev {
     }
 
     async fn network(self) -> Outcome {
-        let mut stop = Stop::watch().context("cannot watch for signals")?;
+        let mut stop = Stop::watch_hangup().context("cannot watch for signals")?;
         let binary = self.executable()?;
         let mut folder = tempfile::Builder::new().prefix("hotpocket-").tempdir().context("cannot make a folder")?;
         let folders = self.prepare(&folder, &binary)?;
@@ -102,7 +103,7 @@ impl Dev {
             Err(failure) => Err(failure),
             Ok(users) => {
                 let ended = tokio::select! {
-                    outcome = self.use_network(&exe, &users) => outcome,
+                    outcome = self.use_network(&exe, &users, &folders) => outcome,
                     (number, status) = network.first_end() => Err(ended(number, status).into()),
                     signal = stop.next() => if quiet { Err(interrupted(signal)) } else { Ok(()) },
                 };
@@ -188,21 +189,28 @@ impl Dev {
         Ok(folders)
     }
 
-    async fn use_network(&self, exe: &Path, users: &[String]) -> Outcome {
+    async fn use_network(&self, exe: &Path, users: &[String], folders: &[PathBuf]) -> Outcome {
         let first = &users[0];
         if let Some(input) = &self.once {
             let seconds = self.timeout.to_string();
             return client(exe, &["--once", input, "--timeout", &seconds, first]).await;
         }
-        eprintln!("{} nodes are up:", users.len());
-        for (at, url) in users.iter().enumerate() {
-            eprintln!("  node {}: {url}", at + 1);
+        let network = Config::load_of_another(&Config::path(&folders[0]))?.tolerance();
+        eprintln!(
+            "{} up, {network}",
+            if users.len() == 1 { "1 node is".to_owned() } else { format!("{} nodes are", users.len()) }
+        );
+        for (at, (url, folder)) in users.iter().zip(folders).enumerate() {
+            eprintln!("  node {:<2} {url}  {}", at + 1, folder.display());
         }
         if self.client {
-            eprintln!("type a line and press Enter to send it to the contract; Ctrl-D ends it");
+            eprintln!("type a line and press Enter to send it to the contract; Ctrl-D ends it all");
             return client(exe, &[first]).await;
         }
-        eprintln!("talk to the contract with: hp client {first}\nCtrl-C ends it all");
+        eprintln!(
+            "in another terminal:\n  hp client {first}\n  hp status {}\nCtrl-C ends it all",
+            folders[0].display()
+        );
         std::future::pending().await
     }
 }

@@ -85,12 +85,12 @@ pub type Outcome = Result<(), Failure>;
 
 const EXAMPLES: &str = "\
 Examples:
-  hp new mynode --binary bin/contract           a node of a new contract
+  hp new mynode                                 a node of a new contract
   hp new second --join mynode/cfg/hp.cfg        another node of the same contract
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
-  hp dev mycontract --nodes 3                   a whole network on this machine, for trying a contract
+  hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
 
 The short forms `hp DIR -n` (new), `hp DIR -k` (rekey) and `hp DIR` (run) work too.

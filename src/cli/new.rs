@@ -23,9 +23,9 @@ const FOLDERS: [&str; 4] = ["bin", "hist", "state", "log"];
 
 const EXAMPLES: &str = "\
 Examples:
-  hp new mynode                                    then put the executable at mynode/bin/contract
-  hp new mynode --binary /usr/bin/cat              an executable of the system
-  hp new second --join mynode/cfg/hp.cfg           another node of mynode's contract
+  hp new mynode --pubport 8080              then put the executable at mynode/bin/contract
+  hp new mynode --binary /opt/app/server    an executable of the system
+  hp new second --join mynode/cfg/hp.cfg    another node of mynode's contract
 
 The file for --join needs no secret key: before you give yours to anybody, take the line `seckey` out.";
 
@@ -42,6 +42,12 @@ pub(super) struct New {
     /// The executable; a relative path starts at DIR [default: bin/contract, or that of --join].
     #[arg(long, value_name = "PATH")]
     binary: Option<String>,
+    /// The port for other nodes; on one machine each node needs its own [default: 22860]
+    #[arg(long, value_name = "PORT")]
+    peerport: Option<u16>,
+    /// The port for users; without one the node serves none
+    #[arg(long, value_name = "PORT")]
+    pubport: Option<u16>,
 }
 
 impl New {
@@ -60,6 +66,11 @@ impl New {
                 return Err(anyhow::anyhow!("--binary: expected a path, got {binary:?}").into());
             }
             document.set("binary", &quoted(binary));
+        }
+        for (key, port) in [("peerport", self.peerport), ("pubport", self.pubport)] {
+            if let Some(port) = port {
+                document.set(key, &port.to_string());
+            }
         }
         let file = Config::path(&self.dir);
         let key_file = |_: &Path| Ok(secret.to_hex());
@@ -164,12 +175,14 @@ fn report(config: &Config, other: Option<&Config>) -> String {
     line(format_args!(""));
     if let Some(other) = other {
         line(format_args!(
-            "The node observes until its key is in the UNL. Before the network's first run, every operator"
+            "To make it a member, every operator adds this line to `unl` in cfg/hp.cfg, in {dir} as well,"
         ));
-        line(format_args!(
-            "adds this line to `unl` in cfg/hp.cfg, in {dir} as well; later, the network has to vote it in:"
-        ));
+        line(format_args!("before any node of the network runs for the first time:"));
         line(format_args!("{}", unl_line(config.key)));
+        line(format_args!(
+            "A network that has run cannot take members in yet: leave `unl` as it is, and the node observes."
+        ));
+        line(format_args!(""));
         line(format_args!("{}", peer_note(other)));
         if config.peerport == other.peerport {
             line(format_args!(
@@ -179,7 +192,13 @@ fn report(config: &Config, other: Option<&Config>) -> String {
         }
         line(format_args!(""));
     }
-    line(format_args!("Next: put the executable at {}, then", config.binary.display()));
+    match other {
+        None => line(format_args!("Next: put the executable at {}, then", config.binary.display())),
+        Some(_) => line(format_args!(
+            "Next: put the executable at {}, and into {dir}/state what the other nodes began with, then",
+            config.binary.display()
+        )),
+    }
     line(format_args!("  hp config check {dir}    (what the configuration means, and what is odd about it)"));
     line(format_args!("  hp run {dir}"));
     text

@@ -35,8 +35,8 @@ pub(super) struct Rekey {
     dir: PathBuf,
     /// Change the key although hist/ holds a history.
     ///
-    /// With a new key the node is another member: it observes until the network has voted its new key in, and the
-    /// votes that the old key has given stay binding for that key alone.
+    /// With a new key the node is no member any more: it observes. The votes that the old key has given stay binding
+    /// for that key alone, and a network that has run cannot take members in yet.
     #[arg(long)]
     force: bool,
 }
@@ -47,8 +47,8 @@ impl Rekey {
         let _lock = lock(&self.dir)?;
         if !self.force && has_history(&self.dir)? {
             return Err(anyhow::anyhow!(
-                "{} holds a history, in which the network knows this node by its old key; with a new one it observes \
-                 until the network has voted that in (--force does it all the same)",
+                "{} holds a history, in which the network knows this node by its old key; with a new one it would only \
+                 observe (--force does it all the same)",
                 self.dir.join("hist").display()
             )
             .into());

@@ -1,6 +1,9 @@
 //! `hp run`: one node, until it is told to stop.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{self, Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -25,7 +28,11 @@ Examples:
   hp mynode                         the same
   RUST_LOG=debug hp run mynode      with a line for each message
 
-Ctrl-C or SIGTERM ends it; what was agreed on is kept, and the next start goes on from there.";
+Ctrl-C or SIGTERM ends it; what was agreed on is kept, and the next start goes on from there.
+
+Logs go to stderr. RUST_LOG, if set, decides over `[log] level`.
+
+Exit codes: 0 stopped, 1 failed, 3 configuration, 4 database or state damaged, 5 port or folder in use.";
 
 /// Run a node.
 #[derive(Debug, clap::Args)]
@@ -41,7 +48,11 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> Outcome {
-        let config = Config::load(&self.dir)?;
+        let config = load(&self.dir)?;
+        if let Some(what) = super::config_check::odd_binary(&config) {
+            // Every run would fail, which on this node alone is a difference from the others.
+            return Err(Failure::new(Exit::Config, anyhow::anyhow!(what)));
+        }
         start_logging(config.log.level, config.log.format);
         // One thread for network and consensus: waking another costs more than most of the work.
         let runtime =
@@ -55,12 +66,14 @@ impl Run {
         let stop = Stop::watch().context("cannot watch for signals")?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
         let (node, banner) = Node::start(config, &exe).await.map_err(failure)?;
-        eprint!("{banner}");
         if self.child {
+            // The parent says what there is.
             let (peers, users) = node.addresses();
             let line =
                 json!({ "peer_address": peers.to_string(), "user_address": users.map(|users| users.to_string()) });
             answer(&format!("{line}\n"))?;
+        } else {
+            eprint!("{banner}");
         }
         let child = self.child;
         node.run(async move {
@@ -76,6 +89,12 @@ impl Run {
     }
 }
 
+/// Reads the configuration of a folder. All its paths are absolute: the contract runs in another working directory.
+fn load(dir: &Path) -> Result<Config, Failure> {
+    let dir = path::absolute(dir).with_context(|| format!("cannot tell where {} is", dir.display()))?;
+    Ok(Config::load(&dir)?)
+}
+
 fn failure(error: NodeError) -> Failure {
     let exit = if error.is_taken() {
         Exit::Taken
@@ -89,16 +108,23 @@ fn failure(error: NodeError) -> Failure {
     Failure::new(exit, error)
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT and SIGTERM, and SIGHUP if asked for.
 pub(super) struct Stop {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Stop {
     /// From here on the signals no longer end the process by themselves.
     pub(super) fn watch() -> std::io::Result<Stop> {
-        Ok(Stop { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        Ok(Stop { interrupt, terminate, hangup: None })
+    }
+
+    /// With SIGHUP: for what must not outlive its terminal. (A node may: it can be started with `nohup`.)
+    pub(super) fn watch_hangup() -> std::io::Result<Stop> {
+        Ok(Stop { hangup: Some(signal(SignalKind::hangup())?), ..Stop::watch()? })
     }
 
     /// The name of the first that comes.
@@ -108,15 +134,42 @@ impl Stop {
 
     /// The name of the next that comes.
     pub(super) async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            _ = hangup => "SIGHUP",
         }
     }
 }
 
+/// Resolves when stdin is at its end.
 async fn stdin_ends() {
     let mut stdin = tokio::io::stdin();
     let mut bytes = [0; 64];
     while !matches!(stdin.read(&mut bytes).await, Ok(0) | Err(_)) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Document, crypto::SecretKey, types::Hash};
+
+    #[test]
+    fn a_relative_folder_has_an_absolute_binary() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let relative = Path::new(folder.path().file_name().unwrap());
+        let secret = SecretKey::from_seed([7; 32]);
+        let text = Document::new(&secret, Hash([1; 32]), 0, &[secret.node_key()]);
+        std::fs::create_dir(relative.join("cfg")).unwrap();
+        let file = super::super::new::write_aside(&relative.join("cfg"), text.text()).unwrap();
+        file.persist(Config::path(relative)).unwrap();
+        let config = load(relative).map_err(|failure| failure.error).unwrap();
+        assert_eq!(config.binary, folder.path().canonicalize().unwrap().join("bin/contract"));
+    }
 }

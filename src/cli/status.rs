@@ -68,6 +68,7 @@ fn text(status: &Value) -> String {
     let short = |key: &str| word(key).chars().take(8).collect::<String>();
     let mut lines = vec![
         ("node", format!("{} ({}), up {} s, pid {}", word("node"), word("role"), word("up_s"), word("pid"))),
+        ("contract", word("contract")),
         ("ledger", format!("{}  {}", word("seq"), word("lcl"))),
         ("round", format!("{}, attempt {}", word("stage"), word("attempt"))),
         (
@@ -84,8 +85,12 @@ fn text(status: &Value) -> String {
             "users",
             format!("{} here, {} in the ledger; {} inputs waiting", word("local_users"), word("users"), word("pool")),
         ),
-        ("state", format!("{}  {}", short("state_root"), standing(status))),
+        ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
     ];
+    let missing = missing(status);
+    if !missing.is_empty() {
+        lines.push(("missing", missing));
+    }
     let run = &status["last_run"];
     if let (Some(seq), Some(how)) = (run["seq"].as_u64(), run["status"].as_str()) {
         let outputs = run["output_bytes"].as_u64().unwrap_or(0);
@@ -95,13 +100,30 @@ fn text(status: &Value) -> String {
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     for proof in list("evidence") {
         let count = proof["count"].as_u64().unwrap_or(0);
-        lines
-            .push(("evidence", format!("{} signed two different {} messages ({count})", proof["node"], proof["kind"])));
+        let text = |key: &str| proof[key].as_str().unwrap_or("-").to_owned();
+        lines.push((
+            "evidence",
+            format!("{} signed two different {} messages ({count} times)", text("node"), text("kind")),
+        ));
     }
     for alert in list("alerts") {
         lines.push(("ALERT", alert.as_str().unwrap_or_default().to_owned()));
     }
     lines.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
+}
+
+/// Members that this node has no link with, each on a line of its own.
+fn missing(status: &Value) -> String {
+    let keys = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+    let live = keys("live");
+    let missing: Vec<Value> = keys("unl").into_iter().filter(|node| !live.contains(node)).collect();
+    let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
+    missing.join("\n          ")
+}
+
+/// The root of an empty state is zero.
+fn state_root(root: &str) -> &str {
+    if root.bytes().all(|digit| digit == b'0') { "empty" } else { root }
 }
 
 fn standing(status: &Value) -> &'static str {
@@ -111,5 +133,41 @@ fn standing(status: &Value) -> &'static str {
         (_, true, _) => "SPLIT: no result has a quorum",
         (_, _, true) => "in sync",
         _ => "catching up",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_status_names_missing_members_alerts_and_an_empty_state() {
+        let status = json!({
+            "node": "aa", "role": "member", "up_s": 5, "pid": 7, "contract": "c0", "seq": 3, "lcl": "1f", "stage": "idle",
+            "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
+            "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
+            "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
+            "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2}],
+        });
+        let expected = "\
+node      aa (member), up 5 s, pid 7
+contract  c0
+ledger    3  1f
+round     idle, attempt 0
+network   1 of 3 members live, quorum 3, 0 links
+users     1 here, 2 in the ledger; 0 inputs waiting
+state     empty, in sync
+missing   bb
+          cc
+last run  ledger 3: ok, 1.5 ms, 9 bytes of output
+ports     peers 127.0.0.1:1, users -
+evidence  bb signed two different NOVEL messages (2 times)
+ALERT     look
+";
+        assert_eq!(text(&status), expected);
+        let diverged = json!({ "diverged": true, "state_root": "12" });
+        assert!(text(&diverged).contains("state     12, DIVERGED"));
     }
 }

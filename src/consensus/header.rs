@@ -250,10 +250,18 @@ impl Candidate {
         users
     }
 
-    /// Whether the lists are what the header's roots stand for. The header itself is vouched for by its hash.
+    /// Whether the lists are what the header's roots stand for, in the one form that they have: each user once, and only
+    /// who really comes or goes. The header itself is vouched for by its hash.
     pub fn is_consistent(&self, users_before: &BTreeSet<UserKey>, users_root_before: Hash) -> bool {
+        let canonical = self.users_add.is_sorted_by(|a, b| a < b)
+            && self.users_del.is_sorted_by(|a, b| a < b)
+            && !self.users_add.iter().any(|user| users_before.contains(user))
+            && self.users_del.iter().all(|user| users_before.contains(user));
+        if !canonical {
+            return false;
+        }
         let users_fit = if self.users_add.is_empty() && self.users_del.is_empty() {
-            self.header.users_root == users_root_before
+            self.header.users_root == users_root_before && self.header.n_users as usize == users_before.len()
         } else {
             let users = self.users_after(users_before);
             users.len() == self.header.n_users as usize && users_root(&users) == self.header.users_root

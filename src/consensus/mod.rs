@@ -24,7 +24,10 @@ pub mod rules;
 mod step;
 pub mod votes;
 
-use std::collections::{BTreeMap, BTreeSet};
+#[cfg(test)]
+mod hostile;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
 use journal::{Journal, Record};
@@ -51,9 +54,13 @@ pub const UNL_MAX: usize = 128;
 pub const GET_INPUTS_MAX: usize = 1024;
 /// Inputs that one NOVEL lists and I lack, that are asked for before a header needs them; more with the next NOVEL.
 const UNKNOWN_MAX: usize = 256;
+/// Inputs that a header needs and I lack, that are asked for at once; more when these came. Each is looked at with each
+/// message.
+const WANTED_MAX: usize = 512;
 /// Attempts beyond mine for which messages are kept.
 const ATTEMPTS_AHEAD: Attempt = 8;
-/// Closed ledgers waiting for their run, past which no further ones are asked for.
+/// Closed ledgers waiting for their run. At it no further one is asked for or closed until a run has ended: a node
+/// whose runs are slower than a quorum's falls behind instead of filling its memory.
 const EXECUTIONS_MAX: usize = 64;
 /// Ledgers closed without a host's NOVEL before its users are taken to be gone.
 const HOST_MISSED_MAX: u32 = 3;
@@ -69,8 +76,13 @@ const FETCH_PATIENCE_MS: u64 = 20;
 const FETCH_TIMEOUT_MS: u64 = 300;
 /// How often a node says where it stands.
 const STATUS_MS: u64 = 5_000;
-/// The same CLOSED or STATUS is not sent to one peer again before this.
+/// The same CLOSED or STATUS, or any full PRESENCE, is not sent to one peer again before this.
 const REPLY_MS: u64 = 100;
+/// Bytes from memory with which one peer's GETs are answered in [`REPLY_MS`]: a full ledger's inputs and bodies. Past it
+/// a GET is not answered; the peer asks again, or another.
+const ANSWERS_BYTES_MAX: usize = INPUTS_BYTES_MAX + (8 << 20);
+/// What an answer costs beside its bytes, against many small ones.
+const ANSWER_COST_BYTES: usize = 256;
 
 /// Signs as this node and checks signatures. Deterministic, like everything the core uses.
 pub trait Crypto {
@@ -123,7 +135,7 @@ pub enum Event {
     UserUp(UserKey),
     /// A user's last session at this node ended.
     UserDown(UserKey),
-    /// The oldest ledger handed out by `Execute` has been run; its outputs and state are on disk.
+    /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
     /// A link to a node is usable.
     LinkUp(NodeKey),
@@ -202,7 +214,8 @@ pub enum Effect {
     },
     /// Make state/ what it was before this ledger's run.
     Rollback(Seq),
-    /// Run the contract; runs are handed out in order and answered in order by `ExecDone`.
+    /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
+    /// then the pre-state of this one may be needed again.
     Execute(Box<Execution>),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
     Deliver(Box<ExecResult>),
@@ -347,8 +360,10 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ExecResult>,
     /// Last ledger whose result was compared.
     settled: Seq,
-    /// Closed ledgers not run yet.
-    unexecuted: usize,
+    /// Whether a run was handed out and has not ended.
+    running: bool,
+    /// Closed ledgers to be run after it.
+    runs: VecDeque<Box<Execution>>,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -364,6 +379,9 @@ pub struct Consensus {
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
     closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
     status_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
+    presence_sent: BTreeMap<NodeKey, MonoMs>,
+    /// Since when, and with how many bytes, a peer's GETs were answered.
+    answered: BTreeMap<NodeKey, (MonoMs, usize)>,
 
     round_started: Option<MonoMs>,
     /// When the retransmission timer goes off; 0 while it is not used.
@@ -407,7 +425,8 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            unexecuted: 0,
+            running: false,
+            runs: VecDeque::new(),
             state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
             trusted: true,
             split: false,
@@ -417,6 +436,8 @@ impl Consensus {
             future: BTreeMap::new(),
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
+            presence_sent: BTreeMap::new(),
+            answered: BTreeMap::new(),
             round_started: None,
             retransmit_at: 0,
             now: 0,
@@ -457,6 +478,11 @@ impl Consensus {
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
+                // A stranger comes with another key each time.
+                self.closed_sent.remove(&peer);
+                self.status_sent.remove(&peer);
+                self.presence_sent.remove(&peer);
+                self.answered.remove(&peer);
                 self.presence.forget_host(&peer);
             }
         }
@@ -501,7 +527,7 @@ impl Consensus {
             suspects: self.unl.iter().filter(|node| self.is_suspect(node)).copied().collect(),
             users: self.users.len(),
             pool: self.pool.len(),
-            unexecuted: self.unexecuted,
+            unexecuted: self.unexecuted(),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
@@ -515,7 +541,7 @@ impl Consensus {
             (_, Some(attempt), _) if attempt >= self.round.attempt => Stage::Prevote,
             (true, ..) if self.result_cert().is_none() => Stage::Result,
             (true, ..) => Stage::Novel,
-            (false, ..) if self.unexecuted > 0 => Stage::Executing,
+            (false, ..) if self.unexecuted() > 0 => Stage::Executing,
             (false, ..) => Stage::Idle,
         }
     }
@@ -657,8 +683,7 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(self.unexecuted > 0, "a run ends after it was asked for");
-        self.unexecuted -= 1;
+        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
         let seq = result.of_seq;
         if let Some(agreed) = self.agreed.get(&seq)
             && *agreed != result
@@ -676,6 +701,11 @@ impl Consensus {
             self.effects.push(Effect::Broadcast(Message::Result(signed.clone())));
             self.results.insert(self.params.me, signed);
             self.fresh();
+        }
+        if !self.runs.is_empty() {
+            // The next run replaces the pre-state kept of this one.
+            self.effects.push(Effect::Sync);
+            self.run_next();
         }
         self.compare_results();
         self.ask_for_more();
@@ -721,7 +751,8 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.unexecuted = 0;
+            self.runs.clear();
+            self.running = false;
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -782,8 +813,27 @@ impl Consensus {
         let header = candidate.header.clone();
         let hash = header.hash();
         let inputs = header::execution_order(&header, inputs);
-        self.unexecuted += 1;
-        self.effects.push(Effect::Execute(Box::new(Execution { header, hash, users, inputs })));
+        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
+        self.run_next();
+    }
+
+    /// Hands out the next run, if none is under way.
+    fn run_next(&mut self) {
+        if !self.running
+            && let Some(run) = self.runs.pop_front()
+        {
+            self.running = true;
+            self.effects.push(Effect::Execute(run));
+        }
+    }
+
+    fn has_room_to_execute(&self) -> bool {
+        self.unexecuted() < EXECUTIONS_MAX
+    }
+
+    /// Closed ledgers not run yet.
+    fn unexecuted(&self) -> usize {
+        self.runs.len() + usize::from(self.running)
     }
 
     // ---- Small helpers ------------------------------------------------------------------------------------------
@@ -833,7 +883,7 @@ impl Consensus {
 
     /// While behind a peer, and not too far behind with running, asks it for the next ledger.
     fn ask_for_more(&mut self) {
-        if self.unexecuted >= EXECUTIONS_MAX {
+        if !self.has_room_to_execute() {
             return;
         }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);

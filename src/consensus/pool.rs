@@ -48,8 +48,6 @@ pub struct Pool {
     bytes: usize,
     by_host: BTreeMap<NodeKey, usize>,
     unproposed: usize,
-    /// Changes whenever an input comes.
-    pub generation: u64,
 }
 
 impl Pool {
@@ -91,7 +89,6 @@ impl Pool {
         self.bytes += size;
         self.by_host.insert(host, host_bytes + size);
         self.unproposed += 1;
-        self.generation += 1;
         self.entries.insert(id, Entry { key: input.key(), input, host, proposed: false });
         Ok(true)
     }

@@ -86,10 +86,12 @@ impl PresenceTable {
             self.apply(from, &came, &gone);
             return Heard::Taken;
         }
-        if !same_boot || presence.counter > host.counter + 1 {
+        // A peer may claim any number: at the last one nothing follows.
+        let next = host.counter.checked_add(1);
+        if !same_boot || next.is_some_and(|next| presence.counter > next) {
             return Heard::Gap;
         }
-        if presence.counter == host.counter + 1 && host.users.len() + presence.up.len() <= HOST_USERS_MAX {
+        if next == Some(presence.counter) && host.users.len() + presence.up.len() <= HOST_USERS_MAX {
             host.counter = presence.counter;
             self.apply(from, &presence.up, &presence.down);
         }
@@ -187,6 +189,15 @@ mod tests {
         assert_eq!(table.heard(PEER, &peer.snapshot()), Heard::Taken);
         assert_eq!(table.novel(&BTreeSet::new()).0.len(), 2);
         assert_eq!(table.heard(PEER, &second), Heard::Taken, "an old one changes nothing");
+    }
+
+    #[test]
+    fn a_host_that_counts_to_the_end_of_numbers_harms_nobody() {
+        let mut table = table();
+        let last = |full| Presence { boot: Hash([2; 32]), counter: u64::MAX, full, up: vec![USER], down: vec![] };
+        assert_eq!(table.heard(PEER, &last(true)), Heard::Taken);
+        assert_eq!(table.heard(PEER, &last(false)), Heard::Taken);
+        assert_eq!(table.novel(&BTreeSet::new()).0, vec![USER]);
     }
 
     #[test]

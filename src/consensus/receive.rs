@@ -1,10 +1,12 @@
 //! What each message of a peer does. Signatures of messages were checked at the edge; those inside certificates are
 //! checked here. What a peer sends wrong is dropped.
 
+use std::collections::BTreeSet;
+
 use super::{
-    ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX, INPUTS_MAX, NOVEL_USERS_MAX, Query,
-    UNKNOWN_MAX,
-    header::{Candidate, ExecResult, Input},
+    ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX,
+    INPUTS_MAX, NOVEL_USERS_MAX, Query, REPLY_MS, UNKNOWN_MAX,
+    header::{Candidate, ExecResult, Input, Origin},
     messages::{
         Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Prevote, Propose, Signed,
         StatusMsg, TcFwd, VoteKind,
@@ -14,6 +16,9 @@ use super::{
     votes::{Counted, count_once, is_well_formed},
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq};
+
+/// Stands for all peers outside the UNL. No key that anybody can sign with.
+const STRANGERS: NodeKey = NodeKey([0; 32]);
 
 impl Consensus {
     pub(super) fn receive(&mut self, from: NodeKey, message: Message) {
@@ -262,6 +267,15 @@ impl Consensus {
         let id = input.id(&self.scope.chain_id);
         // What a header needs is taken whatever the pool holds.
         let needed = self.round.fetching.contains_key(&Want::Input(id)) && self.header_needs(&id);
+        // No ledger takes what a host outside the UNL vouches for; kept, it would fill the pool until it expires.
+        if let Origin::Session { host, .. } = &input.origin
+            && !self.is_member(host)
+            && !needed
+        {
+            return self.round.forget_unknown(&id);
+        }
+        // Whoever is not a member can take any number of keys: all of them share one part of the pool.
+        let from = if self.is_member(&from) { from } else { STRANGERS };
         match self.take_input(id, input, from, needed) {
             Ok(true) => self.fresh(),
             Ok(false) => {}
@@ -299,10 +313,10 @@ impl Consensus {
 
     fn on_closed(&mut self, from: NodeKey, closed: Closed) {
         let Closed { header, qc } = closed;
-        let tip = self.peer_tips.entry(from).or_insert(0);
         if header.seq != self.round.seq {
-            if header.seq > self.round.seq && header.seq > *tip && self.unl.binary_search(&from).is_ok() {
-                *tip = header.seq;
+            if header.seq > self.round.seq && self.is_member(&from) {
+                let tip = self.peer_tips.entry(from).or_insert(0);
+                *tip = (*tip).max(header.seq);
                 self.ask_for_more();
             }
             return;
@@ -315,8 +329,10 @@ impl Consensus {
         if !follows || self.round.closed.is_some() || !self.checker().certificate::<Precommit>(&qc) {
             return;
         }
-        let tip = self.peer_tips.entry(from).or_insert(0);
-        *tip = (*tip).max(header.seq);
+        if self.is_member(&from) {
+            let tip = self.peer_tips.entry(from).or_insert(0);
+            *tip = (*tip).max(header.seq);
+        }
         self.round.closed = Some((qc, from));
         self.fresh();
     }
@@ -324,21 +340,34 @@ impl Consensus {
     fn on_get(&mut self, from: NodeKey, get: Get) {
         match get {
             Get::Candidate(hash) => match self.round.candidates.get(&hash) {
-                Some(candidate) => self.effects.push(Effect::Send(from, Message::Candidate(candidate.clone()))),
+                Some(candidate) => {
+                    let candidate = candidate.clone();
+                    let users = candidate.users_add.len() + candidate.users_del.len();
+                    if self.may_answer(from, 32 * (candidate.inputs.len() + users)) {
+                        self.effects.push(Effect::Send(from, Message::Candidate(candidate)));
+                    }
+                }
                 None => self.effects.push(Effect::Serve(from, Query::Candidate(hash))),
             },
             Get::Novel(id) => {
                 let mut held = self.round.novels.values().chain(self.round.other_novels.values());
-                if let Some(novel) = held.find(|novel| novel.id() == id).cloned() {
+                if let Some(novel) = held.find(|novel| novel.id() == id).cloned()
+                    && self.may_answer(from, 32 * novel.body.inputs.len())
+                {
                     self.effects.push(Effect::Send(from, Message::Novel(novel)));
                 }
             }
             Get::Inputs(ids) => {
                 let mut elsewhere = Vec::new();
-                for id in ids.into_iter().take(GET_INPUTS_MAX) {
-                    match self.pool.get(&id) {
-                        Some(input) => self.effects.push(Effect::Send(from, Message::Input(input.clone()))),
+                // One id named a thousand times must not make a thousand copies.
+                let ids: BTreeSet<Hash> = ids.into_iter().take(GET_INPUTS_MAX).collect();
+                for id in ids {
+                    match self.pool.get(&id).cloned() {
                         None => elsewhere.push(id),
+                        Some(input) if self.may_answer(from, input.payload.len()) => {
+                            self.effects.push(Effect::Send(from, Message::Input(input)));
+                        }
+                        Some(_) => break,
                     }
                 }
                 if !elsewhere.is_empty() {
@@ -346,11 +375,27 @@ impl Consensus {
                 }
             }
             Get::Presence => {
+                // Whatever is asked meanwhile is answered by this one and the changes behind it.
+                let asked = self.presence_sent.get(&from).is_some_and(|at| self.now < at + REPLY_MS);
+                if asked {
+                    return;
+                }
+                self.presence_sent.insert(from, self.now);
                 let snapshot = self.sign(self.presence.snapshot());
                 self.effects.push(Effect::Send(from, Message::Presence(snapshot)));
             }
             Get::Details(seq) => self.effects.push(Effect::Serve(from, Query::Details(seq))),
         }
+    }
+
+    /// Whether a peer may have so many more bytes of what is held in memory, for now.
+    fn may_answer(&mut self, to: NodeKey, bytes: usize) -> bool {
+        let (since, answered) = self.answered.entry(to).or_insert((self.now, 0));
+        if self.now >= *since + REPLY_MS {
+            (*since, *answered) = (self.now, 0);
+        }
+        *answered += bytes + ANSWER_COST_BYTES;
+        *answered <= ANSWERS_BYTES_MAX
     }
 
     fn on_presence(&mut self, from: NodeKey, signed: &Signed<Presence>) {
@@ -367,13 +412,22 @@ impl Consensus {
     fn on_status(&mut self, from: NodeKey, status: &StatusMsg) {
         if status.seq < self.tip.seq {
             self.send_closed(from, status.seq + 1);
+            if status.seq + 1 < self.tip.seq {
+                // Who is that far behind, an observer before all, may hear from nobody how far there is to go.
+                self.send_status(from);
+            }
         } else if status.seq > self.tip.seq && self.is_member(&from) {
             self.peer_tips.insert(from, status.seq);
             self.ask_for_more();
         }
     }
 
+    /// Shows a contradiction, once a round for each signer and kind: whoever contradicts itself a thousand times must
+    /// not make everybody tell everybody a thousand times.
     fn evidence(&mut self, signer: NodeKey, first: Message, second: Message) {
+        if !self.round.shown.insert((signer, first.kind())) {
+            return;
+        }
         let encode = |message: &Message| borsh::to_vec(message).expect("writing to memory does not fail");
         let evidence = Evidence { signer, first: encode(&first), second: encode(&second) };
         self.effects.push(Effect::Evidence(Box::new(evidence)));

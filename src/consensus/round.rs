@@ -62,7 +62,15 @@ pub(super) struct Round {
     /// Bodies of headers, by ledger hash.
     pub candidates: BTreeMap<Hash, Candidate>,
 
-    pub derived: Option<(usize, u64, Derived)>,
+    /// What so many novels lead to, and whether another one can change it: both take long to find out.
+    pub derived: Option<(usize, Derived)>,
+    pub determined: Option<(usize, bool)>,
+    /// What the proposal of an attempt still needs.
+    pub proposed_need: Option<(Attempt, Vec<Hash>)>,
+    /// The attempt whose proposal is not what its novels lead to.
+    pub refused: Option<Attempt>,
+    /// Whose contradiction was shown already, and in what kind of message.
+    pub shown: BTreeSet<(NodeKey, &'static str)>,
     pub first_timer_started: bool,
     pub grace_over: bool,
     /// When the attempt, and the grace, are over; `None` while their timers are not started.
@@ -95,6 +103,10 @@ impl Round {
             closed: None,
             candidates: BTreeMap::new(),
             derived: None,
+            determined: None,
+            proposed_need: None,
+            refused: None,
+            shown: BTreeSet::new(),
             first_timer_started: false,
             grace_over: false,
             attempt_due: None,

@@ -4,11 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Consensus, Effect, FETCH_PATIENCE_MS, FETCH_TIMEOUT_MS, GET_INPUTS_MAX, HOST_MISSED_MAX, RETRANSMIT_MAX_MS, Timer,
+    WANTED_MAX,
     header::{Before, Candidate, ClosedLedger, Derived, ExecResult, Input, derive, determined},
     journal::Record,
-    messages::{Advance, AdvanceVote, Basis, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, Tc, Vote},
+    messages::{
+        Advance, AdvanceVote, Basis, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, ResultCert, Tc,
+        Vote,
+    },
+    pool::Pool,
     round::{Round, Want},
     rules,
+    votes::ATTEMPTS_MAX,
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq};
 
@@ -86,7 +92,9 @@ impl Consensus {
         if !member || self.round.attempt != 0 || !rules::may_prevote_first(&self.round.signed()) {
             return false;
         }
-        let Some(candidate) = self.derive_own() else { return false };
+        if !self.is_derived() {
+            return false;
+        }
         if !self.round.first_timer_started {
             self.round.first_timer_started = true;
             self.set_attempt_timer();
@@ -99,35 +107,62 @@ impl Consensus {
             return false;
         }
         self.effects.push(Effect::Cancel(Timer::Grace));
-        self.cast_prevote(0, candidate)
+        self.derive_own().is_some_and(|candidate| self.cast_prevote(0, candidate))
     }
 
     /// The header that all novels held lead to, once there are enough of them and every byte is here.
     fn derive_own(&mut self) -> Option<Candidate> {
-        if self.round.novels.len() < self.quorum.q {
+        if !self.is_derived() {
             return None;
         }
-        let result = self.result_cert()?.result;
-        let key = (self.round.novels.len(), self.pool.generation);
-        let cached = self.round.derived.as_ref().is_some_and(|(novels, pool, _)| (*novels, *pool) == key);
+        match &self.round.derived {
+            Some((_, Derived::Ready(candidate))) => Some((**candidate).clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether there is such a header. What it needs is wanted.
+    fn is_derived(&mut self) -> bool {
+        if self.round.novels.len() < self.quorum.q {
+            return false;
+        }
+        let Some(ResultCert { result, .. }) = self.result_cert() else { return false };
+        // The same novels lead to the same header, and need the same inputs until the last of them is here.
+        let count = self.round.novels.len();
+        let cached = match &mut self.round.derived {
+            Some((novels, Derived::Ready(_))) => *novels == count,
+            Some((novels, Derived::Need(ids))) => {
+                forget_held(&self.pool, ids);
+                *novels == count && !ids.is_empty()
+            }
+            None => false,
+        };
         if !cached {
             let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
             let derived = self.with_before(|before| derive(before, &novels, &result));
-            self.round.derived = Some((key.0, key.1, derived));
+            self.round.derived = Some((count, derived));
         }
-        match &self.round.derived.as_ref().expect("just set").2 {
-            Derived::Ready(candidate) => Some((**candidate).clone()),
+        match &self.round.derived.as_ref().expect("just set").1 {
+            Derived::Ready(_) => true,
             Derived::Need(ids) => {
-                let ids = ids.clone();
+                let ids = first_missing(&self.pool, ids);
                 self.want_inputs_listed_by_novels(&ids);
-                None
+                false
             }
         }
     }
 
-    fn is_determined(&self) -> bool {
-        let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
-        self.with_before(|before| determined(before, &novels))
+    fn is_determined(&mut self) -> bool {
+        let count = self.round.novels.len();
+        match self.round.determined {
+            Some((novels, known)) if novels == count => known,
+            _ => {
+                let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
+                let found = self.with_before(|before| determined(before, &novels));
+                self.round.determined = Some((count, found));
+                found
+            }
+        }
     }
 
     pub(super) fn with_before<T>(&self, work: impl FnOnce(&Before) -> T) -> T {
@@ -186,7 +221,8 @@ impl Consensus {
         let complete = |votes: &BTreeMap<_, _>| votes.len() >= self.quorum.q;
         let newest = self.round.advances.iter().rev().find(|(_, votes)| complete(votes));
         let Some((&attempt, votes)) = newest else { return false };
-        if attempt <= self.round.attempt {
+        // An attempt that a POLC led into may lack its Tc: it is what others enter by.
+        if attempt < self.round.attempt || self.round.tcs.contains_key(&attempt) {
             return false;
         }
         let tc = Tc { votes: votes.values().cloned().collect() };
@@ -200,7 +236,7 @@ impl Consensus {
         let best_polc = self.round.best_polc().cloned();
         let best = best_polc.as_ref().map(|polc| polc.vote.attempt);
         let allowed = rules::may_advance(&self.round.signed(), self.round.attempt, best, attempt);
-        if !allowed || !self.is_member(&self.params.me) {
+        if !allowed || attempt > ATTEMPTS_MAX || !self.is_member(&self.params.me) {
             return false;
         }
         let high = best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash));
@@ -234,6 +270,8 @@ impl Consensus {
         self.effects.push(Effect::Cancel(Timer::Attempt(self.round.attempt)));
         self.round.attempt = attempt;
         self.round.proposals = self.round.proposals.split_off(&attempt);
+        // One proposal an attempt rests on them. Kept for longer, those of equivocators would fill the room.
+        self.round.other_novels.clear();
         self.set_attempt_timer();
         if let Some(forward) = self.round.tc_forward() {
             self.effects.push(Effect::Broadcast(forward));
@@ -286,7 +324,7 @@ impl Consensus {
             self.round.want(Want::Candidate(ledger_hash), holders.iter().copied());
             return None;
         };
-        let missing: Vec<Hash> = candidate.inputs.iter().filter(|id| !self.pool.contains(id)).copied().collect();
+        let missing = first_missing(&self.pool, &candidate.inputs);
         if missing.is_empty() {
             return Some(candidate.clone());
         }
@@ -299,6 +337,9 @@ impl Consensus {
     // ---- Rule D: close ------------------------------------------------------------------------------------------
 
     fn close_by_precommits(&mut self) -> bool {
+        if !self.has_room_to_execute() {
+            return false;
+        }
         let mut certificates = self.round.precommits.values().filter_map(|tally| tally.certificate(self.quorum));
         let Some(qc) = certificates.next_back() else { return false };
         let holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(from, _)| *from).collect();
@@ -312,6 +353,9 @@ impl Consensus {
     }
 
     fn close_by_certificate(&mut self) -> bool {
+        if !self.has_room_to_execute() {
+            return false;
+        }
         let Some((qc, from)) = self.round.closed.clone() else { return false };
         let mut holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
         holders.insert(from);
@@ -363,6 +407,8 @@ impl Consensus {
         self.tip = super::Tip::of(&header);
         self.results.clear();
         self.split = false;
+        // What this header says of the run before may show that mine went wrong: then nothing is run on top of it.
+        while self.settle_results() {}
         if self.trusted {
             self.execute(candidate, self.users.clone(), inputs);
         }
@@ -472,6 +518,9 @@ impl Consensus {
         if !rules::may_prevote(&self.round.signed(), attempt) || !self.is_member(&self.params.me) {
             return false;
         }
+        if self.round.refused == Some(attempt) {
+            return false;
+        }
         let Some(propose) = self.round.proposals.get(&attempt).cloned() else { return false };
         let candidate = match &propose.body.basis {
             Basis::Polc(polc) => {
@@ -486,8 +535,8 @@ impl Consensus {
                 self.cast_prevote(attempt, candidate)
             }
             Some(_) => {
-                // The coordinator's value is not what its novels lead to: no vote for it.
-                self.round.proposals.remove(&attempt);
+                // The coordinator's value is not what its novels lead to: no vote for it, however often it comes.
+                self.round.refused = Some(attempt);
                 true
             }
         }
@@ -514,17 +563,33 @@ impl Consensus {
         if !complete {
             return None;
         }
+        if let Some((attempt, mut ids)) = self.round.proposed_need.take()
+            && attempt == self.round.attempt
+        {
+            // To derive is much work, and every message asks for it.
+            forget_held(&self.pool, &mut ids);
+            if !ids.is_empty() {
+                self.want_proposed_inputs(coordinator, ids);
+                return None;
+            }
+        }
         let found: Vec<&Novel> = found.iter().collect();
         match self.with_before(|before| derive(before, &found, result)) {
             Derived::Ready(candidate) => Some(*candidate),
             Derived::Need(ids) => {
-                self.want_inputs_listed_by_novels(&ids);
-                for id in ids {
-                    self.round.want(Want::Input(id), [coordinator]);
-                }
+                self.want_proposed_inputs(coordinator, ids);
                 None
             }
         }
+    }
+
+    fn want_proposed_inputs(&mut self, coordinator: NodeKey, ids: Vec<Hash>) {
+        let missing = first_missing(&self.pool, &ids);
+        self.want_inputs_listed_by_novels(&missing);
+        for id in missing {
+            self.round.want(Want::Input(id), [coordinator]);
+        }
+        self.round.proposed_need = Some((self.round.attempt, ids));
     }
 
     // ---- Data that is missed ------------------------------------------------------------------------------------
@@ -625,4 +690,16 @@ impl Consensus {
         self.round.retry_ms = (self.round.retry_ms * 2).min(RETRANSMIT_MAX_MS);
         self.retransmit_at(self.now + self.round.retry_ms);
     }
+}
+
+/// The first ids that are not held, as many as are asked for at once: looking at all of them with each input that comes
+/// would take longer than their coming.
+fn first_missing(pool: &Pool, ids: &[Hash]) -> Vec<Hash> {
+    ids.iter().filter(|id| !pool.contains(id)).take(WANTED_MAX).copied().collect()
+}
+
+/// Forgets the ids up to the first that is not held; none are left when all are held.
+fn forget_held(pool: &Pool, ids: &mut Vec<Hash>) {
+    let held = ids.iter().take_while(|id| pool.contains(id)).count();
+    ids.drain(..held);
 }

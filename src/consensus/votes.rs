@@ -155,7 +155,8 @@ impl Checker<'_> {
     /// At least a quorum of distinct members signed the result. Ledger 0's needs none.
     pub fn result_cert(&self, cert: &ResultCert, genesis_result: &ExecResult) -> bool {
         if cert.result.of_seq == 0 {
-            return cert.result == *genesis_result;
+            // Nobody signs it: signatures beside it would be taken unchecked.
+            return cert.sigs.is_empty() && cert.result == *genesis_result;
         }
         self.quorum_signed(&cert.sigs, &cert.result.digest(&self.scope))
     }
@@ -192,9 +193,13 @@ impl Checker<'_> {
     }
 }
 
+/// The last attempt of a ledger: waiting for each in turn would take longer than anybody can. An ADVANCE beyond is not
+/// taken, so that numbers do not run out.
+pub const ATTEMPTS_MAX: Attempt = 1 << 24;
+
 /// An ADVANCE enters an attempt from 1 on and names a POLC below it.
 pub fn is_well_formed(vote: &AdvanceVote) -> bool {
-    vote.attempt >= 1 && vote.high.is_none_or(|(high, _)| high < vote.attempt)
+    (1..=ATTEMPTS_MAX).contains(&vote.attempt) && vote.high.is_none_or(|(high, _)| high < vote.attempt)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 pub use self::{
     handshake::{HELO_BYTES_MAX, Helo, HeloError, HeloProof, Mode, challenge_message, parse_helo},
@@ -192,7 +192,7 @@ impl Gateway {
             stopping,
             started,
         });
-        info!(%local_addr, "listening for users");
+        debug!(%local_addr, "listening for users");
         let accepting = tokio::spawn(accept(listener, shared.clone()));
         Ok(Gateway { local_addr, shared, stop, accepting })
     }

@@ -79,7 +79,7 @@ impl From<Record> for Write {
 pub enum LedgerError {
     /// The file is not what this program wrote (exit code 4).
     #[error(
-        "the database {path} is damaged: {what}; restore hist/ from a backup or remove it to start from the network"
+        "the database {path} is damaged: {what}; it holds what this node has promised to others, so do not just remove it: docs/operating.md, \"Too far behind\", says how to go on with a copy of another node's"
     )]
     Damaged {
         /// The database file.

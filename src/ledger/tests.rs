@@ -568,7 +568,7 @@ fn a_file_that_is_no_database_is_damaged_and_says_what_to_do() {
         assert!(error.is_damage(), "{what}: {error}");
         let text = error.to_string();
         assert!(text.contains(&*database(dir.path()).to_string_lossy()), "{what}: {text}");
-        assert!(text.contains("restore hist/ from a backup or remove it to start from the network"), "{what}: {text}");
+        assert!(text.contains("docs/operating.md"), "{what}: {text}");
     }
 }
 

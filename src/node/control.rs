@@ -2,7 +2,7 @@
 //! with one JSON line. Only the owner may connect; HTTP is for the network, this is for the operator.
 
 use std::{
-    fs, io,
+    env, fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -24,6 +24,15 @@ const REQUESTS_MAX: usize = 16;
 /// Where the socket of a contract folder is.
 pub fn path(dir: &Path) -> PathBuf {
     dir.join("run/hp.sock")
+}
+
+/// The same, as short as it gets: the address of a socket has room for about a hundred bytes.
+fn address(dir: &Path) -> PathBuf {
+    let path = path(dir);
+    match env::current_dir() {
+        Ok(here) => path.strip_prefix(here).map(Path::to_owned).unwrap_or(path),
+        Err(_) => path,
+    }
 }
 
 /// What an operator may ask.
@@ -53,7 +62,7 @@ pub struct Control {
 impl Control {
     /// Listens in `dir/run/`. The folder's lock is held, so that a socket file there is a dead one's.
     pub fn start(dir: &Path) -> io::Result<(Control, mpsc::Receiver<Asked>)> {
-        let path = path(dir);
+        let path = address(dir);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -107,11 +116,33 @@ async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
 
 /// Asks the node of a contract folder. Fails when none runs there.
 pub async fn ask(dir: &Path, request: &Request) -> io::Result<Value> {
-    let stream = UnixStream::connect(path(dir)).await?;
+    let stream = UnixStream::connect(address(dir)).await?;
     let (read, mut write) = stream.into_split();
     let line = serde_json::to_string(request).expect("a request is plain data");
     write.write_all(format!("{line}\n").as_bytes()).await?;
     let mut answer = String::new();
     BufReader::new(read).read_line(&mut answer).await?;
     serde_json::from_str(&answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_below_this_one_is_asked_however_long_the_way_here_is() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let dir = folder.path().canonicalize().unwrap();
+        assert!(dir.is_absolute() && address(&dir).is_relative());
+        assert_eq!(address(Path::new("/elsewhere")), Path::new("/elsewhere/run/hp.sock"));
+        fs::create_dir(dir.join("run")).unwrap();
+        let (_control, mut requests) = Control::start(&dir).unwrap();
+        let answering = async {
+            let asked = requests.recv().await.unwrap();
+            asked.answer.send(Value::from(7)).unwrap();
+        };
+        let (answer, ()) = tokio::join!(ask(&dir, &Request::Status), answering);
+        assert_eq!(answer.unwrap(), Value::from(7));
+        assert_eq!(fs::metadata(path(&dir)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

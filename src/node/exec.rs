@@ -46,8 +46,8 @@ pub enum ExecError {
     State(#[from] StateError),
     /// The state is not the one that the last ledger left.
     #[error(
-        "state/ has root {found}, but the last executed ledger left {expected}: somebody changed it; restore it from a \
-         backup, or empty hist/ and state/ to follow the network from the start"
+        "state/ has root {found}, but the last executed ledger left {expected}: somebody changed it; undo the change, or go \
+         on with a copy of another node's as docs/operating.md, \"Too far behind\", says"
     )]
     WrongState {
         /// By the chain.

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     net::SocketAddr,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -19,10 +20,14 @@ use crate::{
 
 /// Alerts shown in the status; the oldest make room.
 const ALERTS_MAX: usize = 20;
+/// Nodes without a link shown in the status. Strangers can take any key, so the oldest make room.
+const REFUSED_MAX: usize = 10;
 /// Wrong frames of one peer that are logged one by one; then every hundredth.
 const BAD_FRAMES_LOGGED: u64 = 5;
 /// Peers whose wrong frames are counted; strangers can take any key, so past it counting starts anew.
 const BAD_PEERS_MAX: usize = 1_024;
+/// A node that is behind and gets no ledger for so long may lack what nobody keeps any more.
+const STUCK_TIME: Duration = Duration::from_secs(10);
 /// Proofs of misbehaviour logged and stored of one node and kind.
 const EVIDENCE_MAX: u64 = 16;
 
@@ -30,11 +35,16 @@ const EVIDENCE_MAX: u64 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Report {
     alerts: VecDeque<String>,
+    /// Nodes that this one has no link with, and why; whoever is linked after all is taken out.
+    refused: VecDeque<(NodeKey, String)>,
     split: Option<String>,
+    /// Set while the last run is one that failed.
+    failing: Option<String>,
     bad_frames: BTreeMap<NodeKey, u64>,
     evidence: BTreeMap<(NodeKey, String), u64>,
     last_run: Option<Value>,
     ledgers: u64,
+    last_closed: Option<Instant>,
     inputs: u64,
     failed_runs: u64,
 }
@@ -47,6 +57,18 @@ impl Report {
         if self.alerts.len() > ALERTS_MAX {
             self.alerts.pop_front();
         }
+    }
+
+    pub fn refused(&mut self, peer: NodeKey, reason: String) {
+        self.linked(peer);
+        self.refused.push_back((peer, reason));
+        if self.refused.len() > REFUSED_MAX {
+            self.refused.pop_front();
+        }
+    }
+
+    pub fn linked(&mut self, peer: NodeKey) {
+        self.refused.retain(|(other, _)| *other != peer);
     }
 
     pub fn bad_frame(&mut self, peer: NodeKey, error: &(dyn std::error::Error + 'static)) {
@@ -84,6 +106,7 @@ impl Report {
         let header = &ledger.candidate.header;
         let (came, went) = (ledger.candidate.users_add.len(), ledger.candidate.users_del.len());
         self.ledgers += 1;
+        self.last_closed = Some(Instant::now());
         self.inputs += u64::from(header.n_inputs);
         if header.n_inputs > 0 || came + went > 0 || attempt > 0 {
             info!(
@@ -111,6 +134,7 @@ impl Report {
             "seq": seq, "status": ran.result.status.to_string(), "contract_ms": contract_ms, "elapsed_ms": elapsed_ms,
             "outputs": ran.outputs.len(), "output_bytes": bytes,
         }));
+        self.failing = failing(seq, ran.result.status);
         match ran.result.status {
             Status::Ok => debug!(seq, contract_ms, elapsed_ms, outputs = ran.outputs.len(), bytes, "contract ran"),
             status => {
@@ -123,6 +147,31 @@ impl Report {
     pub fn agreed(&mut self, result: &ExecResult) {
         debug!(seq = result.of_seq, state = %result.state_root.short(), status = %result.status, "result agreed");
     }
+}
+
+/// Why no ledger closes while members are missing.
+fn too_few(live: usize, n: usize, quorum: usize) -> Option<String> {
+    let text = || format!("{live} of {n} members live, but the quorum is {quorum}: no ledger closes until more are");
+    (live < quorum).then(text)
+}
+
+/// Why a node that is behind does not catch up.
+fn stuck(well: bool, quiet: Duration) -> Option<String> {
+    let text = || {
+        format!(
+            "behind the network, and no ledger came for {} s: the others may not keep what this node lacks any more, \
+             then it needs a copy of another node's hist/ and state/",
+            quiet.as_secs()
+        )
+    };
+    (!well && quiet >= STUCK_TIME).then(text)
+}
+
+fn failing(seq: Seq, status: Status) -> Option<String> {
+    let text = || {
+        format!("the contract failed in ledger {seq} ({status}): state/ is as before, no outputs; see log/contract/")
+    };
+    (status != Status::Ok).then(text)
 }
 
 fn millis(duration: std::time::Duration) -> f64 {
@@ -155,8 +204,14 @@ impl Node {
             .collect();
         let live: BTreeSet<NodeKey> = self.linked.iter().copied().chain([self.config.key]).collect();
         let names = |keys: &[NodeKey]| keys.iter().map(NodeKey::to_string).collect::<Vec<_>>();
-        let mut alerts: Vec<&String> = self.report.alerts.iter().collect();
-        alerts.extend(&self.report.split);
+        let live_members: Vec<NodeKey> = self.core.unl().iter().filter(|node| live.contains(node)).copied().collect();
+        let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
+        alerts.extend(self.report.split.clone());
+        alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
+        alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
+        alerts.extend(self.report.failing.clone());
+        let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
+        alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
@@ -174,7 +229,7 @@ impl Node {
             "diverged": self.halted_runs,
             "state_root": summary.state_root.to_string(),
             "unl": names(self.core.unl()),
-            "live": names(&self.core.unl().iter().filter(|node| live.contains(node)).copied().collect::<Vec<_>>()),
+            "live": names(&live_members),
             "suspects": names(&summary.suspects),
             "quorum": quorum.q,
             "links": links,
@@ -233,5 +288,59 @@ impl fmt::Display for Banner {
             writeln!(f, "  {name:<9} {value}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alert_stands_while_members_are_too_few_for_a_quorum() {
+        assert_eq!(too_few(4, 5, 4), None);
+        let alert = too_few(3, 5, 4).unwrap();
+        assert_eq!(alert, "3 of 5 members live, but the quorum is 4: no ledger closes until more are");
+    }
+
+    #[test]
+    fn a_node_that_is_behind_and_gets_no_ledgers_says_what_it_needs() {
+        assert_eq!((stuck(false, Duration::from_secs(9)), stuck(true, Duration::from_secs(99))), (None, None));
+        assert!(
+            stuck(false, Duration::from_secs(10))
+                .unwrap()
+                .starts_with("behind the network, and no ledger came for 10 s")
+        );
+    }
+
+    #[test]
+    fn an_alert_stands_while_the_contract_fails() {
+        assert_eq!(failing(7, Status::Ok), None);
+        assert!(failing(7, Status::Exit(3)).unwrap().starts_with("the contract failed in ledger 7 (exit code 3)"));
+    }
+
+    #[test]
+    fn a_node_without_a_link_is_told_until_it_is_linked_and_strangers_push_out_each_other_only() {
+        let mut report = Report::default();
+        report.alert("the first".to_owned());
+        report.refused(NodeKey([0; 32]), "then".to_owned());
+        report.refused(NodeKey([0; 32]), "now".to_owned());
+        assert_eq!(Vec::from(report.refused.clone()), [(NodeKey([0; 32]), "now".to_owned())]);
+        report.linked(NodeKey([0; 32]));
+        assert!(report.refused.is_empty());
+        for stranger in 0..100 {
+            report.refused(NodeKey([stranger; 32]), String::new());
+        }
+        assert_eq!((report.refused.len(), report.alerts.len()), (REFUSED_MAX, 1));
+    }
+
+    #[test]
+    fn the_same_alert_is_told_once_and_old_ones_make_room() {
+        let mut report = Report::default();
+        for at in 0..=ALERTS_MAX {
+            report.alert(at.to_string());
+            report.alert(at.to_string());
+        }
+        assert_eq!(report.alerts.len(), ALERTS_MAX);
+        assert_eq!((report.alerts[0].as_str(), report.alerts[ALERTS_MAX - 1].as_str()), ("1", "20"));
     }
 }

@@ -23,6 +23,8 @@ use crate::{
 const SERVING_MAX: usize = 16;
 /// Differing paths told to the operator; the rest is under diag/.
 const DIFFERENCES_SHOWN: usize = 20;
+/// Bytes of a path told to the operator; the rest is cut.
+const PATH_SHOWN_BYTES: usize = 256;
 
 impl Node {
     pub(super) fn serve(&mut self, to: NodeKey, query: Query) {
@@ -132,19 +134,21 @@ impl Node {
 
     /// A peer says what its run did: where it differs from mine.
     pub(super) fn compare_details(&mut self, peer: NodeKey, theirs: &Details) {
-        let Some(kept) = self.runs.get(&theirs.result.of_seq) else { return };
+        let Some(kept) = self.runs.get_mut(&theirs.result.of_seq) else { return };
         let mine = &kept.details;
-        if mine.result == theirs.result || mine.result.of_hash != theirs.result.of_hash {
+        let under_way = mine.result.state_root == Hash::ZERO;
+        if under_way || mine.result == theirs.result || mine.result.of_hash != theirs.result.of_hash {
+            return;
+        }
+        // Once a run: a peer must not fill the log.
+        if !kept.compared.insert(peer) {
             return;
         }
         let ours: BTreeMap<&[u8], Hash> = mine.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
         let other: BTreeMap<&[u8], Hash> = theirs.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
         let paths = differing(&ours, &other);
-        let paths: Vec<String> = paths
-            .iter()
-            .take(DIFFERENCES_SHOWN)
-            .map(|path| format!("state/{}", String::from_utf8_lossy(path)))
-            .collect();
+        let paths: Vec<String> =
+            paths.iter().take(DIFFERENCES_SHOWN).map(|path| format!("state/{}", shown(path))).collect();
         let ours = mine.outputs.iter().copied().collect();
         let other = theirs.outputs.iter().copied().collect();
         let users: Vec<String> =
@@ -191,6 +195,12 @@ impl Node {
         // Whoever asked may be gone.
         let _ = asked.answer.send(answer);
     }
+}
+
+/// A path that a peer named, fit for a log: one line, no control characters, of a bounded length.
+fn shown(path: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&path[..path.len().min(PATH_SHOWN_BYTES)]);
+    text.escape_debug().collect()
 }
 
 /// Keys whose values differ or that only one side has.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
 use crate::{
@@ -202,7 +202,7 @@ impl Node {
         })?;
 
         let banner = Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
-        info!(nofile, "open files allowed");
+        debug!(nofile, "open files allowed");
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
         let node = Node {

@@ -394,6 +394,26 @@ fn an_observer_follows_and_signs_no_vote() {
     assert!(world.run(10_000, |world| world.nodes[5].disk.state.0 >= 10), "it runs them too");
 }
 
+#[test]
+fn a_crash_among_runs_in_a_row_finds_the_pre_state_of_the_one_without_a_result() {
+    let mut world = linked(Config { run_ms: (30, 30), disk_ms: (3, 3), ..Config::calm(4, 75) }, 1);
+    world.nodes[3].dead = true;
+    world.crash(3);
+    let others = |world: &World, seq: Seq| (0..3).all(|node| world.seq(node) >= seq);
+    for seq in 1..=8 {
+        world.input(0, vec![1]);
+        assert!(world.run(world.now + 2000, |world| others(world, seq)), "{}", world.describe());
+    }
+    world.nodes[3].dead = false;
+    for done in [2, 4, 6] {
+        world.plan(world.now, Happening::Gst);
+        // It has all ledgers, and runs them one after the other.
+        assert!(world.run(world.now + 5000, |world| world.nodes[3].disk.state.0 >= done), "{}", world.describe());
+        world.crash(3);
+    }
+    assert!(world.run(world.now + 10_000, |world| world.nodes[3].disk.state.0 >= 8), "{}", world.describe());
+}
+
 // ---- Crashes everywhere -----------------------------------------------------------------------------------------
 
 #[test]

@@ -183,8 +183,8 @@ pub struct Disk {
     pub history: Vec<(ClosedLedger, Vec<Input>)>,
     /// state/: the last ledger executed and the root; `None` in the middle of a run.
     pub state: (Seq, Option<Hash>),
-    /// Copies of it from before a run, by ledger.
-    before: BTreeMap<Seq, (Seq, Option<Hash>)>,
+    /// The copy of it from before a run, and of which ledger: there is one, as on a real disk.
+    before: Option<(Seq, (Seq, Option<Hash>))>,
 }
 
 enum Step {
@@ -293,7 +293,7 @@ impl World {
                 journal: Journal::new(genesis.clone()),
                 history: Vec::new(),
                 state: (0, Some(genesis.state_root)),
-                before: BTreeMap::new(),
+                before: None,
             };
             let mask = rng.next();
             nodes.push(Node {

@@ -195,10 +195,6 @@ impl World {
                     }
                     me.disk.history.push((*ledger, inputs));
                 }
-                Record::Result(result) => {
-                    me.disk.before.remove(&result.body.of_seq);
-                    me.disk.journal.apply(record, window);
-                }
                 Record::Input(input) => {
                     if honest && node < n {
                         self.watch.durable.insert(input.key(), node);
@@ -255,10 +251,12 @@ impl World {
             Effect::Rollback(seq) => {
                 let disk = &mut self.nodes[node].disk;
                 trace(|| format!("{:>7} n{node} rolls back to before {seq}", self.now));
-                if let Some(before) = disk.before.remove(&seq) {
+                if let Some((_, before)) = disk.before.filter(|(kept, _)| *kept == seq) {
                     disk.state = before;
                     self.watch.seen.hit("rollbacks of a touched state");
                 }
+                let (done, root) = disk.state;
+                assert!(done + 1 == seq && root.is_some(), "node {node} lost the state from before ledger {seq}");
                 self.watch.seen.hit("rollbacks");
             }
             Effect::Execute(run) => {
@@ -278,6 +276,7 @@ impl World {
             Effect::Diverged { mine, agreed } => {
                 let flips = self.nodes[node].manner != Manner::Honest;
                 assert!(flips, "S6: node {node} diverged without reason: {mine:?} {agreed:?}");
+                assert!(!self.nodes[node].running, "node {node} gives its state up under a run");
                 self.nodes[node].diverged = true;
                 self.nodes[node].runs.clear();
                 self.watch.seen.hit("diverged");
@@ -361,7 +360,8 @@ impl World {
         let (done, root) = me.disk.state;
         assert_eq!(done + 1, seq, "node {node} runs ledger {seq} on another state");
         assert!(root.is_some(), "node {node} runs ledger {seq} on a state in the middle of a run");
-        me.disk.before.insert(seq, me.disk.state);
+        // There is room for one copy.
+        me.disk.before = Some((seq, me.disk.state));
         me.disk.state = (seq - 1, None);
         me.running = true;
         let life = me.life;
@@ -373,7 +373,8 @@ impl World {
         me.running = false;
         let Some(run) = me.runs.pop_front() else { return };
         let seq = run.header.seq;
-        let before = me.disk.before[&seq].1.expect("checked when it began");
+        let (_, (_, before)) = me.disk.before.expect("kept when it began");
+        let before = before.expect("checked when it began");
         let mut result = run_contract(before, &run);
         if let Manner::Flips(from) = me.manner
             && seq >= from

@@ -1,0 +1,428 @@
+//! What peers may try: numbers at their ends, the same a thousand times, things that nobody asked for.
+
+use super::{
+    header::{Candidate, inputs_root, unl_hash, users_root},
+    messages::{
+        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, Tc, Vote, VoteKind as _,
+    },
+    *,
+};
+use crate::types::Status;
+
+/// A signature that everybody can make: good against who does not forge.
+struct Table(NodeKey);
+
+fn signature(key: &NodeKey, digest: &Hash) -> Sig {
+    let mut sig = [0; 64];
+    sig[..32].copy_from_slice(&key.0);
+    sig[32..].copy_from_slice(&digest.0);
+    Sig(sig)
+}
+
+impl Crypto for Table {
+    fn sign(&self, digest: &Hash) -> Sig {
+        signature(&self.0, digest)
+    }
+    fn verify(&self, key: &NodeKey, digest: &Hash, sig: &Sig) -> bool {
+        signature(key, digest) == *sig
+    }
+}
+
+const ME: NodeKey = NodeKey([1; 32]);
+
+fn key(number: u8) -> NodeKey {
+    NodeKey([number; 32])
+}
+
+/// This node, in a UNL of some keys, all linked.
+struct Bench {
+    core: Consensus,
+    now: MonoMs,
+}
+
+impl Bench {
+    fn new(unl: &[u8], threshold: u8) -> Bench {
+        let genesis = Genesis {
+            ver: header::VERSION,
+            contract_id: Hash::ZERO,
+            unl: unl.iter().map(|number| key(*number)).collect(),
+            threshold,
+            cfg_hash: Hash::ZERO,
+            state_root: Hash::ZERO,
+            time_ms: 0,
+        };
+        let params = Params {
+            me: ME,
+            boot: Hash::ZERO,
+            roundtime_ms: 1_000_000,
+            min_round_ms: 0,
+            eager: false,
+            grace_ms: 30,
+            attempt_ms: 120,
+            time_res_ms: 1000,
+            input_window: 65_536,
+            input_bytes_max: INPUT_BYTES_MAX,
+            session_inputs: true,
+        };
+        let core = Consensus::new(params, Box::new(Table(ME)), threshold, Journal::new(genesis));
+        let mut bench = Bench { core, now: 0 };
+        bench.on(Event::Start);
+        for number in unl.iter().filter(|number| key(**number) != ME) {
+            bench.on(Event::LinkUp(key(*number)));
+        }
+        bench
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Effect> {
+        self.now += 1;
+        self.core.on(event, self.now, 0)
+    }
+
+    fn hear(&mut self, from: u8, message: Message) -> Vec<Effect> {
+        self.on(Event::Message(key(from), message))
+    }
+
+    fn signed<T: Signable>(&self, from: u8, body: T) -> Signed<T> {
+        let sig = signature(&key(from), &body.digest(&self.core.scope()));
+        Signed { from: key(from), body, sig }
+    }
+
+    fn advance(&self, from: u8, attempt: Attempt) -> Signed<AdvanceVote> {
+        self.signed(from, AdvanceVote { seq: self.core.round.seq, attempt, high: None })
+    }
+
+    fn novel(&self, from: u8, time_slot: u64) -> Signed<Novel> {
+        let (seq, parent) = (self.core.round.seq, self.core.tip.hash);
+        let (users_add, users_del, inputs) = (vec![], vec![], vec![]);
+        let body = Novel { seq, parent, time_slot, users_add, users_del, inputs, unl_vote: None, settlement: None };
+        self.signed(from, body)
+    }
+
+    /// An empty ledger after the last one, and a certificate of these signers.
+    fn next_ledger(&self, time_ms: WallMs, signers: &[u8]) -> ClosedLedger {
+        let core = &self.core;
+        let result = match core.tip.seq {
+            0 => core.genesis.result(),
+            seq => result_of(seq, core.tip.hash),
+        };
+        let header = Header {
+            ver: header::VERSION,
+            chain_id: core.chain_id(),
+            seq: core.round.seq,
+            parent: core.tip.hash,
+            time_ms,
+            unl_hash: unl_hash(core.unl()),
+            next_unl_hash: unl_hash(core.unl()),
+            users_root: users_root(&BTreeSet::new()),
+            n_users: 0,
+            inputs_root: inputs_root(&[]),
+            n_inputs: 0,
+            inputs_bytes: 0,
+            result,
+            settlement: None,
+        };
+        let vote = Vote { seq: header.seq, attempt: 0, ledger_hash: header.hash() };
+        let sigs = signers.iter().map(|number| (key(*number), self.signed(*number, Precommit::of(vote)).sig));
+        let qc = Certificate { vote, sigs: sigs.collect() };
+        ClosedLedger { candidate: Candidate { header, inputs: vec![], users_add: vec![], users_del: vec![] }, qc }
+    }
+
+    /// Shows the next ledger, and its body.
+    fn close_next(&mut self) -> Vec<Effect> {
+        let ledger = self.next_ledger(0, &[2]);
+        let mut effects = self.hear(2, Consensus::closed_message(&ledger));
+        effects.extend(self.hear(2, Message::Candidate(ledger.candidate)));
+        effects
+    }
+}
+
+fn result_of(seq: Seq, of_hash: Hash) -> ExecResult {
+    let (state_root, outputs_root) = (Hash::ZERO, Hash::ZERO);
+    ExecResult { of_seq: seq, of_hash, state_root, outputs_root, status: Status::Ok, unl_req: None }
+}
+
+fn input(origin: Origin, nonce: u64, bytes: usize) -> Input {
+    Input { user: UserKey([9; 32]), origin, nonce, max_ledger: 100, payload: vec![0; bytes] }
+}
+
+fn by_user(nonce: u64, bytes: usize) -> Input {
+    input(Origin::User { sig: Sig([0; 64]) }, nonce, bytes)
+}
+
+fn sent(effects: &[Effect], kind: &str) -> usize {
+    let is = |effect: &&Effect| matches!(effect, Effect::Send(_, message) if message.kind() == kind);
+    effects.iter().filter(is).count()
+}
+
+fn count(effects: &[Effect], is: impl Fn(&Effect) -> bool) -> usize {
+    effects.iter().filter(|effect| is(effect)).count()
+}
+
+#[test]
+fn asking_for_the_last_attempt_there_can_be_leads_nobody_there() {
+    // With a quorum of all, one vote blocks: everybody follows it.
+    let mut bench = Bench::new(&[1, 2, 3, 4], 100);
+    for from in 2..=4 {
+        let vote = bench.advance(from, Attempt::MAX);
+        bench.hear(from, Message::Advance(Advance { vote, polc: None }));
+    }
+    assert_eq!(bench.core.summary().attempt, 0);
+    bench.now += 1_000_000;
+    bench.on(Event::Timer(Timer::Attempt(0)));
+    assert_eq!(bench.core.round.signed().advance, None);
+}
+
+#[test]
+fn an_input_asked_for_a_thousand_times_is_sent_once() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let asked = by_user(1, 10_000);
+    let id = asked.id(&bench.core.chain_id());
+    bench.hear(3, Message::Input(asked));
+    let effects = bench.hear(2, Message::Get(Get::Inputs(vec![id; GET_INPUTS_MAX])));
+    assert_eq!(sent(&effects, "INPUT"), 1);
+}
+
+#[test]
+fn one_peer_is_answered_with_a_bounded_number_of_bytes_at_a_time() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let inputs: Vec<Input> = (0..14).map(|nonce| by_user(nonce, 1 << 20)).collect();
+    let ids: Vec<Hash> = inputs.iter().map(|input| input.id(&bench.core.chain_id())).collect();
+    for input in inputs {
+        bench.hear(3, Message::Input(input));
+    }
+    let ask = |bench: &mut Bench, from| sent(&bench.hear(from, Message::Get(Get::Inputs(ids.clone()))), "INPUT");
+    assert_eq!([ask(&mut bench, 2), ask(&mut bench, 2), ask(&mut bench, 2)], [14, 9, 0]);
+    assert_eq!(ask(&mut bench, 4), 14, "another peer");
+    bench.now += REPLY_MS;
+    assert_eq!(ask(&mut bench, 2), 14, "later");
+}
+
+#[test]
+fn all_users_of_a_host_are_told_once_however_often_they_are_asked_for() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let told: usize = (0..50).map(|_| sent(&bench.hear(2, Message::Get(Get::Presence)), "PRESENCE")).sum();
+    assert_eq!(told, 1);
+    bench.now += REPLY_MS;
+    assert_eq!(sent(&bench.hear(2, Message::Get(Get::Presence)), "PRESENCE"), 1);
+}
+
+#[test]
+fn a_node_that_contradicts_itself_a_hundred_times_is_shown_once_a_round() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let mut shown = 0;
+    for slot in 0..100 {
+        let novel = bench.novel(2, slot);
+        shown += count(&bench.hear(2, Message::Novel(novel)), |effect| matches!(effect, Effect::Evidence(_)));
+    }
+    assert_eq!(shown, 1);
+}
+
+#[test]
+fn what_a_host_outside_the_unl_vouches_for_is_not_kept() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let origin = |host| Origin::Session {
+        host: key(host),
+        challenge: Challenge([0; 16]),
+        helo_sig: Sig([0; 64]),
+        host_sig: Sig([0; 64]),
+    };
+    bench.hear(2, Message::Input(input(origin(77), 1, 10)));
+    assert_eq!(bench.core.summary().pool, 0);
+    bench.hear(2, Message::Input(input(origin(3), 1, 10)));
+    assert_eq!(bench.core.summary().pool, 1);
+}
+
+#[test]
+fn strangers_with_many_keys_fill_one_share_of_the_pool() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    for stranger in 100..110 {
+        for nonce in 0..10 {
+            bench.hear(stranger, Message::Input(by_user(u64::from(stranger) * 100 + nonce, 1 << 20)));
+        }
+    }
+    assert_eq!(bench.core.summary().pool, 15, "16 MiB less what the entries cost");
+    bench.hear(2, Message::Input(by_user(1, 1 << 20)));
+    assert_eq!(bench.core.summary().pool, 16, "a member has room");
+}
+
+#[test]
+fn nothing_is_remembered_of_strangers_that_left() {
+    let mut bench = Bench::new(&[2], 80);
+    (0..3).for_each(|_| drop(bench.close_next()));
+    for stranger in 100..200 {
+        bench.on(Event::LinkUp(key(stranger)));
+        let body = StatusMsg { seq: 0, lcl: Hash::ZERO, attempt: 0, synced: true };
+        let status = bench.signed(stranger, body);
+        bench.hear(stranger, Message::Status(status));
+        bench.hear(stranger, Message::Get(Get::Presence));
+        let ledger = bench.next_ledger(0, &[]);
+        bench.hear(stranger, Consensus::closed_message(&ledger));
+        bench.on(Event::LinkDown(key(stranger)));
+    }
+    let core = &bench.core;
+    let remembered = [core.closed_sent.len(), core.status_sent.len(), core.presence_sent.len(), core.answered.len()];
+    assert_eq!(remembered.map(|len| len <= 1), [true; 4], "{remembered:?}");
+    assert_eq!(core.peer_tips.keys().filter(|peer| **peer != key(2)).count(), 0);
+}
+
+#[test]
+fn who_is_far_behind_hears_how_far() {
+    let mut bench = Bench::new(&[2], 80);
+    (0..3).for_each(|_| drop(bench.close_next()));
+    let mut told = |seq| {
+        let body = StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true };
+        let status = bench.signed(50, body);
+        sent(&bench.hear(50, Message::Status(status)), "STATUS")
+    };
+    assert_eq!([told(2), told(1)], [0, 1]);
+}
+
+#[test]
+fn runs_are_handed_out_one_by_one_behind_the_result_before_and_ledgers_wait_for_them() {
+    let mut bench = Bench::new(&[2], 80);
+    let mut effects = Vec::new();
+    for _ in 0..EXECUTIONS_MAX + 10 {
+        effects.extend(bench.close_next());
+    }
+    let runs = |effects: &[Effect]| count(effects, |effect| matches!(effect, Effect::Execute(_)));
+    assert_eq!((bench.core.summary().seq, runs(&effects)), (EXECUTIONS_MAX as Seq, 1));
+
+    let first = effects.iter().find_map(|effect| match effect {
+        Effect::LedgerClosed { hash, .. } => Some(*hash),
+        _ => None,
+    });
+    let effects = bench.on(Event::ExecDone(result_of(1, first.expect("closed"))));
+    let at = |is: fn(&Effect) -> bool| effects.iter().position(is).expect("there");
+    let result = at(|effect| matches!(effect, Effect::Persist(Record::Result(_))));
+    let sync = at(|effect| *effect == Effect::Sync);
+    let run = at(|effect| matches!(effect, Effect::Execute(_)));
+    assert!(result < sync && sync < run, "{effects:?}");
+    bench.close_next();
+    assert_eq!(bench.core.summary().seq, EXECUTIONS_MAX as Seq + 1, "there is room for one more");
+}
+
+#[test]
+fn a_body_has_one_form() {
+    let bench = Bench::new(&[1, 2, 3, 4], 75);
+    let [here, comes] = [UserKey([1; 32]), UserKey([2; 32])];
+    let before = BTreeSet::from([here]);
+    let mut body = bench.next_ledger(0, &[]).candidate;
+    body.users_add = vec![comes];
+    let after = body.users_after(&before);
+    (body.header.users_root, body.header.n_users) = (users_root(&after), 2);
+    let fits = |body: &Candidate| body.is_consistent(&before, users_root(&before));
+    assert!(fits(&body));
+    let with = |add: &[UserKey], del: &[UserKey]| Candidate {
+        users_add: add.to_vec(),
+        users_del: del.to_vec(),
+        ..body.clone()
+    };
+    for other in [
+        with(&[comes, comes], &[]),
+        with(&[here, comes], &[]),
+        with(&[here, comes], &[here]),
+        with(&[comes], &[comes]),
+        with(&[comes], &[UserKey([3; 32])]),
+    ] {
+        assert_eq!(other.users_after(&before), after);
+        assert!(!fits(&other), "{other:?}");
+    }
+}
+
+#[test]
+fn the_result_of_ledger_0_comes_without_signatures() {
+    let bench = Bench::new(&[1, 2, 3, 4], 75);
+    let result = bench.core.genesis.result();
+    let cert = |sigs| ResultCert { result: result.clone(), sigs };
+    assert!(bench.core.checker().result_cert(&cert(vec![]), &result));
+    assert!(!bench.core.checker().result_cert(&cert(vec![(key(77), Sig([0; 64]))]), &result));
+}
+
+#[test]
+fn the_certificate_of_an_attempt_that_a_polc_led_into_is_kept_when_it_is_there() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let ledger = bench.next_ledger(0, &[]);
+    let vote = Vote { seq: 1, attempt: 1, ledger_hash: ledger.candidate.header.hash() };
+    for from in 2..=4 {
+        let prevote = bench.signed(from, Prevote::of(vote));
+        bench.hear(from, Message::Prevote(prevote));
+    }
+    bench.hear(2, Message::Candidate(ledger.candidate));
+    assert_eq!((bench.core.summary().attempt, bench.core.round.signed().precommit), (1, Some(1)));
+    let mut effects = Vec::new();
+    for from in 2..=4 {
+        let vote = bench.advance(from, 1);
+        effects.extend(bench.hear(from, Message::Advance(Advance { vote, polc: None })));
+    }
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Persist(Record::Entered(..)))), 1);
+    assert!(bench.core.round.tc_forward().is_some());
+}
+
+#[test]
+fn a_coordinator_with_two_wrong_proposals_gets_no_vote_and_is_shown() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let attempt = (1..).find(|attempt| bench.core.coordinator(*attempt) == key(2)).expect("everybody has a turn");
+    let novels: Vec<Signed<Novel>> = (2..=4).map(|from| bench.novel(from, 0)).collect();
+    let basis = Basis::Novels(
+        novels.iter().map(|novel| (novel.from, novel.id())).collect(),
+        ResultCert { result: bench.core.genesis.result(), sigs: vec![] },
+    );
+    let tc = Tc { votes: (2..=4).map(|from| bench.advance(from, attempt)).collect() };
+    let mut effects = Vec::new();
+    for wrong in [1, 2] {
+        let (tc, basis) = (tc.clone(), basis.clone());
+        let propose = Propose { seq: 1, attempt, ledger_hash: Hash([wrong; 32]), tc, basis };
+        let propose = bench.signed(2, propose);
+        effects.extend(bench.hear(2, Message::Propose(propose)));
+        for novel in &novels {
+            effects.extend(bench.hear(2, Message::Novel(novel.clone())));
+        }
+    }
+    assert_eq!(bench.core.summary().attempt, attempt);
+    assert_eq!(bench.core.round.signed().prevote, None);
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Evidence(_))), 1);
+}
+
+#[test]
+fn nothing_is_run_on_top_of_a_run_that_a_header_shows_to_be_wrong() {
+    let mut bench = Bench::new(&[2], 80);
+    bench.close_next();
+    let mut wrong = result_of(1, bench.core.tip.hash);
+    wrong.state_root = Hash([66; 32]);
+    bench.on(Event::ExecDone(wrong));
+    let effects = bench.close_next();
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Diverged { .. })), 1);
+    assert_eq!(count(&effects, |effect| matches!(effect, Effect::Execute(_))), 0);
+    assert_eq!(bench.core.summary().seq, 2);
+}
+
+#[test]
+fn a_ledger_of_many_inputs_that_are_all_missed_is_asked_for_in_parts_and_voted_for_with_the_last_of_them() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let inputs: BTreeMap<Hash, Input> =
+        (0..700).map(|nonce| by_user(nonce, 0)).map(|input| (input.id(&bench.core.chain_id()), input)).collect();
+    let mut effects = Vec::new();
+    for from in 2..=4 {
+        let mut novel = bench.novel(from, 0).body;
+        novel.inputs = inputs.keys().copied().collect();
+        let novel = bench.signed(from, novel);
+        effects.extend(bench.hear(from, Message::Novel(novel)));
+    }
+    let prevotes = |effects: &[Effect]| count(effects, |it| matches!(it, Effect::Broadcast(Message::Prevote(_))));
+    let mut rounds = 0;
+    while prevotes(&effects) == 0 {
+        rounds += 1;
+        assert!(rounds <= 10, "it goes on asking");
+        bench.now += 1000;
+        effects = bench.on(Event::Timer(Timer::Fetch));
+        let asked = effects.iter().filter_map(|effect| match effect {
+            Effect::Send(_, Message::Get(Get::Inputs(ids))) => Some(ids.clone()),
+            _ => None,
+        });
+        for id in asked.flatten().collect::<Vec<Hash>>() {
+            assert_eq!(prevotes(&effects), 0, "not before the last");
+            effects.extend(bench.hear(3, Message::Input(inputs[&id].clone())));
+        }
+    }
+    assert_eq!(bench.core.summary().pool, 700);
+}
