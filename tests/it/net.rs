@@ -76,6 +76,12 @@ pub fn compile(source: &str, to: &Path) {
     assert!(done.success(), "{} compiles", source.display());
 }
 
+/// Copies a program. Another process does it: a file that this one has open for writing while one of its threads forks
+/// could not be executed for a moment.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Sync::new("cp").arg(from).arg(to).status().expect("cp").success(), "{} is copied", from.display());
+}
+
 /// Tries again until `check` gives something.
 pub async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;

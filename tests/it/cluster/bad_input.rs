@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::net::{DEADLINE, Net, TestNode, block_on, call, free_ports, plain, probe, record, until};
+use crate::net::{DEADLINE, Net, TestNode, block_on, call, copy_program, free_ports, plain, probe, record, until};
 
 /// A byte sequence that looks random and is the same in every run.
 fn garbage(turn: u64, len: usize) -> Vec<u8> {
@@ -140,33 +140,53 @@ fn a_shared_setting_changed_after_the_chain_began_ends_with_3_and_names_both_val
 }
 
 #[test]
-fn a_contract_that_is_missing_or_not_executable_fails_alike_and_the_log_names_it() {
+fn a_contract_that_is_missing_or_not_executable_ends_with_3_and_is_named() {
     block_on(async {
         let folder = tempfile::tempdir().expect("a folder");
-        let plain_file = folder.path().join("plain");
-        fs::write(&plain_file, "no program").expect("written");
-        fs::set_permissions(&plain_file, fs::Permissions::from_mode(0o644)).expect("set");
-        let text_file = folder.path().join("text");
-        fs::write(&text_file, "no program either").expect("written");
-        fs::set_permissions(&text_file, fs::Permissions::from_mode(0o755)).expect("set");
-        for (binary, code) in [(folder.path().join("missing"), "127"), (plain_file, "126"), (text_file, "126")] {
-            let net = Net::up_with(2, &binary, plain).await;
-            let mut user = net.nodes[0].user().await;
+        let file = folder.path().join("plain");
+        fs::write(&file, "no program").expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("set");
+        for binary in [&folder.path().join("missing"), &file] {
+            let net = Net::new(1, binary, plain);
+            refused(&net, 3, &[binary.to_str().expect("UTF-8")]).await;
+        }
+    });
+}
+
+#[test]
+fn a_contract_that_goes_missing_or_cannot_be_executed_fails_alike_and_the_log_names_it() {
+    block_on(async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let binary = folder.path().join("contract");
+        copy_program(probe(), &binary);
+        let net = Net::up_with(2, &binary, plain).await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("four").await, "4 4");
+        let stderr = net.nodes[1].dir.join("log/contract/stderr.log");
+        let changes: [(&str, &dyn Fn()); 3] = [
+            ("127", &|| fs::remove_file(&binary).expect("removed")),
+            ("126", &|| fs::write(&binary, "no program").expect("written")),
+            ("126", &|| fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("set")),
+        ];
+        for (code, change) in changes {
+            change();
             for _ in 0..2 {
                 user.send("hello").await;
                 let (error, message) = user.error().await;
                 assert_eq!(error, "contract_failed");
-                assert!(message.contains(&format!("exit code {code}")), "{}: {message}", binary.display());
+                assert!(message.contains(&format!("exit code {code}")), "{message}");
             }
-            net.agree().await;
             let named = binary.to_str().expect("UTF-8");
-            let stderr = net.nodes[1].dir.join("log/contract/stderr.log");
             until("a log names the file", async || {
                 let text = net.nodes[1].log() + &fs::read_to_string(&stderr).unwrap_or_default();
                 text.contains(named).then_some(())
             })
             .await;
         }
+        fs::remove_file(&binary).expect("removed");
+        copy_program(probe(), &binary);
+        assert_eq!(user.ask("four").await, "4 8", "with the executable in its place again it goes on");
+        net.agree().await;
     });
 }
 

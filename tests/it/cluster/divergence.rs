@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use hotpocket::config::quoted;
 use serde_json::Value;
 
-use crate::net::{Net, block_on, call, probe};
+use crate::net::{Net, block_on, call, copy_program, probe};
 
 fn alerts(status: &Value) -> String {
     let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
@@ -50,7 +50,7 @@ fn one_of_four_that_differs_says_so_with_the_path_and_the_others_go_on() {
     block_on(async {
         let folder = tempfile::tempdir().expect("a folder");
         let odd = folder.path().join("odd");
-        fs::copy(probe(), &odd).expect("copied");
+        copy_program(probe(), &odd);
         let mut net = Net::up_with(4, probe(), |at, config| {
             config.set("consensus.threshold", "75");
             if at == 3 {
