@@ -285,6 +285,14 @@ impl TestNode {
         (status.code(), self.log())
     }
 
+    /// Starts the process and kills it after this time, however far it came.
+    pub async fn start_and_kill(&self, after: Duration) {
+        let (mut child, _lines) = self.spawn();
+        // Not waited for anything: the moment is what is tested.
+        tokio::time::sleep(after).await;
+        child.kill().await.expect("killed");
+    }
+
     fn spawn(&self) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("node.log")).expect("a log");
         let mut child = Command::new(hp())

@@ -255,6 +255,29 @@ fn a_run_that_was_cut_by_a_restart_is_repeated_and_takes_effect_once() {
 }
 
 #[test]
+fn kills_during_the_start_leave_a_folder_that_starts() {
+    block_on(async {
+        for folder in 0..6 {
+            let mut net = Net::new(1, record(), plain);
+            for start in 0..4 {
+                let moment = Duration::from_millis(drawn("start", 10 * folder + start, 120));
+                net.nodes[0].start_and_kill(moment).await;
+            }
+            net.start_all().await;
+            assert_eq!(net.nodes[0].user().await.ask("one\n").await, "one\n");
+            for start in 4..6 {
+                let moment = Duration::from_millis(drawn("start", 10 * folder + start, 120));
+                net.nodes[0].kill().await;
+                net.nodes[0].start_and_kill(moment).await;
+                net.start_all().await;
+            }
+            assert_eq!(net.nodes[0].user().await.ask("two\n").await, "two\n");
+            assert_eq!(net.nodes[0].state("log").lines().count(), 2);
+        }
+    });
+}
+
+#[test]
 fn the_only_node_goes_on_after_every_kill_with_each_input_counted_once() {
     block_on(async {
         let mut net = Net::up_with(1, record(), plain).await;
