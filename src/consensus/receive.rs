@@ -1,19 +1,19 @@
 //! What each message of a peer does. Signatures of messages were checked at the edge; those inside certificates are
 //! checked here. What a peer sends wrong is dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX,
     INPUTS_MAX, NOVEL_USERS_MAX, Query, REPLY_MS, UNKNOWN_MAX,
     header::{Candidate, ExecResult, Input, Origin},
     messages::{
-        Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Prevote, Propose, Signed,
-        StatusMsg, TcFwd, VoteKind,
+        Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed, StatusMsg, TcFwd,
+        VoteKind,
     },
     presence::{HOST_USERS_MAX, Heard},
-    round::Want,
-    votes::{Counted, count_once, is_well_formed},
+    round::{Round, Want},
+    votes::{Counted, Tally, count_once, is_well_formed},
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq};
 
@@ -57,8 +57,8 @@ impl Consensus {
             match message {
                 Message::Novel(novel) => self.on_novel(novel),
                 Message::Result(result) => self.on_result(result),
-                Message::Prevote(vote) => self.on_prevote(vote),
-                Message::Precommit(vote) => self.on_precommit(vote),
+                Message::Prevote(vote) => self.on_vote(vote, |round| &mut round.prevotes, Message::Prevote),
+                Message::Precommit(vote) => self.on_vote(vote, |round| &mut round.precommits, Message::Precommit),
                 Message::Advance(advance) => self.on_advance(advance),
                 Message::TcFwd(forward) => self.on_tc_forward(forward),
                 Message::Propose(propose) => self.on_propose(propose),
@@ -129,29 +129,22 @@ impl Consensus {
         }
     }
 
-    fn on_prevote(&mut self, vote: Signed<Prevote>) {
+    /// Counts a vote of stage 2 or 3 into the tally of its kind.
+    fn on_vote<K: VoteKind + PartialEq>(
+        &mut self,
+        vote: Signed<K>,
+        tallies: fn(&mut Round) -> &mut BTreeMap<Attempt, Tally<K>>,
+        message: fn(Signed<K>) -> Message,
+    ) {
         let attempt = vote.body.vote().attempt;
         if !self.is_member(&vote.from) || !self.is_near(attempt) {
             return;
         }
         let signer = vote.from;
-        match self.round.prevotes.entry(attempt).or_default().add(vote.clone()) {
+        match tallies(&mut self.round).entry(attempt).or_default().add(vote.clone()) {
             Counted::New => self.fresh(),
             Counted::Known => {}
-            Counted::Conflict(first) => self.evidence(signer, Message::Prevote(first), Message::Prevote(vote)),
-        }
-    }
-
-    fn on_precommit(&mut self, vote: Signed<Precommit>) {
-        let attempt = vote.body.vote().attempt;
-        if !self.is_member(&vote.from) || !self.is_near(attempt) {
-            return;
-        }
-        let signer = vote.from;
-        match self.round.precommits.entry(attempt).or_default().add(vote.clone()) {
-            Counted::New => self.fresh(),
-            Counted::Known => {}
-            Counted::Conflict(first) => self.evidence(signer, Message::Precommit(first), Message::Precommit(vote)),
+            Counted::Conflict(first) => self.evidence(signer, message(first), message(vote)),
         }
     }
 
@@ -333,7 +326,13 @@ impl Consensus {
             let tip = self.peer_tips.entry(from).or_insert(0);
             *tip = (*tip).max(header.seq);
         }
+        let hash = qc.vote.ledger_hash;
         self.round.closed = Some((qc, from));
+        // Of a ledger in which nobody said, came or went the header is all there is.
+        let empty = Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new() };
+        if empty.is_consistent(&self.users, self.users_root) {
+            self.round.candidates.insert(hash, empty);
+        }
         self.fresh();
     }
 

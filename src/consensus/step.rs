@@ -418,7 +418,7 @@ impl Consensus {
         self.enter_seq(header.seq + 1);
     }
 
-    /// Shows the ledger to members that may not know it is closed.
+    /// Shows the ledger to those linked that may not know it is closed: members that have not precommitted, observers.
     fn push_closed(&mut self, ledger: &ClosedLedger) {
         let attempt = ledger.qc.vote.attempt;
         let precommitted: BTreeSet<NodeKey> =
@@ -426,7 +426,7 @@ impl Consensus {
         let lagging: Vec<NodeKey> = self
             .links
             .iter()
-            .filter(|node| self.is_member(node) && !precommitted.contains(node))
+            .filter(|node| !precommitted.contains(node))
             .filter(|node| self.peer_tips.get(node).is_none_or(|tip| *tip < self.round.seq))
             .copied()
             .collect();
