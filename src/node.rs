@@ -44,7 +44,7 @@ use crate::{
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
     types::{Challenge, Hash, MonoMs, NodeKey, Seq, Status, UserKey, WallMs},
-    wire,
+    wire::{self, Hello},
 };
 
 /// Runs whose details and outputs are kept in memory. Older outputs are in the database.
@@ -57,6 +57,9 @@ const LINE_MAX: usize = 256;
 const EFFECTS_MAX: usize = 65_536;
 /// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
 const SESSIONS_MAX: usize = 65_536;
+
+/// Processes of one node that are remembered, to see when one comes back after another. The oldest make room.
+const BOOTS_MAX: usize = 8;
 
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
@@ -97,15 +100,24 @@ pub struct Node {
     batch: Vec<Write>,
     /// The commit that the effects wait for.
     committing: Option<oneshot::Receiver<Result<(), LedgerError>>>,
+    /// How many commits were begun. All but the one under way are done.
+    commits: u64,
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
+    /// The commit that holds the last run's result. No run begins before it is done: a run's beginning gives up the
+    /// copy from which the run before could be repeated.
+    result_commit: u64,
     halted_runs: bool,
 
     line: PartyLine,
     line_counters: BTreeMap<Hash, u64>,
     sessions: BTreeMap<(UserKey, Challenge), SessionId>,
     linked: BTreeSet<NodeKey>,
+    /// The processes of each member that were linked, the last one last.
+    boots: BTreeMap<NodeKey, VecDeque<Hash>>,
+    /// Members of which two processes were seen.
+    twins: BTreeSet<NodeKey>,
     runs: BTreeMap<Seq, Kept>,
     serving: BTreeMap<NodeKey, usize>,
     served_tx: mpsc::Sender<NodeKey>,
@@ -211,9 +223,10 @@ impl Node {
 
     fn on_mesh(&mut self, event: MeshEvent) -> Result<(), NodeError> {
         match event {
-            MeshEvent::LinkUp { peer, .. } => {
+            MeshEvent::LinkUp { peer, hello } => {
                 info!(peer = %peer.short(), "linked");
                 self.report.linked(peer);
+                self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
                 self.handle(Event::LinkUp(peer))
             }
@@ -228,6 +241,28 @@ impl Node {
                 Ok(())
             }
             MeshEvent::Frame { peer, bytes, .. } => self.on_frame(peer, &bytes),
+        }
+    }
+
+    /// A process that comes back after another one with its key has been here, while no process can be begun twice:
+    /// both live. Each of them may sign what the other contradicts, so that its operator has to end one.
+    fn watch_for_twins(&mut self, peer: NodeKey, hello: &[u8]) {
+        let Ok(Hello { boot, .. }) = wire::decode(hello) else { return };
+        if !self.core.unl().contains(&peer) {
+            return;
+        }
+        let boots = self.boots.entry(peer).or_default();
+        if boots.back() == Some(&boot) {
+            return;
+        }
+        if boots.contains(&boot) && self.twins.insert(peer) {
+            error!(node = %peer, "two processes run with the key of one node");
+            self.report.alert(format!("two processes run with the key of node {peer}: its operator has to end one"));
+        }
+        boots.retain(|other| *other != boot);
+        boots.push_back(boot);
+        if boots.len() > BOOTS_MAX {
+            boots.pop_front();
         }
     }
 
@@ -358,8 +393,10 @@ impl Node {
                 while self.runs.len() > RUNS_KEPT {
                     self.runs.pop_first();
                 }
+                self.result_commit = self.commits + 1;
+                self.handle(Event::ExecDone(ran.result))?;
                 self.next_job();
-                self.handle(Event::ExecDone(ran.result))
+                Ok(())
             }
         }
     }
@@ -387,7 +424,9 @@ impl Node {
     fn committed(&mut self, done: Result<(), LedgerError>) -> Result<(), NodeError> {
         self.committing = None;
         done?;
-        self.perform()
+        self.perform()?;
+        self.next_job();
+        Ok(())
     }
 
     /// Performs effects in order, up to a `Sync` that has to wait for the disk.
@@ -431,6 +470,7 @@ impl Node {
     fn commit(&mut self) {
         self.gather_batch();
         if !self.batch.is_empty() {
+            self.commits += 1;
             self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
         }
     }
@@ -467,7 +507,15 @@ impl Node {
     }
 
     fn next_job(&mut self) {
-        if self.running.is_some() {
+        if self.running.is_some() || self.jobs.is_empty() {
+            return;
+        }
+        if self.commits < self.result_commit && self.committing.is_none() {
+            // Its outputs stand in the batch, so that there is something to write.
+            self.commit();
+        }
+        let under_way = u64::from(self.committing.is_some());
+        if self.commits - under_way < self.result_commit {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };

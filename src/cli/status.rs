@@ -1,12 +1,15 @@
 //! `hp status`: asks a running node where it stands.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{Exit, Failure, Outcome, answer};
 use crate::node::control::{self, Request};
+
+/// Time for the node to answer. It answers within a round of its loop, so that one that does not stands still.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,8 +32,15 @@ impl Status {
     pub(super) fn run(self) -> Outcome {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-        let status =
-            runtime.block_on(control::ask(&self.dir, &Request::Status)).map_err(|error| self.failure(error))?;
+        let asked = async { tokio::time::timeout(ANSWER_TIME, control::ask(&self.dir, &Request::Status)).await };
+        let status = match runtime.block_on(asked) {
+            Ok(answer) => answer.map_err(|error| self.failure(error))?,
+            Err(_) => {
+                let (dir, after) = (self.dir.display(), ANSWER_TIME.as_secs());
+                let what = anyhow::anyhow!("the node in {dir} runs, but does not answer within {after} s");
+                return Err(Failure::new(Exit::NoAnswer, what));
+            }
+        };
         if self.json { answer(&format!("{status}\n")) } else { answer(&text(&status)) }
     }
 

@@ -171,11 +171,18 @@ impl Executor {
         .await
     }
 
-    /// Keeps state/ under diag/ for the operator, and takes it back to the pre-state.
-    pub async fn give_up(&self, seq: Seq) -> Result<PathBuf, ExecError> {
+    /// Keeps state/ under diag/ for the operator. `fresh` says that it is as the run in question left it; else the
+    /// process began later, and what an earlier one kept is better.
+    pub async fn give_up(&self, seq: Seq, fresh: bool) -> Result<PathBuf, ExecError> {
+        let kept = self.plan.dir.join("diag").join(seq.to_string());
         self.blocking(move |held| {
-            let path = held.state.keep_diagnosis(seq)?;
-            Ok(path)
+            if !fresh {
+                if kept.is_dir() {
+                    return Ok(kept);
+                }
+                held.state.scan(false)?;
+            }
+            Ok(held.state.keep_diagnosis(seq)?)
         })
         .await
     }

@@ -94,8 +94,9 @@ impl Node {
         error!(seq, "{what}");
         self.report.alert(what);
         let executor = self.executor.clone();
+        let fresh = self.runs.contains_key(&seq);
         tokio::spawn(async move {
-            match executor.give_up(seq).await {
+            match executor.give_up(seq, fresh).await {
                 Ok(path) => error!(seq, path = %path.display(), "the differing state is kept"),
                 Err(error) => error!(seq, error = &error as &dyn std::error::Error, "cannot keep the differing state"),
             }
@@ -146,7 +147,8 @@ impl Node {
         let ours: BTreeMap<&[u8], Hash> = mine.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
         let other: BTreeMap<&[u8], Hash> = theirs.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
         let paths = differing(&ours, &other);
-        let paths: Vec<String> = paths.iter().take(DIFFERENCES_SHOWN).map(|path| shown(path)).collect();
+        let paths: Vec<String> =
+            paths.iter().take(DIFFERENCES_SHOWN).map(|path| format!("state/{}", shown(path))).collect();
         let ours = mine.outputs.iter().copied().collect();
         let other = theirs.outputs.iter().copied().collect();
         let users: Vec<String> =
@@ -161,7 +163,11 @@ impl Node {
             "this run differs from the peer's"
         );
         if !paths.is_empty() {
-            self.report.alert(format!("ledger {seq}: state/ differs from {}'s in {}", peer.short(), paths.join(", ")));
+            self.report.alert(format!(
+                "ledger {seq}: the state differs from {}'s in {}",
+                peer.short(),
+                paths.join(", ")
+            ));
         }
         if !users.is_empty() {
             self.report.alert(format!("ledger {seq}: outputs differ from {}'s for {}", peer.short(), users.join(", ")));

@@ -10,12 +10,17 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use hotpocket::{
     cli::client::{Frame, RawClient},
     config::Document,
     crypto::SecretKey,
     node::control::{self, Request},
     types::{Hash, NodeKey},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -42,13 +47,23 @@ pub fn block_on<T>(test: impl Future<Output = T>) -> T {
         .block_on(async { timeout(2 * DEADLINE, test).await.expect("a test ends in time") })
 }
 
-/// The probe contract, compiled once.
+/// The contract that misbehaves when it is told to, compiled once.
 pub fn probe() -> &'static Path {
     static PROBE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let built = PROBE.get_or_init(|| {
+    built(&PROBE, "probe")
+}
+
+/// The contract that writes down every input, compiled once.
+pub fn record() -> &'static Path {
+    static RECORD: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&RECORD, "record")
+}
+
+fn built(once: &'static OnceLock<(TempDir, PathBuf)>, name: &str) -> &'static Path {
+    let built = once.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("probe");
-        compile("probe.c", &path);
+        let path = folder.path().join(name);
+        compile(&format!("{name}.c"), &path);
         (folder, path)
     });
     &built.1
@@ -59,6 +74,12 @@ pub fn compile(source: &str, to: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/programs").join(source);
     let done = Sync::new("cc").args(["-O1", "-o"]).arg(to).arg(&source).status().expect("a C compiler");
     assert!(done.success(), "{} compiles", source.display());
+}
+
+/// Copies a program. Another process does it: a file that this one has open for writing while one of its threads forks
+/// could not be executed for a moment.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Sync::new("cp").arg(from).arg(to).status().expect("cp").success(), "{} is copied", from.display());
 }
 
 /// Tries again until `check` gives something.
@@ -75,6 +96,47 @@ pub async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> 
     }
 }
 
+/// Whether there is such a process that is not a zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The processes for which `is` holds, told by the number.
+pub fn processes(is: impl Fn(u32) -> bool) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|pid| is_alive(*pid) && is(*pid)).collect()
+}
+
+/// The processes that `pid` started.
+pub fn children(pid: u32) -> Vec<u32> {
+    let parent = format!("PPid:\t{pid}\n");
+    processes(|pid| fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| status.contains(&parent)))
+}
+
+/// Sends a process a signal.
+pub fn send_signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.try_into().expect("a number of a process")), signal).expect("it is there");
+}
+
+/// How a call of `hp` ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// Calls `hp` and waits for its end.
+pub async fn call(args: &[&str]) -> Ended {
+    let mut command = Command::new(hp());
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(DEADLINE, command.output()).await.expect("it ends by itself").expect("hp starts");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
 /// Ports of 127.0.0.1 that nobody listens on now.
 pub fn free_ports(count: usize) -> Vec<SocketAddr> {
     let listeners: Vec<TcpListener> =
@@ -82,10 +144,15 @@ pub fn free_ports(count: usize) -> Vec<SocketAddr> {
     listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect()
 }
 
+/// The configuration changes of no node.
+pub fn plain(_: usize, _: &mut Document) {}
+
 /// One node of a network: its folder, and its process when it runs.
 pub struct TestNode {
     pub dir: PathBuf,
     pub url: String,
+    /// What the node has for its key; the network's tests may speak for it.
+    pub secret: Option<SecretKey>,
     running: Option<(Child, Option<ChildStdin>)>,
 }
 
@@ -93,6 +160,22 @@ pub struct TestNode {
 pub struct Net {
     pub nodes: Vec<TestNode>,
     _folder: TempDir,
+}
+
+impl Drop for Net {
+    /// No node may have panicked, in any test. Of a test that failed the ends of the nodes' logs are shown.
+    fn drop(&mut self) {
+        let logs: Vec<(&Path, String)> = self.nodes.iter().map(|node| (&*node.dir, node.log())).collect();
+        if std::thread::panicking() {
+            for (dir, log) in logs {
+                let lines: Vec<&str> = log.lines().collect();
+                eprintln!("{}:\n{}", dir.display(), lines[lines.len().saturating_sub(20)..].join("\n"));
+            }
+        } else {
+            let panicked = logs.iter().find(|(_, log)| log.contains("panicked at"));
+            assert!(panicked.is_none(), "a node panicked: {}", panicked.expect("found").1);
+        }
+    }
 }
 
 impl Net {
@@ -113,14 +196,14 @@ impl Net {
             document.set("pubport", "0");
             set(at, &mut document);
             write_config(&dir, document.text());
-            nodes.push(TestNode { dir, url: String::new(), running: None });
+            nodes.push(TestNode { dir, url: String::new(), secret: Some(secret.clone()), running: None });
         }
         Net { nodes, _folder: folder }
     }
 
     /// A network of nodes around the probe that is up.
     pub async fn up(n: usize) -> Net {
-        Net::up_with(n, probe(), |_, _| {}).await
+        Net::up_with(n, probe(), plain).await
     }
 
     /// The same with another contract and configuration.
@@ -132,23 +215,20 @@ impl Net {
 
     /// A network of the folders as they are.
     pub fn of(folder: TempDir, dirs: Vec<PathBuf>) -> Net {
-        let nodes = dirs.into_iter().map(|dir| TestNode { dir, url: String::new(), running: None }).collect();
+        let nodes =
+            dirs.into_iter().map(|dir| TestNode { dir, url: String::new(), secret: None, running: None }).collect();
         Net { nodes, _folder: folder }
     }
 
     /// Starts every node that does not run.
     pub async fn start_all(&mut self) {
-        for node in &mut self.nodes {
-            if node.running.is_none() {
-                node.start().await;
-            }
-        }
+        join_all(self.nodes.iter_mut().filter(|node| node.running.is_none()).map(TestNode::start)).await;
     }
 
     /// Kills every node at once, as a power cut does to the processes.
     pub async fn kill_all(&mut self) {
-        for node in &mut self.nodes {
-            node.signal("KILL");
+        for node in &self.nodes {
+            node.signal(Signal::SIGKILL);
         }
         for node in &mut self.nodes {
             node.ended().await;
@@ -166,13 +246,13 @@ impl Net {
         }
     }
 
-    /// Waits until all running nodes have closed the same ledger and are in sync, and gives its number and hash.
+    /// Waits until all running nodes have closed and run the same ledger, and gives its number and hash.
     pub async fn agree(&self) -> (u64, String) {
         until("all nodes are at one ledger", async || {
             let mut tips = Vec::new();
             for node in self.nodes.iter().filter(|node| node.running.is_some()) {
                 let status = node.status().await?;
-                if status["synced"] != true {
+                if status["synced"] != true || status["unexecuted"] != 0 {
                     return None;
                 }
                 tips.push((status["seq"].as_u64()?, status["lcl"].as_str()?.to_owned()));
@@ -205,6 +285,14 @@ impl TestNode {
         (status.code(), self.log())
     }
 
+    /// Starts the process and kills it after this time, however far it came.
+    pub async fn start_and_kill(&self, after: Duration) {
+        let (mut child, _lines) = self.spawn();
+        // Not waited for anything: the moment is what is tested.
+        tokio::time::sleep(after).await;
+        child.kill().await.expect("killed");
+    }
+
     fn spawn(&self) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("node.log")).expect("a log");
         let mut child = Command::new(hp())
@@ -230,10 +318,20 @@ impl TestNode {
         self.running.as_ref().expect("it runs").0.id().expect("it runs")
     }
 
-    /// Sends the process a signal, by name.
-    pub fn signal(&self, name: &str) {
-        let done = Sync::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().expect("kill");
-        assert!(done.success());
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        send_signal(self.pid(), signal);
+    }
+
+    /// The node's processes of the contract: those that work in its folder.
+    pub fn contracts(&self) -> Vec<u32> {
+        let dir = self.dir.canonicalize().expect("the folder is there");
+        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+    }
+
+    /// Waits until a run of the contract is under way.
+    pub async fn contract_runs(&self) {
+        until("the contract runs", async || (!self.contracts().is_empty()).then_some(())).await;
     }
 
     /// Waits until the process has ended, and gives its exit code.
@@ -244,13 +342,47 @@ impl TestNode {
 
     /// Kills the process without warning.
     pub async fn kill(&mut self) {
-        self.signal("KILL");
+        self.signal(Signal::SIGKILL);
         self.ended().await;
     }
 
-    /// Where the node stands; `None` when it does not answer.
+    /// Where the node stands; `None` when it does not answer. Panics when it should run and does not.
     pub async fn status(&self) -> Option<Value> {
+        assert!(self.running.is_none() || is_alive(self.pid()), "{} ended by itself", self.dir.display());
         timeout(DEADLINE, control::ask(&self.dir, &Request::Status)).await.ok()?.ok()
+    }
+
+    /// Waits until the node's status is as `check` wants it.
+    pub async fn status_where(&self, what: &str, check: impl Fn(&Value) -> bool) -> Value {
+        until(what, async || self.status().await.filter(|status| check(status))).await
+    }
+
+    /// The last ledger the node closed.
+    pub async fn seq(&self) -> u64 {
+        let status = self.status_where("the node answers", |status| status["seq"].is_u64()).await;
+        status["seq"].as_u64().expect("just seen")
+    }
+
+    /// Waits until the log has a line that contains all of `parts`, and gives it.
+    pub async fn logs(&self, parts: &[&str]) -> String {
+        until(&format!("the log says {parts:?}"), async || {
+            self.log().lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned)
+        })
+        .await
+    }
+
+    /// The port for peers, as configured.
+    pub fn peer_port(&self) -> u16 {
+        let text = fs::read_to_string(self.dir.join("cfg/hp.cfg")).expect("there is a configuration");
+        let line = text.lines().find_map(|line| line.strip_prefix("peerport = ")).expect("a port");
+        line.parse().expect("a port")
+    }
+
+    /// Reads the configuration file, changes its text, and writes it back.
+    pub fn edit_config(&self, change: impl FnOnce(String) -> String) {
+        let file = self.dir.join("cfg/hp.cfg");
+        let text = fs::read_to_string(&file).expect("there is a configuration");
+        write_config(&self.dir, &change(text));
     }
 
     /// A session of a new user.
@@ -291,6 +423,23 @@ impl User {
             Frame::Text(text) => text,
             other => panic!("expected an output, got {other:?}"),
         }
+    }
+
+    /// The next frame, which must be an error: its code and message.
+    pub async fn error(&mut self) -> (String, String) {
+        match self.recv().await {
+            Frame::Error { code, message } => (code, message),
+            other => panic!("expected an error, got {other:?}"),
+        }
+    }
+
+    /// Outputs until they have `bytes` in all.
+    pub async fn text_of(&mut self, bytes: usize) -> String {
+        let mut all = String::new();
+        while all.len() < bytes {
+            all += &self.text().await;
+        }
+        all
     }
 
     /// One input, one output.

@@ -3,12 +3,18 @@
 // State: state/inputs (bytes ever read), state/runs (runs that ended well). A user's output is
 // "<bytes read now> <bytes ever read>". An input that begins with one of these words does more:
 //   fail    writes half of the state and exits with 3
-//   hang    sleeps for ever
+//   hang    writes half of the state and sleeps for ever
+//   wait    goes on only when a file "gate" appears in the contract folder
 //   loud    writes 1 MB to stdout and to stderr
 //   folder  writes state/deep/er/file
 //   differ  writes this node's own key into state/differ: another content on every node
 //   daemon  leaves a process behind that would write to state/late
 //   npl     says hello on the party line and exits without reading it
+//   talk    says hello on the party line, reads it to its end, and tells stdout how many it heard
+//   fifo    leaves something in state/ that nodes cannot agree on
+//   big     writes 1 MB to the user before its output
+//   dump    keeps what it was given, JSON and environment, in state/
+//   odd     keeps the name of its own executable in state/odd
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -17,7 +23,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static char *json;
+static char *json, *self;
+extern char **environ;
 
 static void read_json(void) {
     size_t size = 1 << 16, used = 0;
@@ -51,12 +58,45 @@ static void store_number(const char *path, long long number) {
     store(path, text);
 }
 
-static void obey(const char *word, const char *half) {
+static int party_line(void) {
+    int fds[2];
+    char *npl = strstr(json, "\"npl\":[");
+    if (sscanf(npl, "\"npl\":[%d,%d]", &fds[0], &fds[1]) != 2 || write(fds[1], "hello", 5) < 0) exit(9);
+    close(fds[1]);
+    return fds[0];
+}
+
+static void obey(const char *word, const char *half, int out) {
     if (!strncmp(word, "fail", 4)) {
         store("state/inputs", half);
         exit(3);
     }
-    if (!strncmp(word, "hang", 4)) for (;;) pause();
+    if (!strncmp(word, "hang", 4)) {
+        store("state/inputs", half);
+        for (;;) pause();
+    }
+    if (!strncmp(word, "wait", 4)) {
+        store("state/inputs", half);
+        while (access("gate", F_OK)) usleep(10000);
+    }
+    if (!strncmp(word, "big", 3)) {
+        static char much[1000000];
+        memset(much, 'y', sizeof much);
+        for (size_t done = 0; done < sizeof much;) {
+            ssize_t some = write(out, much + done, sizeof much - done);
+            if (some < 0) exit(9);
+            done += (size_t)some;
+        }
+    }
+    if (!strncmp(word, "dump", 4)) {
+        store("state/json", json);
+        for (char **variable = environ; *variable; variable++) {
+            int fd = open("state/environment", O_WRONLY | O_CREAT | O_APPEND, 0644);
+            dprintf(fd, "%s\n", *variable);
+            close(fd);
+        }
+    }
+    if (!strncmp(word, "odd", 3)) store("state/odd", strrchr(self, '/'));
     if (!strncmp(word, "loud", 4)) {
         static char noise[1 << 20];
         memset(noise, 'x', sizeof noise);
@@ -80,14 +120,26 @@ static void obey(const char *word, const char *half) {
         }
         _exit(0);
     }
-    if (!strncmp(word, "npl", 3)) {
-        int fds[2];
-        char *npl = strstr(json, "\"npl\":[");
-        if (sscanf(npl, "\"npl\":[%d,%d]", &fds[0], &fds[1]) != 2 || write(fds[1], "hello", 5) < 0) exit(9);
+    if (!strncmp(word, "npl", 3)) party_line();
+    if (!strncmp(word, "talk", 4)) {
+        FILE *line = fdopen(party_line(), "r");
+        int heard = 0, bytes;
+        char who[65], text[64];
+        while (fscanf(line, "Length: %d\nPubkey: %64[0-9a-f]\n\n", &bytes, who) == 2) {
+            if (bytes != 5 || fread(text, 1, 5, line) != 5 || memcmp(text, "hello", 5)) exit(9);
+            heard++;
+        }
+        printf("heard %d\n", heard);
+        fflush(stdout);
+    }
+    if (!strncmp(word, "fifo", 4)) {
+        store("state/inputs", half);
+        mkfifo("state/fifo", 0644);
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    self = argc > 0 ? argv[0] : "/";
     read_json();
     long long ever = load("state/inputs");
     char *users = strstr(json, "\"user\":{");
@@ -105,7 +157,7 @@ int main(void) {
         }
         ever += now;
         if (now > 0) {
-            obey(word, "half");
+            obey(word, "half", out);
             dprintf(out, "%lld %lld", now, ever);
         }
         at = strchr(at, ']') + 1;

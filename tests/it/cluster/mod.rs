@@ -1,6 +1,14 @@
 //! Networks of real processes: they agree, survive kill -9 and power cuts, and lose or repeat nothing.
 
-use hotpocket::cli::client::Frame;
+mod bad_input;
+mod dev;
+mod divergence;
+mod faults;
+mod legacy;
+mod rows;
+mod torture;
+
+use nix::sys::signal::Signal;
 
 use crate::net::{Net, block_on, until};
 
@@ -77,21 +85,12 @@ fn a_node_that_hangs_in_the_contract_is_killed_with_it_and_leaves_no_orphan() {
         let mut net = Net::up(1).await;
         let mut user = net.nodes[0].user().await;
         user.send("hang").await;
-        let binary = crate::net::probe().to_string_lossy().into_owned();
-        let contract = || {
-            let found = std::process::Command::new("pgrep").args(["-f", &binary]).output().expect("pgrep");
-            let text = String::from_utf8_lossy(&found.stdout).into_owned();
-            text.lines().map(str::to_owned).filter(|pid| in_folder(pid, &net.nodes[0].dir)).collect::<Vec<_>>()
-        };
-        until("the contract runs", async || (!contract().is_empty()).then_some(())).await;
-        net.nodes[0].signal("KILL");
-        until("the contract is gone", async || contract().is_empty().then_some(())).await;
+        let node = &net.nodes[0];
+        node.contract_runs().await;
+        node.signal(Signal::SIGKILL);
+        until("the contract is gone", async || node.contracts().is_empty().then_some(())).await;
         net.nodes[0].ended().await;
     });
-}
-
-fn in_folder(pid: &str, dir: &std::path::Path) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir)
 }
 
 #[test]
@@ -101,13 +100,9 @@ fn a_failed_run_changes_nothing_and_its_user_is_told() {
         let mut user = net.nodes[0].user().await;
         assert_eq!(user.ask("four").await, "4 4");
         user.send("fail now").await;
-        match user.recv().await {
-            Frame::Error { code, message } => {
-                assert_eq!(code, "contract_failed");
-                assert!(message.contains("exit code 3"), "{message}");
-            }
-            other => panic!("expected an error, got {other:?}"),
-        }
+        let (code, message) = user.error().await;
+        assert_eq!(code, "contract_failed");
+        assert!(message.contains("exit code 3"), "{message}");
         assert_eq!(user.ask("four").await, "4 8", "the failed run left nothing");
         net.agree().await;
     });
