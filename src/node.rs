@@ -100,14 +100,9 @@ pub struct Node {
     batch: Vec<Write>,
     /// The commit that the effects wait for.
     committing: Option<oneshot::Receiver<Result<(), LedgerError>>>,
-    /// How many commits were begun. All but the one under way are done.
-    commits: u64,
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
-    /// The commit that holds the last run's result. No run begins before it is done: a run's beginning gives up the
-    /// copy from which the run before could be repeated.
-    result_commit: u64,
     halted_runs: bool,
 
     line: PartyLine,
@@ -129,7 +124,8 @@ pub struct Node {
 /// What is remembered of a run.
 #[derive(Debug)]
 struct Kept {
-    details: Details,
+    /// `None` while it is under way.
+    details: Option<Details>,
     outputs: Vec<(UserKey, Bytes)>,
     /// Users who sent something, to be told when the run failed.
     senders: Vec<UserKey>,
@@ -388,13 +384,15 @@ impl Node {
                 let outputs: Vec<(UserKey, Vec<u8>)> = ran.outputs;
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
                 let kept = self.runs.get_mut(&seq).expect("noted when the run began");
-                kept.details = ran.details;
+                kept.details = Some(ran.details);
                 kept.outputs = outputs.into_iter().map(|(user, output)| (user, output.into())).collect();
                 while self.runs.len() > RUNS_KEPT {
                     self.runs.pop_first();
                 }
-                self.result_commit = self.commits + 1;
                 self.handle(Event::ExecDone(ran.result))?;
+                if self.report.is_split() {
+                    self.tell_details(seq);
+                }
                 self.next_job();
                 Ok(())
             }
@@ -424,9 +422,7 @@ impl Node {
     fn committed(&mut self, done: Result<(), LedgerError>) -> Result<(), NodeError> {
         self.committing = None;
         done?;
-        self.perform()?;
-        self.next_job();
-        Ok(())
+        self.perform()
     }
 
     /// Performs effects in order, up to a `Sync` that has to wait for the disk.
@@ -470,7 +466,6 @@ impl Node {
     fn commit(&mut self) {
         self.gather_batch();
         if !self.batch.is_empty() {
-            self.commits += 1;
             self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
         }
     }
@@ -507,15 +502,7 @@ impl Node {
     }
 
     fn next_job(&mut self) {
-        if self.running.is_some() || self.jobs.is_empty() {
-            return;
-        }
-        if self.commits < self.result_commit && self.committing.is_none() {
-            // Its outputs stand in the batch, so that there is something to write.
-            self.commit();
-        }
-        let under_way = u64::from(self.committing.is_some());
-        if self.commits - under_way < self.result_commit {
+        if self.running.is_some() {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
@@ -530,11 +517,8 @@ impl Node {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
                 let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
-                let details = Details { result: self.placeholder(&execution), leaves: Vec::new(), outputs: Vec::new() };
-                self.runs.insert(
-                    execution.header.seq,
-                    Kept { details, outputs: Vec::new(), senders, compared: BTreeSet::new() },
-                );
+                let kept = Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() };
+                self.runs.insert(execution.header.seq, kept);
                 let unl = self.core.unl().to_vec();
                 let hash = execution.hash;
                 tokio::spawn(async move {
@@ -556,18 +540,6 @@ impl Node {
                 })
             }
         });
-    }
-
-    /// Stands for the result of a run under way; no state has its root.
-    fn placeholder(&self, execution: &Execution) -> ExecResult {
-        ExecResult {
-            of_seq: execution.header.seq,
-            of_hash: execution.hash,
-            state_root: Hash::ZERO,
-            outputs_root: Hash::ZERO,
-            status: Status::Ok,
-            unl_req: None,
-        }
     }
 
     // ---- Users --------------------------------------------------------------------------------------------------

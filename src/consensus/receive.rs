@@ -389,7 +389,11 @@ impl Consensus {
                 let snapshot = self.sign(self.presence.snapshot());
                 self.effects.push(Effect::Send(from, Message::Presence(snapshot)));
             }
-            Get::Details(seq) => self.effects.push(Effect::Serve(from, Query::Details(seq))),
+            // A thousand paths of some tens of bytes, at the usual most.
+            Get::Details(seq) if self.is_member(&from) && self.may_answer(from, 64 << 10) => {
+                self.effects.push(Effect::Serve(from, Query::Details(seq)));
+            }
+            Get::Details(_) => {}
         }
     }
 

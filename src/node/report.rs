@@ -98,6 +98,10 @@ impl Report {
         ));
     }
 
+    pub fn is_split(&self) -> bool {
+        self.split.is_some()
+    }
+
     pub fn split_healed(&mut self) {
         self.split = None;
     }

@@ -29,9 +29,8 @@ const PATH_SHOWN_BYTES: usize = 256;
 impl Node {
     pub(super) fn serve(&mut self, to: NodeKey, query: Query) {
         if let Query::Details(seq) = query {
-            if let Some(kept) = self.runs.get(&seq) {
-                let details = Message::Details(Box::new(kept.details.clone()));
-                self.send(to, &details);
+            if let Some(details) = self.runs.get(&seq).and_then(|kept| kept.details.clone()) {
+                self.send(to, &Message::Details(Box::new(details)));
             }
             return;
         }
@@ -126,18 +125,21 @@ impl Node {
             );
         }
         self.report.split(seq, by_result.len());
-        if let Some(kept) = self.runs.get(&seq) {
-            let details = Message::Details(Box::new(kept.details.clone()));
-            self.broadcast(&details);
-        }
+        self.tell_details(seq);
+    }
+
+    /// Tells all what this node's run did, once it has ended, and asks what theirs did: some may have told too early.
+    pub(super) fn tell_details(&mut self, seq: Seq) {
+        let Some(details) = self.runs.get(&seq).and_then(|kept| kept.details.clone()) else { return };
+        self.broadcast(&Message::Details(Box::new(details)));
+        self.broadcast(&Message::Get(Get::Details(seq)));
     }
 
     /// A peer says what its run did: where it differs from mine.
     pub(super) fn compare_details(&mut self, peer: NodeKey, theirs: &Details) {
         let Some(kept) = self.runs.get_mut(&theirs.result.of_seq) else { return };
-        let mine = &kept.details;
-        let under_way = mine.result.state_root == Hash::ZERO;
-        if under_way || mine.result == theirs.result || mine.result.of_hash != theirs.result.of_hash {
+        let Some(mine) = &kept.details else { return };
+        if mine.result == theirs.result || mine.result.of_hash != theirs.result.of_hash {
             return;
         }
         // Once a run: a peer must not fill the log.
