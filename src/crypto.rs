@@ -2,7 +2,7 @@
 //!
 //! One rule everywhere: signatures are checked with `verify_strict`, so that two machines never disagree about one.
 
-use std::fmt;
+use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 use borsh::BorshSerialize;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
@@ -112,12 +112,34 @@ impl fmt::Debug for SecretKey {
     }
 }
 
+/// Public keys whose curve point is remembered by a thread. Past it all are forgotten and computed again.
+const POINTS_MAX: usize = 1_024;
+
+thread_local! {
+    /// Finding the point of a key is a sixth of a verification, and most signatures are by the same few nodes.
+    static POINTS: RefCell<BTreeMap<[u8; 32], VerifyingKey>> = const { RefCell::new(BTreeMap::new()) };
+}
+
 /// Whether `sig` is `public`'s signature over `message`. False also for a key that is no curve point.
 pub fn verify(public: &[u8; 32], message: &[u8], sig: &Sig) -> bool {
-    match VerifyingKey::from_bytes(public) {
-        Ok(key) => key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&sig.0)).is_ok(),
-        Err(_) => false,
+    match point(public) {
+        Some(key) => key.verify_strict(message, &ed25519_dalek::Signature::from_bytes(&sig.0)).is_ok(),
+        None => false,
     }
+}
+
+fn point(public: &[u8; 32]) -> Option<VerifyingKey> {
+    POINTS.with_borrow_mut(|points| {
+        if let Some(point) = points.get(public) {
+            return Some(*point);
+        }
+        let point = VerifyingKey::from_bytes(public).ok()?;
+        if points.len() >= POINTS_MAX {
+            points.clear();
+        }
+        points.insert(*public, point);
+        Some(point)
+    })
 }
 
 #[cfg(test)]
@@ -155,6 +177,24 @@ mod tests {
         assert!(verify(&user.0, text("challenge").as_bytes(), &sig));
         assert!(!verify(&user.0, b"another challenge", &sig));
         assert_eq!(SecretKey::from_seed([3; 32]).sign(text("challenge").as_bytes()), sig);
+    }
+
+    #[test]
+    fn many_keys_are_told_apart_also_when_their_points_are_forgotten() {
+        let sign = |seed: u32| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&seed.to_le_bytes());
+            let key = SecretKey::from_seed(bytes);
+            (key.node_key().0, key.sign(b"message"))
+        };
+        let (first, sig) = sign(0);
+        assert!(verify(&first, b"message", &sig));
+        for seed in 1..=POINTS_MAX as u32 {
+            let (public, other) = sign(seed);
+            assert!(verify(&public, b"message", &other) && !verify(&public, b"message", &sig));
+        }
+        assert!(verify(&first, b"message", &sig));
+        assert!(!verify(&[2; 32], b"message", &sig), "no curve point");
     }
 
     #[test]

@@ -270,6 +270,9 @@ impl Node {
                 return Ok(());
             }
         };
+        if self.core.is_redundant(&message) {
+            return Ok(());
+        }
         if !self.is_harmless(peer, &message)
             && let Err(error) = self.edge.check(&message, &self.core.scope())
         {

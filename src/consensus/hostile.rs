@@ -439,3 +439,22 @@ fn what_my_key_signed_elsewhere_is_not_counted_as_mine() {
     let mine = |effect: &Effect| matches!(effect, Effect::Broadcast(Message::Novel(mine)) if *mine != elsewhere);
     assert_eq!(count(&effects, mine), 1, "my own novel is sent");
 }
+
+#[test]
+fn only_what_a_quorum_has_said_already_is_redundant() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let ledger = bench.next_ledger(0, &[]);
+    let prevote = |bench: &Bench, from, ledger_hash| {
+        let vote = Vote { seq: bench.core.round.seq, attempt: 0, ledger_hash };
+        Message::Prevote(bench.signed(from, Prevote::of(vote)))
+    };
+    for from in [2, 3] {
+        let message = prevote(&bench, from, ledger.qc.vote.ledger_hash);
+        bench.hear(from, message);
+    }
+    assert!(!bench.core.is_redundant(&prevote(&bench, 4, ledger.qc.vote.ledger_hash)), "two of three");
+    let third = prevote(&bench, 4, ledger.qc.vote.ledger_hash);
+    bench.hear(4, third);
+    assert!(bench.core.is_redundant(&prevote(&bench, 4, ledger.qc.vote.ledger_hash)));
+    assert!(!bench.core.is_redundant(&prevote(&bench, 4, Hash([9; 32]))), "another value is evidence");
+}

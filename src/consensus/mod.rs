@@ -505,6 +505,22 @@ impl Consensus {
         self.round.seq
     }
 
+    /// Whether a message adds nothing to what a quorum has said already, so that its signature need not be checked and
+    /// it may be dropped: a PREVOTE for a value that has its POLC, a RESULT that has its certificate.
+    pub fn is_redundant(&self, message: &Message) -> bool {
+        match message {
+            Message::Prevote(vote) => {
+                let vote = vote.body.0;
+                vote.seq == self.round.seq && self.round.polcs.get(&vote.attempt).is_some_and(|polc| polc.vote == vote)
+            }
+            Message::Result(result) => {
+                result.body.of_hash == self.tip.hash
+                    && self.result_cert().is_some_and(|cert| cert.result == result.body)
+            }
+            _ => false,
+        }
+    }
+
     /// The UNL in force, ascending.
     pub fn unl(&self) -> &[NodeKey] {
         &self.unl
