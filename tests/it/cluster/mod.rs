@@ -66,6 +66,10 @@ fn a_power_cut_of_all_nodes_loses_nothing_that_was_answered_and_repeats_nothing(
             user.send("abc").await;
             net.kill_all().await;
             net.start_all().await;
+            // An input that reached a disk takes effect now, in whichever ledger.
+            for node in &net.nodes {
+                node.status_where("no input waits", |status| status["pool"] == 0 && status["unexecuted"] == 0).await;
+            }
             let mut again = net.nodes[(cut + 1) % 3].user().await;
             let answer = again.ask("z").await;
             let ever: u64 = answer.strip_prefix("1 ").expect("one byte now").parse().unwrap();
