@@ -47,7 +47,7 @@ use crate::{
     wire::{self, Hello},
 };
 
-/// Runs whose details and outputs are kept in memory. Older outputs are in the database.
+/// Runs whose details, and outputs not delivered yet, are kept in memory. All outputs are in the database.
 const RUNS_KEPT: usize = 64;
 /// Messages of peers in a row before users and runs get their turn.
 const FRAMES_A_TURN: usize = 64;
@@ -126,6 +126,7 @@ pub struct Node {
 struct Kept {
     /// `None` while it is under way.
     details: Option<Details>,
+    /// Until they are delivered.
     outputs: Vec<(UserKey, Bytes)>,
     /// Users who sent something, to be told when the run failed.
     senders: Vec<UserKey>,
@@ -549,20 +550,21 @@ impl Node {
 
     fn deliver(&mut self, result: &ExecResult) {
         self.report.agreed(result);
-        let (Some(gateway), Some(kept)) = (&self.gateway, self.runs.get(&result.of_seq)) else {
-            // Executed before a restart: its sessions ended with that process.
-            return;
-        };
+        // Not there: executed before a restart, and its sessions ended with that process.
+        let Some(kept) = self.runs.get_mut(&result.of_seq) else { return };
+        // From here on the outputs are in the database alone.
+        let (outputs, senders) = (std::mem::take(&mut kept.outputs), std::mem::take(&mut kept.senders));
+        let Some(gateway) = &self.gateway else { return };
         if result.status == Status::Ok {
-            for (user, output) in &kept.outputs {
-                gateway.deliver(user, output.clone());
+            for (user, output) in outputs {
+                gateway.deliver(&user, output);
             }
         } else {
             let why = format!(
                 "the contract failed in ledger {} ({}): its outputs are dropped and its state is as before",
                 result.of_seq, result.status
             );
-            for user in &kept.senders {
+            for user in &senders {
                 gateway.tell(user, ErrorCode::ContractFailed, &why);
             }
         }
