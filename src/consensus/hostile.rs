@@ -3,11 +3,12 @@
 use super::{
     header::{Candidate, inputs_root, unl_hash, users_root},
     messages::{
-        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, Tc, Vote, VoteKind as _,
+        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, ResultCert, Tc, Vote,
+        VoteKind as _,
     },
     *,
 };
-use crate::types::Status;
+use crate::types::{Challenge, Status};
 
 /// A signature that everybody can make: good against who does not forge.
 struct Table(NodeKey);

@@ -9,16 +9,20 @@
 //! and a quorum of equal RESULTs makes its outputs final. Where an attempt fails, ADVANCE carries the binding votes
 //! into the next. Source: `docs/protocol.md`.
 //!
-//! Reading order: this file, [`rules`] (when a node may vote), `step` (rules A to F), `receive` (messages),
-//! [`header`] (what a ledger is), [`votes`] (counting).
+//! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
+//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), [`header`] (what a ledger is), [`votes`] (counting).
 
+mod event;
+mod fetch;
 pub mod header;
 pub mod journal;
+mod limits;
 pub mod merkle;
 pub mod messages;
 mod pool;
 mod presence;
 mod receive;
+mod results;
 mod round;
 pub mod rules;
 mod step;
@@ -29,60 +33,18 @@ mod hostile;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
+pub use event::*;
+use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
 use journal::{Journal, Record};
-use messages::{Closed, Evidence, Get, Message, ResultCert, Scope, Signable, Signed, StatusMsg};
+pub use limits::*;
+use messages::{Closed, Get, Message, Scope, Signable, Signed, StatusMsg};
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
 use round::Round;
 use votes::{Checker, Quorum};
 
-use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
-
-/// Inputs in one ledger, and ids in one NOVEL. More wait for the next.
-pub const INPUTS_MAX: usize = 16_384;
-/// Payload bytes in one ledger. More wait for the next.
-pub const INPUTS_BYTES_MAX: usize = 16 << 20;
-/// Payload bytes of one input. A longer one is refused.
-pub const INPUT_BYTES_MAX: usize = 4 << 20;
-/// Users to add, and to remove, in one NOVEL. More wait for the next.
-pub const NOVEL_USERS_MAX: usize = 4096;
-/// Members of a UNL.
-pub const UNL_MAX: usize = 128;
-/// Ids in one GET; more are asked for when these came.
-pub const GET_INPUTS_MAX: usize = 1024;
-/// Inputs that one NOVEL lists and I lack, that are asked for before a header needs them; more with the next NOVEL.
-const UNKNOWN_MAX: usize = 256;
-/// Inputs that a header needs and I lack, that are asked for at once; more when these came. Each is looked at with each
-/// message.
-const WANTED_MAX: usize = 512;
-/// Attempts beyond mine for which messages are kept.
-const ATTEMPTS_AHEAD: Attempt = 8;
-/// Closed ledgers waiting for their run. At it no further one is asked for or closed until a run has ended: a node
-/// whose runs are slower than a quorum's falls behind instead of filling its memory.
-const EXECUTIONS_MAX: usize = 64;
-/// Ledgers closed without a host's NOVEL before its users are taken to be gone.
-const HOST_MISSED_MAX: u32 = 3;
-/// Closed ledgers without a node's NOVEL before it is no longer waited for.
-const SUSPECT_MISSED: u32 = 2;
-/// First wait before messages are sent again; doubles to [`RETRANSMIT_MAX_MS`] while nothing new arrives.
-const RETRANSMIT_MS: u64 = 100;
-/// Longest wait before messages are sent again.
-const RETRANSMIT_MAX_MS: u64 = 2_000;
-/// How long data that is probably on its way is waited for before it is asked for.
-const FETCH_PATIENCE_MS: u64 = 20;
-/// How long one peer has to answer a GET before another is asked.
-const FETCH_TIMEOUT_MS: u64 = 300;
-/// How often a node says where it stands.
-const STATUS_MS: u64 = 5_000;
-/// The same CLOSED or STATUS, or any full PRESENCE, is not sent to one peer again before this.
-const REPLY_MS: u64 = 100;
-/// Bytes from memory with which one peer's GETs are answered in [`REPLY_MS`]: a full ledger's inputs and bodies. Past it
-/// a GET is not answered; the peer asks again, or another.
-const ANSWERS_BYTES_MAX: usize = INPUTS_BYTES_MAX + (8 << 20);
-/// What an answer costs beside its bytes, against many small ones.
-const ANSWER_COST_BYTES: usize = 256;
+use crate::types::{Attempt, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
 
 /// Signs as this node and checks signatures. Deterministic, like everything the core uses.
 pub trait Crypto {
@@ -90,240 +52,6 @@ pub trait Crypto {
     fn sign(&self, digest: &Hash) -> Sig;
     /// Whether `key` signed `digest`.
     fn verify(&self, key: &NodeKey, digest: &Hash, sig: &Sig) -> bool;
-}
-
-/// What the core is told of the configuration.
-#[derive(Debug, Clone)]
-pub struct Params {
-    /// This node.
-    pub me: NodeKey,
-    /// Drawn at each start.
-    pub boot: Hash,
-    /// A round starts this long after the one before, at the latest.
-    pub roundtime_ms: u64,
-    /// A round starts this long after the one before, at the earliest.
-    pub min_round_ms: u64,
-    /// Whether a round starts when there is work.
-    pub eager: bool,
-    /// How long novels beyond a quorum are waited for.
-    pub grace_ms: u64,
-    /// How long the first attempt may take once a quorum of novels is there.
-    pub attempt_ms: u64,
-    /// Length of a time slot; shared.
-    pub time_res_ms: u64,
-    /// W: how many ledgers an input key is remembered, and an input may wait; shared.
-    pub input_window: u64,
-    /// Longest input, at most [`INPUT_BYTES_MAX`]; shared.
-    pub input_bytes_max: usize,
-    /// Whether inputs that a host vouches for are taken beside signed ones; shared.
-    pub session_inputs: bool,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "an event lives for one call; a box would cost each message more")]
-pub enum Event {
-    /// The process started. Comes once, first.
-    Start,
-    /// A peer's message. Its signatures were checked, those inside its certificates not.
-    Message(NodeKey, Message),
-    /// A timer went off.
-    Timer(Timer),
-    /// A user of this node sent an input in a session.
-    LocalInput(LocalInput),
-    /// A user came to this node.
-    UserUp(UserKey),
-    /// A user's last session at this node ended.
-    UserDown(UserKey),
-    /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
-    ExecDone(ExecResult),
-    /// A link to a node is usable.
-    LinkUp(NodeKey),
-    /// It is not any more.
-    LinkDown(NodeKey),
-}
-
-/// An input as the gateway has it.
-#[derive(Debug, Clone)]
-pub struct LocalInput {
-    /// Whose.
-    pub user: UserKey,
-    /// Of the session.
-    pub challenge: Challenge,
-    /// By which the user opened the session.
-    pub helo_sig: Sig,
-    /// Counter within the session.
-    pub nonce: u64,
-    /// What the contract reads.
-    pub payload: Vec<u8>,
-}
-
-/// Timers, by what they are for; setting one again moves it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Timer {
-    /// The attempt has taken too long.
-    Attempt(Attempt),
-    /// Novels beyond a quorum are not waited for any longer.
-    Grace,
-    /// The next round may or must start.
-    Pace,
-    /// Nothing new arrived for a while.
-    Retransmit,
-    /// Data asked for did not come.
-    Fetch,
-    /// Time to say where this node stands.
-    Status,
-}
-
-/// A closed ledger to be run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Execution {
-    /// The ledger.
-    pub header: Header,
-    /// Its hash.
-    pub hash: Hash,
-    /// Everybody connected, ascending.
-    pub users: BTreeSet<UserKey>,
-    /// Users with inputs, in execution order.
-    pub inputs: Vec<(UserKey, Vec<Input>)>,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Write this with the next commit.
-    Persist(Record),
-    /// Go on only when everything to be persisted is on disk.
-    Sync,
-    /// Send to every linked member of the UNL.
-    Broadcast(Message),
-    /// Send to one node.
-    Send(NodeKey, Message),
-    /// Set or move a timer.
-    SetTimer(Timer, MonoMs),
-    /// Take a timer back.
-    Cancel(Timer),
-    /// A ledger is closed and stored: tell people, and its users "accepted".
-    LedgerClosed {
-        /// The ledger.
-        ledger: Box<ClosedLedger>,
-        /// Its hash.
-        hash: Hash,
-        /// In which attempt.
-        attempt: Attempt,
-    },
-    /// Make state/ what it was before this ledger's run.
-    Rollback(Seq),
-    /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
-    /// then the pre-state of this one may be needed again.
-    Execute(Box<Execution>),
-    /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
-    Deliver(Box<ExecResult>),
-    /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
-    Diverged {
-        /// Mine.
-        mine: Box<ExecResult>,
-        /// The quorum's.
-        agreed: Box<ExecResult>,
-    },
-    /// No result can reach a quorum any more: what each node says.
-    Split(Vec<(NodeKey, ExecResult)>),
-    /// After a `Split`: a missing result completed a quorum.
-    SplitHealed(Seq),
-    /// A local input was not taken.
-    Refuse(LocalRef, Refused),
-    /// Inputs of this host's sessions that can never be ledgered any more.
-    Expired(Vec<LocalRef>),
-    /// A node asks for what only the database has.
-    Serve(NodeKey, Query),
-    /// A node signed two different things.
-    Evidence(Box<Evidence>),
-}
-
-/// Names an input of a session of this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalRef {
-    /// Whose.
-    pub user: UserKey,
-    /// Of the session.
-    pub challenge: Challenge,
-    /// Counter within it.
-    pub nonce: u64,
-}
-
-/// What a peer asks the database for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Query {
-    /// Header and certificate of a closed ledger.
-    Closed(Seq),
-    /// The body of a closed ledger's header, by hash.
-    Candidate(Hash),
-    /// Inputs of closed ledgers, by id.
-    Inputs(Vec<Hash>),
-    /// What a run did.
-    Details(Seq),
-}
-
-/// Where this node stands, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// Last closed ledger.
-    pub seq: Seq,
-    /// Its hash.
-    pub lcl: Hash,
-    /// Its time.
-    pub time_ms: WallMs,
-    /// Attempt at the next.
-    pub attempt: Attempt,
-    /// What is being waited for.
-    pub stage: Stage,
-    /// Members whose NOVEL for the next ledger is here.
-    pub novels: Vec<NodeKey>,
-    /// Members not waited for.
-    pub suspects: Vec<NodeKey>,
-    /// Connected users.
-    pub users: usize,
-    /// Inputs held and not ledgered.
-    pub pool: usize,
-    /// Closed ledgers not run yet.
-    pub unexecuted: usize,
-    /// Whether this node's state is the agreed one.
-    pub synced: bool,
-    /// Whether no result can reach a quorum.
-    pub split: bool,
-    /// State root after the last run.
-    pub state_root: Hash,
-}
-
-/// What a round waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// The last ledger's run.
-    Executing,
-    /// Work, or the round time.
-    Idle,
-    /// A quorum of novels.
-    Novel,
-    /// A quorum of prevotes.
-    Prevote,
-    /// A quorum of precommits.
-    Precommit,
-    /// A quorum of results for the last ledger.
-    Result,
-}
-
-impl Stage {
-    /// In lower case, for people and JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Executing => "executing",
-            Stage::Idle => "idle",
-            Stage::Novel => "novel",
-            Stage::Prevote => "prevote",
-            Stage::Precommit => "precommit",
-            Stage::Result => "result",
-        }
-    }
 }
 
 /// The last closed ledger, as far as the next one needs it.
@@ -679,179 +407,6 @@ impl Consensus {
         }
     }
 
-    // ---- Executing, results -------------------------------------------------------------------------------------
-
-    /// The agreed result of the tip, once it is known.
-    fn result_cert(&self) -> Option<ResultCert> {
-        if self.tip.seq == 0 {
-            return Some(ResultCert { result: self.genesis.result(), sigs: Vec::new() });
-        }
-        let mut by_value: BTreeMap<&ExecResult, Vec<(NodeKey, Sig)>> = BTreeMap::new();
-        for (from, signed) in &self.results {
-            by_value.entry(&signed.body).or_default().push((*from, signed.sig));
-        }
-        let (result, sigs) = by_value.into_iter().find(|(_, sigs)| sigs.len() >= self.quorum.q)?;
-        Some(ResultCert { result: result.clone(), sigs })
-    }
-
-    /// The contract ran.
-    fn executed(&mut self, result: ExecResult) {
-        if !self.trusted {
-            return;
-        }
-        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
-        let seq = result.of_seq;
-        if let Some(agreed) = self.agreed.get(&seq)
-            && *agreed != result
-        {
-            // Known to be wrong before it was signed: never sign it.
-            let agreed = agreed.clone();
-            return self.diverge(result, agreed);
-        }
-        self.state_root = result.state_root;
-        let signed = self.sign(result.clone());
-        self.mine.insert(seq, result);
-        self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
-        if self.is_member(&self.params.me) && seq == self.tip.seq {
-            self.effects.push(Effect::Sync);
-            self.effects.push(Effect::Broadcast(Message::Result(signed.clone())));
-            self.results.insert(self.params.me, signed);
-            self.fresh();
-        }
-        if !self.runs.is_empty() {
-            // The next run replaces the pre-state kept of this one.
-            self.effects.push(Effect::Sync);
-            self.run_next();
-        }
-        self.compare_results();
-        self.ask_for_more();
-    }
-
-    /// Looks for the tip's agreed result, and compares what is agreed with what I have.
-    fn compare_results(&mut self) {
-        if let Some(cert) = self.result_cert() {
-            self.agree(cert.result);
-        } else {
-            self.look_for_split();
-        }
-    }
-
-    /// A quorum stands behind this result.
-    fn agree(&mut self, agreed: ExecResult) {
-        let seq = agreed.of_seq;
-        if std::mem::replace(&mut self.split, false) {
-            self.effects.push(Effect::SplitHealed(seq));
-        }
-        if seq > self.settled && self.trusted {
-            self.agreed.insert(seq, agreed);
-        }
-    }
-
-    /// Hands out what is agreed and equal to mine, in order; stops at what differs. Whether there was something.
-    fn settle_results(&mut self) -> bool {
-        let Some((&seq, mine)) = self.mine.first_key_value() else { return false };
-        let Some(agreed) = self.agreed.get(&seq) else { return false };
-        let (mine, agreed) = (mine.clone(), agreed.clone());
-        self.mine.remove(&seq);
-        self.agreed.remove(&seq);
-        self.settled = seq;
-        if mine == agreed {
-            self.effects.push(Effect::Deliver(Box::new(agreed)));
-        } else {
-            self.diverge(mine, agreed);
-        }
-        true
-    }
-
-    fn diverge(&mut self, mine: ExecResult, agreed: ExecResult) {
-        if std::mem::replace(&mut self.trusted, false) {
-            self.agreed.clear();
-            self.mine.clear();
-            self.runs.clear();
-            self.running = false;
-            self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
-        }
-    }
-
-    fn look_for_split(&mut self) {
-        let mut votes: BTreeMap<&ExecResult, usize> = BTreeMap::new();
-        for signed in self.results.values() {
-            *votes.entry(&signed.body).or_insert(0) += 1;
-        }
-        let best = votes.values().max().copied().unwrap_or(0);
-        let hopeless = best + (self.quorum.n - self.results.len()) < self.quorum.q;
-        if hopeless && !self.split {
-            self.split = true;
-            let all = self.results.values().map(|signed| (signed.from, signed.body.clone())).collect();
-            self.effects.push(Effect::Split(all));
-        }
-    }
-
-    fn restore_results(&mut self, result: Option<Signed<ExecResult>>, unexecuted: &[(ClosedLedger, Vec<Input>)]) {
-        let Some(result) = result else { return };
-        let seq = result.body.of_seq;
-        match unexecuted.first() {
-            // The ledger after my last result says what was agreed.
-            Some((next, _)) => {
-                let agreed = next.candidate.header.result.clone();
-                if agreed != result.body {
-                    self.diverge(result.body, agreed);
-                }
-            }
-            None => {
-                assert_eq!(seq, self.tip.seq, "the tip is executed");
-                self.mine.insert(seq, result.body.clone());
-                if self.is_member(&self.params.me) {
-                    self.results.insert(self.params.me, result);
-                }
-            }
-        }
-    }
-
-    fn restore_executions(&mut self, unexecuted: Vec<(ClosedLedger, Vec<Input>)>, mut users: BTreeSet<UserKey>) {
-        let Some((first, _)) = unexecuted.first() else { return };
-        self.settled = first.candidate.header.seq - 1;
-        if !self.trusted {
-            return;
-        }
-        // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
-        self.effects.push(Effect::Rollback(first.candidate.header.seq));
-        for (at, (closed, inputs)) in unexecuted.iter().enumerate() {
-            users = closed.candidate.users_after(&users);
-            self.execute(&closed.candidate, users.clone(), inputs.clone());
-            if let Some((next, _)) = unexecuted.get(at + 1) {
-                self.agreed.insert(closed.candidate.header.seq, next.candidate.header.result.clone());
-            }
-        }
-    }
-
-    fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
-        let header = candidate.header.clone();
-        let hash = header.hash();
-        let inputs = header::execution_order(&header, inputs);
-        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
-        self.run_next();
-    }
-
-    /// Hands out the next run, if none is under way.
-    fn run_next(&mut self) {
-        if !self.running
-            && let Some(run) = self.runs.pop_front()
-        {
-            self.running = true;
-            self.effects.push(Effect::Execute(run));
-        }
-    }
-
-    fn has_room_to_execute(&self) -> bool {
-        self.unexecuted() < EXECUTIONS_MAX
-    }
-
-    /// Closed ledgers not run yet.
-    fn unexecuted(&self) -> usize {
-        self.runs.len() + usize::from(self.running)
-    }
-
     // ---- Small helpers ------------------------------------------------------------------------------------------
 
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
@@ -953,6 +508,7 @@ impl Tip {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Challenge;
 
     struct NoCrypto;
 

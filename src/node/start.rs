@@ -13,9 +13,9 @@ use tracing::{debug, warn};
 
 use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
 use crate::{
-    config::{Admit, Config, Inputs, SharedConfig},
+    config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
-        Consensus, Crypto, Params,
+        self, Consensus, Crypto, Params,
         header::{Genesis, VERSION},
     },
     contract::{LaunchError, Launcher, raise_nofile_limit},
@@ -27,6 +27,13 @@ use crate::{
     types::{Hash, NodeKey, Sig},
     wire::{self, Hello, PROTOCOL},
 };
+
+// What nodes must have alike is hashed by `config` and kept by others: it is the same number.
+const _: () = assert!(caps::LEDGER_INPUTS_MAX == consensus::INPUTS_MAX as u64);
+const _: () = assert!(caps::LEDGER_INPUT_BYTES_MAX == consensus::INPUTS_BYTES_MAX as u64);
+const _: () = assert!(caps::NOVEL_USERS_MAX == consensus::NOVEL_USERS_MAX as u64);
+const _: () = assert!(config::UNL_MAX == consensus::UNL_MAX);
+const _: () = assert!(config::PUBMAXSIZE_MAX == consensus::INPUT_BYTES_MAX as u64);
 
 /// Frames of peers waiting for the loop. Past it the links' readers wait.
 const MESH_EVENTS_MAX: usize = 256;

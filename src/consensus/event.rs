@@ -1,0 +1,245 @@
+//! What goes into the core and what comes out of it, as data.
+
+use std::collections::BTreeSet;
+
+use super::{
+    header::{ClosedLedger, ExecResult, Header, Input},
+    journal::Record,
+    messages::{Evidence, Message},
+    pool::Refused,
+};
+use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
+
+/// What the core is told of the configuration.
+#[derive(Debug, Clone)]
+pub struct Params {
+    /// This node.
+    pub me: NodeKey,
+    /// Drawn at each start.
+    pub boot: Hash,
+    /// A round starts this long after the one before, at the latest.
+    pub roundtime_ms: u64,
+    /// A round starts this long after the one before, at the earliest.
+    pub min_round_ms: u64,
+    /// Whether a round starts when there is work.
+    pub eager: bool,
+    /// How long novels beyond a quorum are waited for.
+    pub grace_ms: u64,
+    /// How long the first attempt may take once a quorum of novels is there.
+    pub attempt_ms: u64,
+    /// Length of a time slot; shared.
+    pub time_res_ms: u64,
+    /// W: how many ledgers an input key is remembered, and an input may wait; shared.
+    pub input_window: u64,
+    /// Longest input, at most [`INPUT_BYTES_MAX`]; shared.
+    pub input_bytes_max: usize,
+    /// Whether inputs that a host vouches for are taken beside signed ones; shared.
+    pub session_inputs: bool,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "an event lives for one call; a box would cost each message more")]
+pub enum Event {
+    /// The process started. Comes once, first.
+    Start,
+    /// A peer's message. Its signatures were checked, those inside its certificates not.
+    Message(NodeKey, Message),
+    /// A timer went off.
+    Timer(Timer),
+    /// A user of this node sent an input in a session.
+    LocalInput(LocalInput),
+    /// A user came to this node.
+    UserUp(UserKey),
+    /// A user's last session at this node ended.
+    UserDown(UserKey),
+    /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
+    ExecDone(ExecResult),
+    /// A link to a node is usable.
+    LinkUp(NodeKey),
+    /// It is not any more.
+    LinkDown(NodeKey),
+}
+
+/// An input as the gateway has it.
+#[derive(Debug, Clone)]
+pub struct LocalInput {
+    /// Whose.
+    pub user: UserKey,
+    /// Of the session.
+    pub challenge: Challenge,
+    /// By which the user opened the session.
+    pub helo_sig: Sig,
+    /// Counter within the session.
+    pub nonce: u64,
+    /// What the contract reads.
+    pub payload: Vec<u8>,
+}
+
+/// Timers, by what they are for; setting one again moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// The attempt has taken too long.
+    Attempt(Attempt),
+    /// Novels beyond a quorum are not waited for any longer.
+    Grace,
+    /// The next round may or must start.
+    Pace,
+    /// Nothing new arrived for a while.
+    Retransmit,
+    /// Data asked for did not come.
+    Fetch,
+    /// Time to say where this node stands.
+    Status,
+}
+
+/// A closed ledger to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execution {
+    /// The ledger.
+    pub header: Header,
+    /// Its hash.
+    pub hash: Hash,
+    /// Everybody connected, ascending.
+    pub users: BTreeSet<UserKey>,
+    /// Users with inputs, in execution order.
+    pub inputs: Vec<(UserKey, Vec<Input>)>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Write this with the next commit.
+    Persist(Record),
+    /// Go on only when everything to be persisted is on disk.
+    Sync,
+    /// Send to every linked member of the UNL.
+    Broadcast(Message),
+    /// Send to one node.
+    Send(NodeKey, Message),
+    /// Set or move a timer.
+    SetTimer(Timer, MonoMs),
+    /// Take a timer back.
+    Cancel(Timer),
+    /// A ledger is closed and stored: tell people, and its users "accepted".
+    LedgerClosed {
+        /// The ledger.
+        ledger: Box<ClosedLedger>,
+        /// Its hash.
+        hash: Hash,
+        /// In which attempt.
+        attempt: Attempt,
+    },
+    /// Make state/ what it was before this ledger's run.
+    Rollback(Seq),
+    /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
+    /// then the pre-state of this one may be needed again.
+    Execute(Box<Execution>),
+    /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
+    Deliver(Box<ExecResult>),
+    /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
+    Diverged {
+        /// Mine.
+        mine: Box<ExecResult>,
+        /// The quorum's.
+        agreed: Box<ExecResult>,
+    },
+    /// No result can reach a quorum any more: what each node says.
+    Split(Vec<(NodeKey, ExecResult)>),
+    /// After a `Split`: a missing result completed a quorum.
+    SplitHealed(Seq),
+    /// A local input was not taken.
+    Refuse(LocalRef, Refused),
+    /// Inputs of this host's sessions that can never be ledgered any more.
+    Expired(Vec<LocalRef>),
+    /// A node asks for what only the database has.
+    Serve(NodeKey, Query),
+    /// A node signed two different things.
+    Evidence(Box<Evidence>),
+}
+
+/// Names an input of a session of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalRef {
+    /// Whose.
+    pub user: UserKey,
+    /// Of the session.
+    pub challenge: Challenge,
+    /// Counter within it.
+    pub nonce: u64,
+}
+
+/// What a peer asks the database for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// Header and certificate of a closed ledger.
+    Closed(Seq),
+    /// The body of a closed ledger's header, by hash.
+    Candidate(Hash),
+    /// Inputs of closed ledgers, by id.
+    Inputs(Vec<Hash>),
+    /// What a run did.
+    Details(Seq),
+}
+
+/// Where this node stands, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Last closed ledger.
+    pub seq: Seq,
+    /// Its hash.
+    pub lcl: Hash,
+    /// Its time.
+    pub time_ms: WallMs,
+    /// Attempt at the next.
+    pub attempt: Attempt,
+    /// What is being waited for.
+    pub stage: Stage,
+    /// Members whose NOVEL for the next ledger is here.
+    pub novels: Vec<NodeKey>,
+    /// Members not waited for.
+    pub suspects: Vec<NodeKey>,
+    /// Connected users.
+    pub users: usize,
+    /// Inputs held and not ledgered.
+    pub pool: usize,
+    /// Closed ledgers not run yet.
+    pub unexecuted: usize,
+    /// Whether this node's state is the agreed one.
+    pub synced: bool,
+    /// Whether no result can reach a quorum.
+    pub split: bool,
+    /// State root after the last run.
+    pub state_root: Hash,
+}
+
+/// What a round waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The last ledger's run.
+    Executing,
+    /// Work, or the round time.
+    Idle,
+    /// A quorum of novels.
+    Novel,
+    /// A quorum of prevotes.
+    Prevote,
+    /// A quorum of precommits.
+    Precommit,
+    /// A quorum of results for the last ledger.
+    Result,
+}
+
+impl Stage {
+    /// In lower case, for people and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Executing => "executing",
+            Stage::Idle => "idle",
+            Stage::Novel => "novel",
+            Stage::Prevote => "prevote",
+            Stage::Precommit => "precommit",
+            Stage::Result => "result",
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Named bounds: what each is of, and what happens at it.
+
+use crate::types::Attempt;
+
+/// Inputs in one ledger, and ids in one NOVEL. More wait for the next.
+pub const INPUTS_MAX: usize = 16_384;
+/// Payload bytes in one ledger. More wait for the next.
+pub const INPUTS_BYTES_MAX: usize = 16 << 20;
+/// Payload bytes of one input. A longer one is refused.
+pub const INPUT_BYTES_MAX: usize = 4 << 20;
+/// Users to add, and to remove, in one NOVEL. More wait for the next.
+pub const NOVEL_USERS_MAX: usize = 4096;
+/// Members of a UNL.
+pub const UNL_MAX: usize = 128;
+/// Ids in one GET; more are asked for when these came.
+pub const GET_INPUTS_MAX: usize = 1024;
+/// Inputs that one NOVEL lists and I lack, that are asked for before a header needs them; more with the next NOVEL.
+pub(super) const UNKNOWN_MAX: usize = 256;
+/// Inputs that a header needs and I lack, that are asked for at once; more when these came. Each is looked at with each
+/// message.
+pub(super) const WANTED_MAX: usize = 512;
+/// Attempts beyond mine for which messages are kept.
+pub(super) const ATTEMPTS_AHEAD: Attempt = 8;
+/// Closed ledgers waiting for their run. At it no further one is asked for or closed until a run has ended: a node
+/// whose runs are slower than a quorum's falls behind instead of filling its memory.
+pub(super) const EXECUTIONS_MAX: usize = 64;
+/// Ledgers closed without a host's NOVEL before its users are taken to be gone.
+pub(super) const HOST_MISSED_MAX: u32 = 3;
+/// Closed ledgers without a node's NOVEL before it is no longer waited for.
+pub(super) const SUSPECT_MISSED: u32 = 2;
+/// First wait before messages are sent again; doubles to [`RETRANSMIT_MAX_MS`] while nothing new arrives.
+pub(super) const RETRANSMIT_MS: u64 = 100;
+/// Longest wait before messages are sent again.
+pub(super) const RETRANSMIT_MAX_MS: u64 = 2_000;
+/// How long data that is probably on its way is waited for before it is asked for.
+pub(super) const FETCH_PATIENCE_MS: u64 = 20;
+/// How long one peer has to answer a GET before another is asked.
+pub(super) const FETCH_TIMEOUT_MS: u64 = 300;
+/// How often a node says where it stands.
+pub(super) const STATUS_MS: u64 = 5_000;
+/// The same CLOSED or STATUS, or any full PRESENCE, is not sent to one peer again before this.
+pub(super) const REPLY_MS: u64 = 100;
+/// Bytes from memory with which one peer's GETs are answered in [`REPLY_MS`]: a full ledger's inputs and bodies. Past it
+/// a GET is not answered; the peer asks again, or another.
+pub(super) const ANSWERS_BYTES_MAX: usize = INPUTS_BYTES_MAX + (8 << 20);
+/// What an answer costs beside its bytes, against many small ones.
+pub(super) const ANSWER_COST_BYTES: usize = 256;
