@@ -31,7 +31,7 @@ pub struct Params {
     pub time_res_ms: u64,
     /// W: how many ledgers an input key is remembered, and an input may wait; shared.
     pub input_window: u64,
-    /// Longest input, at most [`INPUT_BYTES_MAX`]; shared.
+    /// Longest input, at most [`INPUT_BYTES_MAX`](super::INPUT_BYTES_MAX); shared.
     pub input_bytes_max: usize,
     /// Whether inputs that a host vouches for are taken beside signed ones; shared.
     pub session_inputs: bool,
