@@ -26,6 +26,8 @@ impl Dev {
         let mut process = Command::new(hp())
             .args(["dev", "--nodes", &nodes.to_string(), "--binary"])
             .args([probe(), folder.path()])
+            // What it cannot tidy up after kill -9 goes with the test's own folder.
+            .env("TMPDIR", folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
