@@ -11,7 +11,7 @@ use crate::{
     config::SharedConfig,
     consensus::{
         INPUT_BYTES_MAX,
-        header::{Genesis, Input, Origin, unl_hash},
+        header::{Genesis, Input, Origin},
         messages::{Evidence, Message, Scope, Signable, Signed},
     },
     crypto,
@@ -210,11 +210,6 @@ impl Hello {
         differs("the genesis version", ours.ver.to_string(), other.ver.to_string())?;
         differs("the hash of the shared settings", ours.cfg_hash.to_string(), other.cfg_hash.to_string())?;
         differs("the chain id", ours.chain_id().to_string(), other.chain_id().to_string())
-    }
-
-    /// Hash of the UNL in it.
-    pub fn unl_hash(&self) -> Hash {
-        unl_hash(&self.genesis.unl)
     }
 }
 
