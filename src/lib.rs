@@ -18,6 +18,8 @@
 //! - `wire`, `contract::fdlist`, `contract::npl` and `config` are pure functions over bytes.
 //! - Nothing but `node` reads the wall clock. Nothing but `contract` has `unsafe`.
 //! - Network and consensus run on one thread; hashing, big reads and the database run off it.
+//!
+//! The simulator in `tests/sim` runs whole networks over the real core; see `docs/verification.md`.
 
 pub mod cli;
 pub mod config;
@@ -31,3 +33,10 @@ pub mod node;
 pub mod state;
 pub mod types;
 pub mod wire;
+
+// The simulator is compiled with the library, so that the mistakes that `consensus::mutation` makes on purpose reach it.
+#[cfg(test)]
+extern crate self as hotpocket;
+#[cfg(test)]
+#[path = "../tests/sim/mod.rs"]
+mod sim;

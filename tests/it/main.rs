@@ -5,5 +5,4 @@ mod cluster;
 mod contract;
 mod golden;
 mod net;
-mod sim;
 mod tidy;

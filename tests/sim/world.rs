@@ -16,14 +16,17 @@ use std::{
 use hotpocket::{
     consensus::{
         Consensus, Effect, Event, Execution, Timer,
-        header::{Candidate, ClosedLedger, Genesis, Input, InputKey, VERSION},
+        header::{Candidate, ClosedLedger, Genesis, Input, VERSION},
         journal::{Journal, Record},
         messages::Message,
     },
     types::{Hash, NodeKey, Seq, UserKey, WallMs},
 };
 
-use super::{properties::Watch, rng::Rng};
+use super::{
+    properties::{Promise, Watch},
+    rng::Rng,
+};
 use trace::trace;
 pub use trace::{trace_on, trace_take};
 
@@ -506,10 +509,13 @@ impl World {
         (0..self.cfg.singles()).filter(|node| self.nodes[*node].manner.is_honest() && !self.nodes[*node].dead)
     }
 
-    /// Keys of inputs that a sound node promised to keep and that are not in the chain.
-    pub fn unledgered(&self) -> Vec<InputKey> {
-        let open = |(key, node): &(&InputKey, &usize)| !self.nodes[**node].dead && !self.watch.is_ledgered(key);
-        self.watch.durable.iter().filter(open).map(|(key, _)| *key).collect()
+    /// Inputs that a sound node promised to keep and that are neither in the chain nor expired.
+    pub fn unledgered(&self) -> Vec<Promise> {
+        let open = |promise: &&Promise| {
+            let expired = self.watch.tip() >= promise.max_ledger;
+            !self.nodes[promise.node].dead && !self.watch.is_ledgered(&promise.key) && !expired
+        };
+        self.watch.durable.values().filter(open).copied().collect()
     }
 
     /// One line a node.

@@ -122,13 +122,16 @@ pub fn run(seed: u64) -> Coverage {
     let live = faulty <= n - quorum;
     let goal = world.watch.tip() + LEDGERS_AFTER;
     if live {
-        let small_window = world.cfg.input_window < 1000;
         let done = world.run(length + SETTLE_MS, |world| {
             let closed = world.sound().all(|node| world.seq(node) >= goal);
-            closed && world.now > length + 300 && (small_window || world.unledgered().is_empty())
+            closed && world.now > length + 300 && world.unledgered().is_empty()
         });
-        let open = if small_window { Vec::new() } else { world.unledgered() };
-        assert!(done, "L1: ledger {goal} is not closed by all, or {} inputs are not: {}", open.len(), world.describe());
+        let open = world.unledgered();
+        assert!(
+            done,
+            "L1: ledger {goal} is not closed by all, or these inputs are not: {open:?}: {}",
+            world.describe()
+        );
     } else {
         world.run(length + 2000, |_| false);
     }

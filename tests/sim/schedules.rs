@@ -376,8 +376,11 @@ fn an_input_that_nobody_else_got_expires_with_its_last_ledger_and_its_user_is_to
     let mut world = linked(Config { input_window: 3, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
     filter(&mut world, |_, from, _, message| from == 0 && matches!(message, Message::Input(_) | Message::Novel(_)));
     world.input(0, vec![1]);
+    assert!(world.run(10_000, |world| world.seq(0) >= 1));
+    assert_eq!(world.unledgered().len(), 1, "while it may still be ledgered it is owed");
     assert!(world.run(10_000, |world| world.seq(0) >= 3 && world.watch.seen.of("expired inputs") > 0));
     assert_eq!((world.seq(0), inputs_in_chain(&world)), (3, 0));
+    assert!(world.unledgered().is_empty(), "nobody is owed what its last ledger went without");
     assert!(world.run(10_000, |world| all_at(world, 5)));
     assert!(world.nodes[0].disk.journal.pool.is_empty(), "{}", world.describe());
 }

@@ -68,7 +68,10 @@ fn a_thousand_seeds_keep_every_property() {
                     let mut total = total.lock().expect("no panic holds it");
                     match outcome {
                         Ok(coverage) => total.0.add(&coverage),
-                        Err(failure) => total.1.push((seed, failure)),
+                        Err(failure) => {
+                            println!("seed {seed}: {}", failure.lines().next().unwrap_or_default());
+                            total.1.push((seed, failure));
+                        }
                     }
                 }
             });
@@ -87,7 +90,7 @@ fn a_thousand_seeds_keep_every_property() {
             .map(|(seed, failure)| format!("{seed}: {}", failure.lines().next().unwrap_or_default()))
             .collect();
         panic!(
-            "{} of {seeds} seeds failed; the first is {seed}: {}\n{failure}\nreplay: HP_SIM_SEED={seed} cargo test --test it sim::replay -- --nocapture\nall:\n{}",
+            "{} of {seeds} seeds failed; the first is {seed}: {}\n{failure}\nreplay: HP_SIM_SEED={seed} cargo test --lib sim::replay -- --nocapture\nall:\n{}",
             failures.len(),
             plans::describe(*seed),
             all.join("\n")

@@ -14,7 +14,10 @@ use hotpocket::{
 };
 
 use super::{
-    super::{crypto::TableCrypto, properties::run_contract},
+    super::{
+        crypto::TableCrypto,
+        properties::{Promise, run_contract},
+    },
     Ev, Manner, Step, WALL_START_MS, World,
     trace::{describe, describe_event, describe_record, trace},
 };
@@ -197,7 +200,8 @@ impl World {
                 }
                 Record::Input(input) => {
                     if honest && node < n {
-                        self.watch.durable.insert(input.key(), node);
+                        let promise = Promise { key: input.key(), node, max_ledger: input.max_ledger };
+                        self.watch.durable.insert(input.id(&self.watch.chain_id()), promise);
                     }
                     me.disk.journal.apply(record, window);
                 }

@@ -69,6 +69,17 @@ pub fn run_contract(before: Hash, run: &Execution) -> ExecResult {
     }
 }
 
+/// An input that a node keeps until it is ledgered, or until its last ledger is closed without it.
+#[derive(Debug, Clone, Copy)]
+pub struct Promise {
+    /// What names it in the chain.
+    pub key: InputKey,
+    /// Whose disk it is on.
+    pub node: usize,
+    /// The last ledger that may have it.
+    pub max_ledger: Seq,
+}
+
 /// Everything seen of one run of the world.
 pub struct Watch {
     genesis: Genesis,
@@ -86,8 +97,8 @@ pub struct Watch {
     /// By member and ledger: the highest ADVANCE and the highest PRECOMMIT that left.
     promised: BTreeMap<(usize, Seq), (Option<Attempt>, Option<Attempt>)>,
     listed: BTreeMap<Seq, BTreeMap<usize, BTreeSet<Hash>>>,
-    /// Inputs that were on an honest node's disk, with that node.
-    pub durable: BTreeMap<InputKey, usize>,
+    /// Inputs that were on an honest node's disk, by id.
+    pub durable: BTreeMap<Hash, Promise>,
     /// Inputs that share their key with another one: only one of them can be ledgered.
     pub rivals: BTreeSet<Hash>,
     /// Counters.
