@@ -30,8 +30,6 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
-use crate::shim::Shim;
-
 /// The longest any test waits for anything. Only a broken product comes near it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -218,24 +216,6 @@ impl Net {
         let mut net = Net::new(n, binary, set);
         net.start_all().await;
         net
-    }
-
-    /// The same, not up yet, with a shim between the nodes. Each has an address of its own.
-    pub fn behind_shim(n: usize, binary: &Path, set: impl Fn(usize, &mut Document)) -> (Net, Shim) {
-        let ip = |at: usize| Ipv4Addr::new(127, 1, 0, u8::try_from(at + 1).expect("few nodes"));
-        let listeners: Vec<TcpListener> =
-            (0..n).map(|at| TcpListener::bind((ip(at), 0)).expect("a free port")).collect();
-        let ports: Vec<SocketAddr> = listeners.iter().map(|listener| listener.local_addr().expect("bound")).collect();
-        drop(listeners);
-        let shim = Shim::new(ports.clone());
-        let net = Net::new(n, binary, |at, document| {
-            document.set("ip", &format!("\"{}\"", ip(at)));
-            document.set("peerport", &ports[at].port().to_string());
-            document.set_list("peers", &shim.addresses(at));
-            set(at, document);
-        });
-        shim.know(net.nodes.iter().map(|node| node.dir.clone()).collect());
-        (net, shim)
     }
 
     /// A network of the folders as they are.

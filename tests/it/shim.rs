@@ -10,7 +10,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use hotpocket::types::Hash;
+use hotpocket::{
+    config::{Document, quoted},
+    types::Hash,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -30,7 +33,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::net::processes;
+use crate::net::{Net, processes};
 
 /// Chunks on their way in one direction of one connection. Past it the sender waits.
 const CHUNKS_MAX: usize = 4096;
@@ -183,6 +186,24 @@ impl Shim {
     }
 }
 
+/// A network of nodes with a shim between them, not up yet. Each node has an address of its own.
+pub fn network(n: usize, binary: &Path, set: impl Fn(usize, &mut Document)) -> (Net, Shim) {
+    let ip = |at: usize| Ipv4Addr::new(127, 1, 0, u8::try_from(at + 1).expect("few nodes"));
+    let listen = |at| std::net::TcpListener::bind((ip(at), 0)).expect("a free port");
+    let listeners: Vec<std::net::TcpListener> = (0..n).map(listen).collect();
+    let ports: Vec<SocketAddr> = listeners.iter().map(|listener| listener.local_addr().expect("bound")).collect();
+    drop(listeners);
+    let shim = Shim::new(ports.clone());
+    let net = Net::new(n, binary, |at, document| {
+        document.set("ip", &quoted(&ip(at).to_string()));
+        document.set("peerport", &ports[at].port().to_string());
+        document.set_list("peers", &shim.addresses(at));
+        set(at, document);
+    });
+    shim.know(net.nodes.iter().map(|node| node.dir.clone()).collect());
+    (net, shim)
+}
+
 /// An address of the loopback net for a pair: `kind` 8 listens for it, 9 speaks to nodes for it.
 fn address(kind: u8, from: usize, to: usize) -> Ipv4Addr {
     let small = |at| u8::try_from(at + 1).expect("few nodes");
@@ -203,7 +224,7 @@ async fn serve(shared: Arc<Shared>, from: usize, to: usize, listener: TcpListene
 }
 
 /// Whether the process of a node's folder holds this end of a connection to `to`.
-fn is_of(dialler: SocketAddr, to: SocketAddr, dir: &std::path::Path) -> bool {
+fn is_of(dialler: SocketAddr, to: SocketAddr, dir: &Path) -> bool {
     let hex = |address: SocketAddr| match address {
         SocketAddr::V4(v4) => format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port()),
         SocketAddr::V6(_) => String::new(),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     net::{DEADLINE, Net, block_on_for, plain, record},
-    shim::{Flow, Shim, Weather},
+    shim::{self, Flow, Shim, Weather},
 };
 
 const NODES: usize = 5;
@@ -192,7 +192,7 @@ async fn chapter(
 fn any_mix_of_kills_stops_power_cuts_and_bad_links_keeps_each_answered_input_once_and_all_logs_alike() {
     for seed in SEEDS {
         block_on_for(3 * DEADLINE, async {
-            let (mut net, shim) = Net::behind_shim(NODES, record(), plain);
+            let (mut net, shim) = shim::network(NODES, record(), plain);
             net.start_all().await;
             let turns = (0..TURNS).map(|turn| Drawn { seed, turn });
             chapter(&mut net, &shim, turns, 400, &mut Tally::default(), |_| {}).await;
@@ -214,7 +214,7 @@ fn on_and_on() {
     let (mut tally, mut ledgers, mut answers, mut turn) = (Tally::default(), 0, 0, 0);
     // Whatever waits for too long inside fails by itself.
     block_on_for(end - began + 10 * DEADLINE, async {
-        let (mut net, shim) = Net::behind_shim(NODES, record(), plain);
+        let (mut net, shim) = shim::network(NODES, record(), plain);
         net.start_all().await;
         while Instant::now() < end {
             let from = turn;

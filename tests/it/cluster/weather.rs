@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::crowd::Crowd;
 use crate::{
     net::{Net, block_on, plain, record, until},
-    shim::{Flow, Shim, Weather},
+    shim::{self, Flow, Shim, Weather},
 };
 
 /// What the successor in C++ does not survive.
@@ -20,7 +20,7 @@ const LATE_MS: u64 = 800;
 /// Runs a scenario around five nodes and their users. Everything must have gone through the shim.
 fn five(scenario: impl AsyncFnOnce(&mut Net, &Shim, &Crowd)) {
     block_on(async {
-        let (mut net, shim) = Net::behind_shim(5, record(), plain);
+        let (mut net, shim) = shim::network(5, record(), plain);
         net.start_all().await;
         Crowd::around(&mut net, 5, async |net, crowd| {
             crowd.more_answers(10).await;
@@ -58,10 +58,10 @@ pub async fn through_the_shim(net: &Net, shim: &Shim) {
     }
 }
 
-/// Waits until these nodes have closed so many more ledgers.
+/// Waits until the network has closed so many more ledgers, and all of these nodes have them.
 async fn more_ledgers(net: &Net, nodes: &[usize], count: u64) {
+    let wanted = net.nodes[nodes[0]].seq().await + count;
     for at in nodes {
-        let wanted = net.nodes[*at].seq().await + count;
         net.nodes[*at].status_where("ledgers close", |status| status["seq"].as_u64() >= Some(wanted)).await;
     }
 }
