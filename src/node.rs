@@ -5,6 +5,7 @@
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
 //! ledger, `serve` answers peers, `report` tells people.
 
+mod backend;
 pub mod control;
 mod exec;
 mod party_line;
@@ -120,6 +121,7 @@ pub struct Node {
     served_tx: mpsc::Sender<NodeKey>,
     served: mpsc::Receiver<NodeKey>,
     report: report::Report,
+    state_kept: backend::Chosen,
     _lock: start::Lock,
 }
 

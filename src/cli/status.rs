@@ -86,6 +86,7 @@ fn text(status: &Value) -> String {
             format!("{} here, {} in the ledger; {} inputs waiting", word("local_users"), word("users"), word("pool")),
         ),
         ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
+        ("kept by", format!("{} ({})", word("state_backend"), word("state_backend_why"))),
     ];
     let missing = missing(status);
     if !missing.is_empty() {
@@ -147,7 +148,7 @@ mod tests {
         let status = json!({
             "node": "aa", "role": "member", "up_s": 5, "pid": 7, "contract": "c0", "seq": 3, "lcl": "1f", "stage": "idle",
             "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
-            "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
+            "pool": 0, "state_root": "00000000ff", "synced": true, "state_backend": "shadow", "state_backend_why": "auto", "peer_address": "127.0.0.1:1", "user_address": null,
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
             "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2}],
         });
@@ -159,6 +160,7 @@ round     idle, attempt 0
 network   1 of 3 members live, quorum 3, 0 links
 users     1 here, 2 in the ledger; 0 inputs waiting
 state     empty, in sync
+kept by   shadow (auto)
 missing   bb
           cc
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output

@@ -232,6 +232,8 @@ impl Node {
             "split": summary.split,
             "diverged": self.halted_runs,
             "state_root": summary.state_root.to_string(),
+            "state_backend": self.state_kept.backend.to_string(),
+            "state_backend_why": self.state_kept.why,
             "unl": names(self.core.unl()),
             "live": names(&live_members),
             "suspects": names(&summary.suspects),

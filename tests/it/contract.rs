@@ -93,6 +93,7 @@ impl Rig {
             users: Vec::new(),
             log_dir: self.dir.path().join("log/contract"),
             npl_window: Duration::from_millis(500),
+            overlay: None,
         }
     }
 
