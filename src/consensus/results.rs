@@ -7,7 +7,7 @@ use super::{
     header::{self, Candidate, ClosedLedger, ExecResult, Input},
     journal::Record,
     limits::EXECUTIONS_MAX,
-    messages::{Message, ResultCert, Signed},
+    messages::{Message, ResultCert, Scope, Signed},
 };
 use crate::types::{NodeKey, Sig, UserKey};
 
@@ -30,7 +30,7 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
+        let run = self.running.take().expect("a run ends after it was asked for");
         let seq = result.of_seq;
         if let Some(agreed) = self.agreed.get(&seq)
             && *agreed != result
@@ -40,7 +40,8 @@ impl Consensus {
             return self.diverge(result, agreed);
         }
         self.state_root = result.state_root;
-        let signed = self.sign(result.clone());
+        let scope = Scope { unl_hash: run.next_unl_hash, ..self.scope };
+        let signed = self.sign_in(result.clone(), &scope);
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
         if self.is_member(&self.params.me) && seq == self.tip.seq {
@@ -99,7 +100,7 @@ impl Consensus {
             self.agreed.clear();
             self.mine.clear();
             self.runs.clear();
-            self.running = false;
+            self.running = None;
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -147,6 +148,7 @@ impl Consensus {
         &mut self,
         unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
         mut users: BTreeSet<UserKey>,
+        mut unl: Vec<NodeKey>,
     ) {
         let Some((first, _)) = unexecuted.first() else { return };
         self.settled = first.candidate.header.seq - 1;
@@ -157,27 +159,35 @@ impl Consensus {
         self.effects.push(Effect::Rollback(first.candidate.header.seq));
         for (at, (closed, inputs)) in unexecuted.iter().enumerate() {
             users = closed.candidate.users_after(&users);
-            self.execute(&closed.candidate, users.clone(), inputs.clone());
+            unl = closed.candidate.unl_after(&unl);
+            self.execute(&closed.candidate, users.clone(), unl.clone(), inputs.clone());
             if let Some((next, _)) = unexecuted.get(at + 1) {
                 self.agreed.insert(closed.candidate.header.seq, next.candidate.header.result.clone());
             }
         }
     }
 
-    pub(super) fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
+    /// `users` and `unl` are as the ledger leaves them.
+    pub(super) fn execute(
+        &mut self,
+        candidate: &Candidate,
+        users: BTreeSet<UserKey>,
+        unl: Vec<NodeKey>,
+        inputs: Vec<Input>,
+    ) {
         let header = candidate.header.clone();
         let hash = header.hash();
         let inputs = header::execution_order(&header, inputs);
-        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
+        self.runs.push_back(Box::new(Execution { header, hash, users, unl, inputs }));
         self.run_next();
     }
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
-        if !self.running
+        if self.running.is_none()
             && let Some(run) = self.runs.pop_front()
         {
-            self.running = true;
+            self.running = Some(run.header.clone());
             self.effects.push(Effect::Execute(run));
         }
     }
@@ -188,6 +198,6 @@ impl Consensus {
 
     /// Closed ledgers not run yet.
     pub(super) fn unexecuted(&self) -> usize {
-        self.runs.len() + usize::from(self.running)
+        self.runs.len() + usize::from(self.running.is_some())
     }
 }
