@@ -267,12 +267,7 @@ impl Candidate {
     /// Whether the lists are what the header's roots stand for, in the one form that they have: each user once, only
     /// who really comes or goes, and the change between the header's two UNLs. The header itself is vouched for by its
     /// hash, and its `unl_hash` is that of `unl`.
-    pub fn is_consistent(
-        &self,
-        users_before: &BTreeSet<UserKey>,
-        users_root_before: Hash,
-        unl: &[NodeKey],
-    ) -> bool {
+    pub fn is_consistent(&self, users_before: &BTreeSet<UserKey>, users_root_before: Hash, unl: &[NodeKey]) -> bool {
         let next_unl_hash = match &self.unl_change {
             None => Some(self.header.unl_hash),
             Some(change) => change.apply(unl).map(|after| unl_hash(&after)),

@@ -378,7 +378,9 @@ fn a_body_has_one_form() {
     let (came, went) = (UnlChange::Add(key(5)), UnlChange::Remove(key(2)));
     let [same, with_5] = [unl_hash(bench.core.unl()), unl_hash(&came.apply(bench.core.unl()).unwrap())];
     assert!(fits(&changed(Some(came), with_5)));
-    for (change, next) in [(None, with_5), (Some(came), same), (Some(went), with_5), (Some(UnlChange::Add(key(1))), same)] {
+    for (change, next) in
+        [(None, with_5), (Some(came), same), (Some(went), with_5), (Some(UnlChange::Add(key(1))), same)]
+    {
         assert!(!fits(&changed(change, next)), "{change:?}");
     }
 }

@@ -151,8 +151,7 @@ impl Pool {
             Origin::User { .. } => true,
             Origin::Session { host, .. } => is_member(host),
         };
-        let dead =
-            |entry: &Entry| entry.input.max_ledger < seq || is_ledgered(&entry.key) || !vouched(entry);
+        let dead = |entry: &Entry| entry.input.max_ledger < seq || is_ledgered(&entry.key) || !vouched(entry);
         self.entries.iter().filter(|(_, entry)| dead(entry)).map(|(id, _)| *id).collect()
     }
 }

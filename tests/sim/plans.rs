@@ -159,8 +159,10 @@ fn plan_changes(world: &mut World, length: u64) {
 /// Whether the run may go on as it was meant to with each subset of these changes made.
 fn all_bearable(world: &World, changes: &[UnlChange]) -> bool {
     let first: BTreeSet<_> = (0..world.cfg.n).map(|node| world.key(node)).collect();
-    let faulty: BTreeSet<_> =
-        (0..world.cfg.n).filter(|node| world.cfg.manners[*node] != Manner::Honest).map(|node| world.key(node)).collect();
+    let faulty: BTreeSet<_> = (0..world.cfg.n)
+        .filter(|node| world.cfg.manners[*node] != Manner::Honest)
+        .map(|node| world.key(node))
+        .collect();
     // One more may be made to stay down.
     let spare = |unl: &BTreeSet<_>| {
         let quorum = quorum(unl.len(), world.cfg.threshold);

@@ -250,10 +250,8 @@ impl Watch {
         assert_eq!((qc.vote.seq, qc.vote.ledger_hash), (seq, hash), "S2: node {node}: the certificate is another's");
         let at = usize::try_from(seq).expect("small") - 1;
         let unl = self.unls.get(at).expect("a ledger is stored after its parent");
-        let digest = Hash::tagged(
-            "hp/precommit/1",
-            &(self.chain_id, unl_hash(unl), seq, qc.vote.attempt, qc.vote.ledger_hash),
-        );
+        let digest =
+            Hash::tagged("hp/precommit/1", &(self.chain_id, unl_hash(unl), seq, qc.vote.attempt, qc.vote.ledger_hash));
         let signers: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
         assert!(signers.iter().all(|signer| unl.contains(signer)), "S2: signed by a stranger");
         let needed = quorum(unl.len(), self.genesis.threshold);

@@ -14,10 +14,7 @@ use hotpocket::{
 };
 
 use super::{
-    super::{
-        crypto::TableCrypto,
-        properties::run_contract,
-    },
+    super::{crypto::TableCrypto, properties::run_contract},
     Ev, Manner, Step, WALL_START_MS, World,
     trace::{describe, describe_event, describe_record, trace},
 };
