@@ -11,6 +11,7 @@ mod party_line;
 mod report;
 mod serve;
 mod start;
+mod unl;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -35,7 +36,7 @@ use crate::{
     config::Config,
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
-        header::{ClosedLedger, ExecResult, Input, UnlChange},
+        header::{ClosedLedger, ExecResult, Input},
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -623,16 +624,6 @@ impl Node {
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
-    }
-
-    /// The UNL in force is another: who is told what is decided, and who is admitted, follows it.
-    fn unl_changed(&mut self, seq: Seq, change: &UnlChange) {
-        let (unl, me) = (self.core.unl(), self.config.key);
-        let role = if unl.contains(&me) { "member" } else { "observer" };
-        let quorum = self.core.quorum();
-        info!(seq, %change, members = quorum.n, quorum = quorum.q, this_node = role, "the UNL has changed");
-        self.mesh.set_unl(unl.iter().copied().filter(|node| *node != me).collect());
-        self.boots.retain(|node, _| unl.contains(node));
     }
 }
 

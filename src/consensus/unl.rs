@@ -3,7 +3,7 @@
 //! One ledger is certified by exactly one UNL, and its header fixes the next one, so that a change needs no phase in
 //! which both decide. Source: `docs/protocol.md`, "Changes of the UNL".
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use super::{
     Consensus, Effect, UNL_MAX,
@@ -33,16 +33,6 @@ impl UnlChange {
     pub fn node(&self) -> &NodeKey {
         match self {
             UnlChange::Add(node) | UnlChange::Remove(node) => node,
-        }
-    }
-}
-
-/// `add KEY` or `remove KEY`, as the command takes it.
-impl fmt::Display for UnlChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            UnlChange::Add(node) => write!(f, "add {node}"),
-            UnlChange::Remove(node) => write!(f, "remove {node}"),
         }
     }
 }
