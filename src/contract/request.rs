@@ -2,7 +2,7 @@
 //!
 //! Source: `contracts/README.md`, "Asking for another UNL".
 
-use crate::{consensus::header::UnlChange, types::NodeKey};
+use crate::{consensus::header::UnlChange, crypto, types::NodeKey};
 
 /// Bytes of the longest request with room to spare. What is written beyond is dropped, and nothing is asked for.
 pub(super) const CONTROL_BYTES_MAX: usize = 4 << 10;
@@ -17,7 +17,7 @@ pub enum RequestError {
     #[error("{0:?} without a line feed at the end")]
     Cut(String),
     /// Another line.
-    #[error("{0:?} is neither `unl add KEY` nor `unl remove KEY` with a key of 64 hexadecimal digits")]
+    #[error("{0:?} is neither `unl add KEY` nor `unl remove KEY` with a node's key, 64 hexadecimal digits")]
     Unknown(String),
 }
 
@@ -32,7 +32,11 @@ pub fn parse(bytes: &[u8]) -> Result<Option<UnlChange>, RequestError> {
         Some(end) if end + 1 == bytes.len() => &bytes[..end],
         _ => return Err(RequestError::TooLong),
     };
-    let key = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<NodeKey>().ok();
+    let key = |text: &[u8]| {
+        let key = std::str::from_utf8(text).ok()?.parse::<NodeKey>().ok()?;
+        // Nobody could ever vote with another one.
+        crypto::is_key(&key.0).then_some(key)
+    };
     let change = match (line.strip_prefix(b"unl add "), line.strip_prefix(b"unl remove ")) {
         (Some(text), _) => key(text).map(UnlChange::Add),
         (_, Some(text)) => key(text).map(UnlChange::Remove),
@@ -70,6 +74,7 @@ mod tests {
             "unl add KEY\r\n".replace("KEY", KEY),
             "unl add KEY00\n".replace("KEY", KEY),
             "unl add \n".to_owned(),
+            format!("unl add {}\n", "00".repeat(32)),
             "unl replace KEY\n".replace("KEY", KEY),
             "UNL ADD KEY\n".replace("KEY", KEY),
         ] {

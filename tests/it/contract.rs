@@ -16,6 +16,7 @@ use hotpocket::{
         End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts,
         npl::write_frame,
     },
+    crypto::SecretKey,
     types::{Auth, Hash, LimitKind, NodeKey, Status, UserKey},
 };
 use nix::{sys::signal, unistd::Pid};
@@ -690,10 +691,10 @@ async fn runs_out_of_descriptors() {
 #[tokio::test]
 async fn a_run_asks_for_one_change_of_the_unl_and_in_any_other_way_for_none() {
     let rig = rig();
-    let key = "8a".repeat(32);
+    let key = SecretKey::from_seed([8; 32]).node_key();
     let code = |text: &str| format!("write_all(facts['control'], {text})");
     let report = rig.run(rig.python(&code(&format!("b'unl add {key}\\n'")))).await;
-    let wanted = Some(UnlChange::Add(NodeKey([0x8a; 32])));
+    let wanted = Some(UnlChange::Add(key));
     assert_eq!((report.end, report.unl_request), (End::Status(Status::Ok), wanted));
     // Only the first kilobytes are kept, and the contract is not held up.
     for text in [format!("b'unl add {key}'"), format!("2 * b'unl add {key}\\n'"), "b'x' * 3000000".into(), "b''".into()]

@@ -12,6 +12,7 @@
 //   npl     says hello on the party line and exits without reading it
 //   talk    says hello on the party line, reads it to its end, and tells stdout how many it heard
 //   unl     writes the whole input to the network as a request
+//   who     keeps the keys of the UNL in state/unl
 //   fifo    leaves something in state/ that nodes cannot agree on
 //   big     writes 1 MB to the user before its output
 //   dump    keeps what it was given, JSON and environment, in state/
@@ -128,6 +129,12 @@ static void obey(const char *word, const char *half, int out) {
         _exit(0);
     }
     if (!strncmp(word, "unl ", 4)) request(word);
+    if (!strncmp(word, "who", 3)) {
+        char *list = strstr(json, "\"unl\":[") + 6, *end = strchr(list, ']') + 1;
+        *end = 0;
+        store("state/unl", list);
+        *end = ',';
+    }
     if (!strncmp(word, "npl", 3)) party_line();
     if (!strncmp(word, "talk", 4)) {
         FILE *line = fdopen(party_line(), "r");
