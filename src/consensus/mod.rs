@@ -10,7 +10,8 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), `overtime` (runs that take too long),
+//! [`header`] (what a ledger is), [`votes`] (counting).
 
 mod event;
 mod fetch;
@@ -19,6 +20,7 @@ pub mod journal;
 mod limits;
 pub mod merkle;
 pub mod messages;
+mod overtime;
 mod pool;
 mod presence;
 mod receive;
@@ -37,10 +39,11 @@ pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
 use journal::{Journal, Record};
 pub use limits::*;
-use messages::{Closed, Get, Message, Scope, Signable, Signed, StatusMsg};
+use messages::{Closed, Get, Message, Overtime, Scope, Signable, Signed, StatusMsg};
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
+use results::LastRun;
 use round::Round;
 use votes::{Checker, Quorum};
 
@@ -61,6 +64,14 @@ struct Tip {
     hash: Hash,
     time_ms: WallMs,
     settlement: Option<header::Settlement>,
+}
+
+/// A run that was handed out and has not ended.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    seq: Seq,
+    /// Whether it was asked to end.
+    is_ending: bool,
 }
 
 /// The state machine of one node.
@@ -88,10 +99,17 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ExecResult>,
     /// Last ledger whose result was compared.
     settled: Seq,
-    /// Whether a run was handed out and has not ended.
-    running: bool,
+    /// OVERTIMEs of the tip, the first of each signer.
+    overtimes: BTreeMap<NodeKey, Signed<Overtime>>,
+    running: Option<Running>,
     /// Closed ledgers to be run after it.
     runs: VecDeque<Box<Execution>>,
+    /// The tip's run that the time limit cut, until it is decided what that means. No other one is handed out before.
+    cut: Option<Box<Execution>>,
+    /// The tip's run that I signed `Limit(Time)` of, until a quorum has.
+    limited: Option<Box<Execution>>,
+    /// The ledger whose run is done after all, because a quorum has another result than `Limit(Time)`.
+    redo: Option<Seq>,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -122,6 +140,7 @@ pub struct Consensus {
 impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
+        let state_root = journal.state_root();
         let genesis = journal.genesis;
         let unl = genesis.unl.clone();
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
@@ -129,6 +148,13 @@ impl Consensus {
         let tip = match &journal.tip {
             None => Tip { seq: 0, hash: scope.chain_id, time_ms: genesis.time_ms, settlement: None },
             Some(closed) => Tip::of(&closed.candidate.header),
+        };
+        let last = LastRun {
+            result: journal.result,
+            adopted: journal.adopted,
+            limited: journal.limited,
+            overtime: journal.overtime,
+            users: journal.executed_users.clone(),
         };
         let mut pool = Pool::default();
         for (id, input) in journal.pool {
@@ -153,9 +179,13 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            running: false,
+            overtimes: BTreeMap::new(),
+            running: None,
             runs: VecDeque::new(),
-            state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
+            cut: None,
+            limited: None,
+            redo: None,
+            state_root,
             trusted: true,
             split: false,
             links: BTreeSet::new(),
@@ -180,7 +210,7 @@ impl Consensus {
             pool,
             round,
         };
-        core.restore_results(journal.result, &journal.unexecuted);
+        core.restore_results(last, journal.unexecuted.first().map(|(next, _)| &next.candidate.header));
         core.restore_executions(journal.unexecuted, journal.executed_users);
         core
     }
@@ -203,6 +233,7 @@ impl Consensus {
                 self.tell_presence(change);
             }
             Event::ExecDone(result) => self.executed(result),
+            Event::Overtime(run) => self.cut_short(run),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -245,6 +276,10 @@ impl Consensus {
                 result.body.of_hash == self.tip.hash
                     && self.result_cert().is_some_and(|cert| cert.result == result.body)
             }
+            Message::Overtime(overtime) => {
+                overtime.body.of_hash == self.tip.hash
+                    && (self.overtimes.contains_key(&overtime.from) || self.result_cert().is_some())
+            }
             _ => false,
         }
     }
@@ -272,6 +307,7 @@ impl Consensus {
             users: self.users.len(),
             pool: self.pool.len(),
             unexecuted: self.unexecuted(),
+            overtimes: if self.result_cert().is_none() { self.overtimes.len() } else { 0 },
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,

@@ -3,13 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Consensus, Effect, Execution,
-    header::{self, Candidate, ClosedLedger, ExecResult, Input},
-    journal::Record,
+    Consensus, Effect, Execution, Running,
+    header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
+    journal::{Record, is_time_up},
     limits::EXECUTIONS_MAX,
-    messages::{Message, ResultCert, Signed},
+    messages::{Message, Overtime, ResultCert, Signed},
+    overtime::Verdict,
 };
 use crate::types::{NodeKey, Sig, UserKey};
+
+/// What the journal knows of the last run.
+pub(super) struct LastRun {
+    pub result: Option<Signed<ExecResult>>,
+    pub adopted: Option<ExecResult>,
+    pub limited: Option<(ClosedLedger, Vec<Input>)>,
+    pub overtime: Option<Signed<Overtime>>,
+    /// Of the ledger of `result`.
+    pub users: BTreeSet<UserKey>,
+}
 
 impl Consensus {
     /// The agreed result of the tip, once it is known.
@@ -30,8 +41,16 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
+        assert!(self.running.take().is_some(), "a run ends after it was asked for");
         let seq = result.of_seq;
+        if self.redo == Some(seq) {
+            return self.redone(result);
+        }
+        if self.verdict(seq) == Some(Verdict::Limited) && !is_time_up(&result) {
+            // It ended when it was being ended.
+            let limited = self.limited(seq, result.of_hash);
+            return self.sign_limited(limited, Vec::new());
+        }
         if let Some(agreed) = self.agreed.get(&seq)
             && *agreed != result
         {
@@ -39,6 +58,12 @@ impl Consensus {
             let agreed = agreed.clone();
             return self.diverge(result, agreed);
         }
+        self.sign_result(result);
+    }
+
+    /// The only place that signs a RESULT.
+    pub(super) fn sign_result(&mut self, result: ExecResult) {
+        let seq = result.of_seq;
         self.state_root = result.state_root;
         let signed = self.sign(result.clone());
         self.mine.insert(seq, result);
@@ -49,13 +74,17 @@ impl Consensus {
             self.results.insert(self.params.me, signed);
             self.fresh();
         }
+        self.run_next_behind_record();
+        self.compare_results();
+        self.ask_for_more();
+    }
+
+    pub(super) fn run_next_behind_record(&mut self) {
         if !self.runs.is_empty() {
             // The next run replaces the pre-state kept of this one.
             self.effects.push(Effect::Sync);
             self.run_next();
         }
-        self.compare_results();
-        self.ask_for_more();
     }
 
     /// Looks for the tip's agreed result, and compares what is agreed with what I have.
@@ -83,14 +112,20 @@ impl Consensus {
         let Some((&seq, mine)) = self.mine.first_key_value() else { return false };
         let Some(agreed) = self.agreed.get(&seq) else { return false };
         let (mine, agreed) = (mine.clone(), agreed.clone());
+        if mine != agreed && is_time_up(&mine) && self.redo(seq) {
+            return false;
+        }
         self.mine.remove(&seq);
         self.agreed.remove(&seq);
         self.settled = seq;
-        if mine == agreed {
-            self.effects.push(Effect::Deliver(Box::new(agreed)));
-        } else {
+        self.limited.take_if(|run| run.header.seq == seq);
+        if mine != agreed && is_time_up(&agreed) {
+            self.undo(&agreed);
+        } else if mine != agreed {
             self.diverge(mine, agreed);
+            return true;
         }
+        self.effects.push(Effect::Deliver(Box::new(agreed)));
         true
     }
 
@@ -99,7 +134,8 @@ impl Consensus {
             self.agreed.clear();
             self.mine.clear();
             self.runs.clear();
-            self.running = false;
+            self.running = None;
+            (self.cut, self.limited, self.redo) = (None, None, None);
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -118,24 +154,28 @@ impl Consensus {
         }
     }
 
-    pub(super) fn restore_results(
-        &mut self,
-        result: Option<Signed<ExecResult>>,
-        unexecuted: &[(ClosedLedger, Vec<Input>)],
-    ) {
-        let Some(result) = result else { return };
-        let seq = result.body.of_seq;
-        match unexecuted.first() {
+    /// Goes on from the last run that the journal knows.
+    pub(super) fn restore_results(&mut self, last: LastRun, next: Option<&Header>) {
+        if let Some(overtime) = last.overtime {
+            assert_eq!(overtime.body.of_hash, self.tip.hash, "OVERTIME is of the tip");
+            self.overtimes.insert(self.params.me, overtime);
+        }
+        let Some(result) = last.result else { return };
+        let (seq, outcome) = (result.body.of_seq, last.adopted.unwrap_or_else(|| result.body.clone()));
+        if is_time_up(&outcome) {
+            // Signed, maybe, before the state was put back.
+            self.effects.push(Effect::Undo { seq, state_root: outcome.state_root, senders: Vec::new() });
+        }
+        self.limited = last.limited.map(|(ledger, inputs)| execution(&ledger.candidate, last.users, inputs));
+        self.mine.insert(seq, outcome);
+        match next {
             // The ledger after my last result says what was agreed.
-            Some((next, _)) => {
-                let agreed = next.candidate.header.result.clone();
-                if agreed != result.body {
-                    self.diverge(result.body, agreed);
-                }
+            Some(next) => {
+                self.agreed.insert(seq, next.result.clone());
+                self.settle_results();
             }
             None => {
                 assert_eq!(seq, self.tip.seq, "the tip is executed");
-                self.mine.insert(seq, result.body.clone());
                 if self.is_member(&self.params.me) {
                     self.results.insert(self.params.me, result);
                 }
@@ -153,32 +193,47 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
-        self.effects.push(Effect::Rollback(first.candidate.header.seq));
-        for (at, (closed, inputs)) in unexecuted.iter().enumerate() {
+        if self.redo.is_none() {
+            // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
+            self.effects.push(Effect::Rollback(first.candidate.header.seq));
+        }
+        for (closed, _) in &unexecuted[1..] {
+            let agreed = closed.candidate.header.result.clone();
+            self.agreed.insert(agreed.of_seq, agreed);
+        }
+        for (closed, inputs) in unexecuted {
             users = closed.candidate.users_after(&users);
-            self.execute(&closed.candidate, users.clone(), inputs.clone());
-            if let Some((next, _)) = unexecuted.get(at + 1) {
-                self.agreed.insert(closed.candidate.header.seq, next.candidate.header.result.clone());
+            let run = execution(&closed.candidate, users.clone(), inputs);
+            if self.overtimes.contains_key(&self.params.me) && run.hash == self.tip.hash {
+                // It was cut before the restart, and waits for what the others say.
+                self.cut = Some(run);
+            } else {
+                self.runs.push_back(run);
             }
         }
+        self.run_next();
     }
 
     pub(super) fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
-        let header = candidate.header.clone();
-        let hash = header.hash();
-        let inputs = header::execution_order(&header, inputs);
-        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
+        self.runs.push_back(execution(candidate, users, inputs));
         self.run_next();
     }
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
-        if !self.running
-            && let Some(run) = self.runs.pop_front()
-        {
-            self.running = true;
-            self.effects.push(Effect::Execute(run));
+        if self.running.is_some() || self.cut.is_some() {
+            return;
+        }
+        let Some(mut run) = self.runs.pop_front() else { return };
+        let seq = run.header.seq;
+        match self.verdict(seq) {
+            // Elsewhere its time was up already: there is nothing to run.
+            Some(Verdict::Limited) => self.sign_limited_run(run),
+            verdict => {
+                run.is_limited = verdict.is_none();
+                self.running = Some(Running { seq, is_ending: false });
+                self.effects.push(Effect::Execute(run));
+            }
         }
     }
 
@@ -188,6 +243,14 @@ impl Consensus {
 
     /// Closed ledgers not run yet.
     pub(super) fn unexecuted(&self) -> usize {
-        self.runs.len() + usize::from(self.running)
+        self.runs.len() + usize::from(self.running.is_some()) + usize::from(self.cut.is_some())
     }
+}
+
+/// What is told of a closed ledger to whoever runs it.
+fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) -> Box<Execution> {
+    let header = candidate.header.clone();
+    let hash = header.hash();
+    let inputs = header::execution_order(&header, inputs);
+    Box::new(Execution { header, hash, users, inputs, is_limited: true })
 }

@@ -10,12 +10,12 @@ use std::{
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
-use super::{Node, Ran};
+use super::{Node, exec::Ran};
 use crate::{
     config::Config,
     consensus::header::{ClosedLedger, ExecResult},
     mesh::peer_id_text,
-    types::{Attempt, Hash, NodeKey, Seq, Status},
+    types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
 };
 
 /// Alerts shown in the status; the oldest make room.
@@ -146,6 +146,15 @@ impl Report {
                 warn!(seq, %status, contract_ms, "the contract failed; its state is rolled back, see log/contract/");
             }
         }
+    }
+
+    /// The run of a ledger has no effect, because its time was up.
+    pub fn timed_out(&mut self, seq: Seq) {
+        let status = Status::Limit(LimitKind::Time);
+        self.failed_runs += 1;
+        self.failing = failing(seq, status);
+        self.last_run = Some(json!({ "seq": seq, "status": status.to_string() }));
+        warn!(seq, %status, "the contract failed; its state is rolled back, see log/contract/");
     }
 
     pub fn agreed(&mut self, result: &ExecResult) {

@@ -4,6 +4,7 @@
 //! `schedules` scripts the ones that random search may not show.
 
 mod crypto;
+mod overtime;
 mod plans;
 mod properties;
 mod rng;
@@ -37,6 +38,11 @@ const EXPECTED: &[&str] = &[
     "caught up three ledgers or more",
     "evidence",
     "diverged",
+    "OVERTIME to limit",
+    "OVERTIME re-executed",
+    "runs ended because their time was up elsewhere",
+    "runs undone",
+    "restarts with a journaled OVERTIME",
     "delivered",
 ];
 

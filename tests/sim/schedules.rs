@@ -17,36 +17,36 @@ use super::{
 };
 
 /// Nodes that are linked and wait for the first round.
-fn calm(n: usize, threshold: u8) -> World {
+pub(super) fn calm(n: usize, threshold: u8) -> World {
     linked(Config::calm(n, threshold), 1)
 }
 
-fn linked(cfg: Config, seed: u64) -> World {
+pub(super) fn linked(cfg: Config, seed: u64) -> World {
     let mut world = World::new(cfg, Rng::new(seed));
     world.run(LINKED_MS, |_| false);
     world
 }
 
 /// By then all links are up, and noticed.
-const LINKED_MS: u64 = 40;
+pub(super) const LINKED_MS: u64 = 40;
 
 /// Decides about messages of a round by kind and attempt, from and to whom.
-fn filter(world: &mut World, mut drop: impl FnMut(u64, usize, usize, &Message) -> bool + 'static) {
+pub(super) fn filter(world: &mut World, mut drop: impl FnMut(u64, usize, usize, &Message) -> bool + 'static) {
     world.filter = Some(Box::new(move |now, from, to, message| match drop(now, from, to, message) {
         true => Fate::Drop,
         false => Fate::Pass,
     }));
 }
 
-fn is(message: &Message, kind: &str, seq: Seq, attempt: Attempt) -> bool {
+pub(super) fn is(message: &Message, kind: &str, seq: Seq, attempt: Attempt) -> bool {
     message.kind() == kind && message.round_seq() == Some(seq) && message.round_attempt() == attempt
 }
 
-fn all_at(world: &World, seq: Seq) -> bool {
+pub(super) fn all_at(world: &World, seq: Seq) -> bool {
     world.sound().all(|node| world.seq(node) >= seq)
 }
 
-fn attempt(world: &World, node: usize) -> Attempt {
+pub(super) fn attempt(world: &World, node: usize) -> Attempt {
     world.nodes[node].core.as_ref().map_or(0, |core| core.summary().attempt)
 }
 
