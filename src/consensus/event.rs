@@ -58,6 +58,9 @@ pub enum Event {
     /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
     /// it was before.
     Overtime(Box<Execution>),
+    /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
+    /// at once.
+    Loaded(Vec<(ClosedLedger, Vec<Input>)>),
     /// A link to a node is usable.
     LinkUp(NodeKey),
     /// It is not any more.
@@ -159,6 +162,8 @@ pub enum Effect {
     Execute(Box<Execution>),
     /// End the run of this ledger, if it is under way. `Overtime` follows, or `ExecDone` if it has just ended by itself.
     EndRun(Seq),
+    /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.
+    Load(Seq),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
     Deliver(Box<ExecResult>),
     /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
@@ -228,7 +233,7 @@ pub struct Summary {
     /// Inputs held and not ledgered.
     pub pool: usize,
     /// Closed ledgers not run yet.
-    pub unexecuted: usize,
+    pub unexecuted: Seq,
     /// Members on which the time limit struck in the last ledger, while its result is not agreed on.
     pub overtimes: usize,
     /// Whether this node's state is the agreed one.

@@ -33,7 +33,7 @@ pub mod votes;
 #[cfg(test)]
 mod hostile;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
@@ -43,7 +43,7 @@ use messages::{Closed, Get, Message, Overtime, Scope, Signable, Signed, StatusMs
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
-use results::LastRun;
+use results::{LastRun, Runs};
 use round::Round;
 use votes::{Checker, Quorum};
 
@@ -64,14 +64,6 @@ struct Tip {
     hash: Hash,
     time_ms: WallMs,
     settlement: Option<header::Settlement>,
-}
-
-/// A run that was handed out and has not ended.
-#[derive(Debug, Clone, Copy)]
-struct Running {
-    seq: Seq,
-    /// Whether it was asked to end.
-    is_ending: bool,
 }
 
 /// The state machine of one node.
@@ -99,14 +91,13 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ExecResult>,
     /// Last ledger whose result was compared.
     settled: Seq,
+    /// Last ledger that I have a result of.
+    executed: Seq,
+    /// Runs in memory; later ledgers wait in the database.
+    runs: Runs,
     /// OVERTIMEs of the tip, the first of each signer.
     overtimes: BTreeMap<NodeKey, Signed<Overtime>>,
-    running: Option<Running>,
-    /// Closed ledgers to be run after it.
-    runs: VecDeque<Box<Execution>>,
-    /// The tip's run that the time limit cut, until it is decided what that means. No other one is handed out before.
-    cut: Option<Box<Execution>>,
-    /// The tip's run that I signed `Limit(Time)` of, until a quorum has.
+    /// The last run of which I signed `Limit(Time)`, until a quorum has.
     limited: Option<Box<Execution>>,
     /// The ledger whose run is done after all, because a quorum has another result than `Limit(Time)`.
     redo: Option<Seq>,
@@ -141,6 +132,7 @@ impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
         let state_root = journal.state_root();
+        let executed = journal.result.as_ref().map_or(0, |result| result.body.of_seq);
         let genesis = journal.genesis;
         let unl = genesis.unl.clone();
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
@@ -179,10 +171,9 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
+            executed,
+            runs: Runs::after(executed, journal.executed_users),
             overtimes: BTreeMap::new(),
-            running: None,
-            runs: VecDeque::new(),
-            cut: None,
             limited: None,
             redo: None,
             state_root,
@@ -211,7 +202,7 @@ impl Consensus {
             round,
         };
         core.restore_results(last, journal.unexecuted.first().map(|(next, _)| &next.candidate.header));
-        core.restore_executions(journal.unexecuted, journal.executed_users);
+        core.restore_executions(journal.unexecuted);
         core
     }
 
@@ -234,6 +225,7 @@ impl Consensus {
             }
             Event::ExecDone(result) => self.executed(result),
             Event::Overtime(run) => self.cut_short(run),
+            Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -488,11 +480,8 @@ impl Consensus {
         }
     }
 
-    /// While behind a peer, and not too far behind with running, asks it for the next ledger.
+    /// While behind a peer, asks it for the next ledger.
     fn ask_for_more(&mut self) {
-        if !self.has_room_to_execute() {
-            return;
-        }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
         let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
         // Another one as time passes: whoever does not answer must not be asked for ever.

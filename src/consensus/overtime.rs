@@ -11,10 +11,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Consensus, Effect, Execution, Running,
+    Consensus, Effect, Execution,
     header::ExecResult,
     journal::{Record, is_time_up},
     messages::{Message, Overtime, Signed},
+    results::Running,
     votes::{Counted, count_once},
 };
 use crate::types::{Hash, LimitKind, Seq, Status, UserKey};
@@ -34,13 +35,13 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        let running = self.running.take().expect("a run ends after it was asked for");
+        let running = self.runs.running.take().expect("a run ends after it was asked for");
         assert_eq!(running.seq, run.header.seq, "the run that was handed out");
         let (of_seq, of_hash) = (run.header.seq, run.hash);
-        self.cut = Some(run);
-        let undecided = self.verdict(of_seq).is_none();
+        self.runs.cut = Some(run);
+        // Of an older ledger the next header, which may still have to be loaded, says what counts.
+        let undecided = of_seq == self.tip.seq && self.verdict(of_seq).is_none();
         if undecided && self.is_member(&self.params.me) && !self.overtimes.contains_key(&self.params.me) {
-            assert_eq!(of_seq, self.tip.seq, "of an older ledger the agreed result is known");
             let overtime = self.sign(Overtime { of_seq, of_hash });
             self.effects.push(Effect::Persist(Record::Overtime(Box::new(overtime.clone()))));
             self.effects.push(Effect::Sync);
@@ -61,25 +62,25 @@ impl Consensus {
 
     /// Goes on with a run that was cut, or ends one whose time was up elsewhere, when that is decided.
     pub(super) fn resolve_overtime(&mut self) -> bool {
-        if let Some(run) = &self.cut {
+        if let Some(run) = &self.runs.cut {
             let verdict = self.verdict(run.header.seq);
-            let run = verdict.and_then(|_| self.cut.take());
+            let run = verdict.and_then(|_| self.runs.cut.take());
             match (verdict, run) {
                 (Some(Verdict::Limited), Some(run)) => self.sign_limited_run(run),
                 (Some(Verdict::Unlimited), Some(run)) => {
-                    self.runs.push_front(run);
+                    self.runs.again = Some(run);
                     self.run_next();
                 }
                 _ => return false,
             }
             return true;
         }
-        let Some(Running { seq, is_ending: false }) = self.running else { return false };
+        let Some(Running { seq, is_ending: false }) = self.runs.running else { return false };
         if self.redo == Some(seq) || self.verdict(seq) != Some(Verdict::Limited) {
             return false;
         }
         // It may never end by itself.
-        self.running = Some(Running { seq, is_ending: true });
+        self.runs.running = Some(Running { seq, is_ending: true });
         self.effects.push(Effect::EndRun(seq));
         true
     }
@@ -149,7 +150,7 @@ impl Consensus {
             Some(run) => {
                 self.effects.push(Effect::Rollback(seq));
                 self.redo = Some(seq);
-                self.runs.push_front(run);
+                self.runs.again = Some(run);
                 self.run_next();
                 true
             }
@@ -168,6 +169,6 @@ impl Consensus {
         self.state_root = agreed.state_root;
         self.effects.push(Effect::Persist(Record::Adopted(Box::new(agreed.clone()))));
         self.mine.insert(seq, agreed);
-        self.run_next_behind_record();
+        self.run_next();
     }
 }

@@ -1,16 +1,43 @@
 //! Running closed ledgers, one at a time, and agreeing on what each run led to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
-    Consensus, Effect, Execution, Running,
+    Consensus, Effect, Execution,
     header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
     journal::{Record, is_time_up},
-    limits::EXECUTIONS_MAX,
+    limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
     messages::{Message, Overtime, ResultCert, Signed},
     overtime::Verdict,
 };
-use crate::types::{NodeKey, Sig, UserKey};
+use crate::types::{NodeKey, Seq, Sig, UserKey};
+
+/// Ledgers to be run, as many as may wait in memory: those that come next, without a gap.
+#[derive(Debug)]
+pub(super) struct Runs {
+    waiting: VecDeque<(Candidate, Vec<Input>)>,
+    /// Payload bytes of those.
+    bytes: usize,
+    /// The last ledger that waits, is being run or was run.
+    last: Seq,
+    pub running: Option<Running>,
+    /// The run that was cut, until it is decided what that means. No other one is handed out before.
+    pub cut: Option<Box<Execution>>,
+    /// A run to be handed out again, before all that wait.
+    pub again: Option<Box<Execution>>,
+    /// Users of the ledger that was handed out last.
+    users: BTreeSet<UserKey>,
+    /// Whether the next ones were asked of the database.
+    loading: bool,
+}
+
+/// A run that was handed out and has not ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Running {
+    pub seq: Seq,
+    /// Whether it was asked to end.
+    pub is_ending: bool,
+}
 
 /// What the journal knows of the last run.
 pub(super) struct LastRun {
@@ -20,6 +47,71 @@ pub(super) struct LastRun {
     pub overtime: Option<Signed<Overtime>>,
     /// Of the ledger of `result`.
     pub users: BTreeSet<UserKey>,
+}
+
+impl Runs {
+    /// None, after the run of `executed`, whose users are given.
+    pub fn after(executed: Seq, users: BTreeSet<UserKey>) -> Runs {
+        Runs {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            last: executed,
+            running: None,
+            cut: None,
+            again: None,
+            users,
+            loading: false,
+        }
+    }
+
+    fn push(&mut self, candidate: Candidate, inputs: Vec<Input>) {
+        assert_eq!(candidate.header.seq, self.last + 1, "ledgers are run in order");
+        self.last += 1;
+        self.bytes += payload_bytes(&inputs);
+        self.waiting.push_back((candidate, inputs));
+    }
+
+    /// The next run, if none is under way.
+    fn next(&mut self) -> Option<Box<Execution>> {
+        if self.running.is_some() || self.cut.is_some() {
+            return None;
+        }
+        if let Some(again) = self.again.take() {
+            return Some(again);
+        }
+        let (candidate, inputs) = self.waiting.pop_front()?;
+        self.bytes -= payload_bytes(&inputs);
+        self.users = candidate.users_after(&self.users);
+        Some(execution(&candidate, self.users.clone(), inputs))
+    }
+
+    /// Ledgers that wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether one more ledger may wait here.
+    fn has_room(&self, inputs: &[Input]) -> bool {
+        let fits = self.waiting.is_empty() || self.bytes + payload_bytes(inputs) <= EXECUTIONS_BYTES_MAX;
+        fits && self.waiting.len() < EXECUTIONS_MAX
+    }
+
+    /// Whether there is room for as many as are loaded at once.
+    fn has_room_to_load(&self) -> bool {
+        self.waiting.len() <= EXECUTIONS_MAX / 2 && self.bytes <= EXECUTIONS_BYTES_MAX / 2
+    }
+}
+
+fn payload_bytes(inputs: &[Input]) -> usize {
+    inputs.iter().map(|input| input.payload.len()).sum()
+}
+
+/// What is told of a closed ledger to whoever runs it.
+fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) -> Box<Execution> {
+    let (header, hash) = (candidate.header.clone(), candidate.header.hash());
+    let inputs = header::execution_order(&header, inputs);
+    Box::new(Execution { header, hash, users, inputs, is_limited: true })
 }
 
 impl Consensus {
@@ -41,11 +133,12 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(self.running.take().is_some(), "a run ends after it was asked for");
+        assert!(self.runs.running.take().is_some(), "a run ends after it was asked for");
         let seq = result.of_seq;
         if self.redo == Some(seq) {
             return self.redone(result);
         }
+        assert_eq!(seq, self.executed + 1, "ledgers are run in order");
         if self.verdict(seq) == Some(Verdict::Limited) && !is_time_up(&result) {
             // It ended when it was being ended.
             let limited = self.limited(seq, result.of_hash);
@@ -64,6 +157,7 @@ impl Consensus {
     /// The only place that signs a RESULT.
     pub(super) fn sign_result(&mut self, result: ExecResult) {
         let seq = result.of_seq;
+        self.executed = seq;
         self.state_root = result.state_root;
         let signed = self.sign(result.clone());
         self.mine.insert(seq, result);
@@ -74,17 +168,9 @@ impl Consensus {
             self.results.insert(self.params.me, signed);
             self.fresh();
         }
-        self.run_next_behind_record();
+        self.run_next();
         self.compare_results();
         self.ask_for_more();
-    }
-
-    pub(super) fn run_next_behind_record(&mut self) {
-        if !self.runs.is_empty() {
-            // The next run replaces the pre-state kept of this one.
-            self.effects.push(Effect::Sync);
-            self.run_next();
-        }
     }
 
     /// Looks for the tip's agreed result, and compares what is agreed with what I have.
@@ -102,8 +188,14 @@ impl Consensus {
         if std::mem::replace(&mut self.split, false) {
             self.effects.push(Effect::SplitHealed(seq));
         }
-        if seq > self.settled && self.trusted {
-            self.agreed.insert(seq, agreed);
+        self.note_agreed(agreed);
+    }
+
+    /// Keeps an agreed result until it is compared. Of a ledger that does not wait in memory the next header tells it
+    /// when that is loaded.
+    fn note_agreed(&mut self, agreed: ExecResult) {
+        if agreed.of_seq > self.settled && agreed.of_seq <= self.runs.last && self.trusted {
+            self.agreed.insert(agreed.of_seq, agreed);
         }
     }
 
@@ -133,9 +225,8 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.runs.clear();
-            self.running = None;
-            (self.cut, self.limited, self.redo) = (None, None, None);
+            self.runs = Runs::after(self.executed, BTreeSet::new());
+            (self.limited, self.redo) = (None, None);
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -154,7 +245,7 @@ impl Consensus {
         }
     }
 
-    /// Goes on from the last run that the journal knows.
+    /// Goes on from the last run that the journal knows. `next` is the ledger after it.
     pub(super) fn restore_results(&mut self, last: LastRun, next: Option<&Header>) {
         if let Some(overtime) = last.overtime {
             assert_eq!(overtime.body.of_hash, self.tip.hash, "OVERTIME is of the tip");
@@ -183,74 +274,88 @@ impl Consensus {
         }
     }
 
-    pub(super) fn restore_executions(
-        &mut self,
-        unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
-        mut users: BTreeSet<UserKey>,
-    ) {
+    pub(super) fn restore_executions(&mut self, unexecuted: Vec<(ClosedLedger, Vec<Input>)>) {
         let Some((first, _)) = unexecuted.first() else { return };
-        self.settled = first.candidate.header.seq - 1;
+        let first = first.candidate.header.seq;
+        self.settled = first - 1;
         if !self.trusted {
             return;
         }
+        // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
         if self.redo.is_none() {
-            // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
-            self.effects.push(Effect::Rollback(first.candidate.header.seq));
+            self.effects.push(Effect::Rollback(first));
         }
-        for (closed, _) in &unexecuted[1..] {
-            let agreed = closed.candidate.header.result.clone();
-            self.agreed.insert(agreed.of_seq, agreed);
-        }
-        for (closed, inputs) in unexecuted {
-            users = closed.candidate.users_after(&users);
-            let run = execution(&closed.candidate, users.clone(), inputs);
-            if self.overtimes.contains_key(&self.params.me) && run.hash == self.tip.hash {
-                // It was cut before the restart, and waits for what the others say.
-                self.cut = Some(run);
-            } else {
-                self.runs.push_back(run);
-            }
-        }
-        self.run_next();
+        self.queue_runs(unexecuted);
     }
 
-    pub(super) fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
-        self.runs.push_back(execution(candidate, users, inputs));
+    /// A ledger was closed: its run waits here if there is room and no other waits in the database.
+    pub(super) fn execute(&mut self, candidate: &Candidate, inputs: Vec<Input>) {
+        if self.runs.last + 1 == candidate.header.seq && self.runs.has_room(&inputs) {
+            self.runs.push(candidate.clone(), inputs);
+            self.run_next();
+        }
+    }
+
+    /// Asks the database for the ledgers that come next, once there is room for them.
+    pub(super) fn load_runs(&mut self) {
+        let behind = self.trusted && self.runs.last < self.tip.seq;
+        if behind && !self.runs.loading && self.runs.has_room_to_load() {
+            self.runs.loading = true;
+            self.effects.push(Effect::Load(self.runs.last + 1));
+        }
+    }
+
+    /// The database has read them.
+    pub(super) fn loaded(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        // What was asked for before this node's state was found to be another is of no use.
+        if self.trusted {
+            assert!(std::mem::take(&mut self.runs.loading), "ledgers are loaded when they were asked for");
+            assert!(!ledgers.is_empty(), "a closed ledger is in the database until it was run");
+            self.queue_runs(ledgers);
+        }
+    }
+
+    fn queue_runs(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        for (closed, inputs) in ledgers {
+            if closed.candidate.header.seq > 1 {
+                self.note_agreed(closed.candidate.header.result.clone());
+            }
+            // A header may show that the run before went wrong: then nothing is run on top of it.
+            while self.settle_results() {}
+            if !self.trusted {
+                return;
+            }
+            self.runs.push(closed.candidate, inputs);
+        }
+        // The last of them may be the tip, whose result may be agreed on already.
+        self.compare_results();
         self.run_next();
     }
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
-        if self.running.is_some() || self.cut.is_some() {
+        let Some(mut run) = self.runs.next() else { return };
+        let seq = run.header.seq;
+        let verdict = self.verdict(seq);
+        if verdict == Some(Verdict::Limited) {
+            // Its time was up elsewhere: there is nothing to run.
+            return self.sign_limited_run(run);
+        }
+        // Of an older ledger the next header, which may still have to be loaded, says how the run ended.
+        run.is_limited = verdict.is_none() && seq == self.tip.seq;
+        if run.is_limited && self.overtimes.contains_key(&self.params.me) {
+            // It was cut before a restart, and waits for what the others say.
+            self.runs.cut = Some(run);
             return;
         }
-        let Some(mut run) = self.runs.pop_front() else { return };
-        let seq = run.header.seq;
-        match self.verdict(seq) {
-            // Elsewhere its time was up already: there is nothing to run.
-            Some(Verdict::Limited) => self.sign_limited_run(run),
-            verdict => {
-                run.is_limited = verdict.is_none();
-                self.running = Some(Running { seq, is_ending: false });
-                self.effects.push(Effect::Execute(run));
-            }
-        }
-    }
-
-    pub(super) fn has_room_to_execute(&self) -> bool {
-        self.unexecuted() < EXECUTIONS_MAX
+        self.runs.running = Some(Running { seq, is_ending: false });
+        // It replaces the pre-state kept of the run before, whose result must be on disk by then.
+        self.effects.push(Effect::Sync);
+        self.effects.push(Effect::Execute(run));
     }
 
     /// Closed ledgers not run yet.
-    pub(super) fn unexecuted(&self) -> usize {
-        self.runs.len() + usize::from(self.running.is_some()) + usize::from(self.cut.is_some())
+    pub(super) fn unexecuted(&self) -> Seq {
+        if self.trusted { self.tip.seq - self.executed } else { 0 }
     }
-}
-
-/// What is told of a closed ledger to whoever runs it.
-fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) -> Box<Execution> {
-    let header = candidate.header.clone();
-    let hash = header.hash();
-    let inputs = header::execution_order(&header, inputs);
-    Box::new(Execution { header, hash, users, inputs, is_limited: true })
 }

@@ -47,7 +47,7 @@ impl World {
             input_bytes_max: hotpocket::consensus::INPUT_BYTES_MAX,
             session_inputs: true,
         };
-        let journal = me.disk.journal.clone();
+        let journal = me.disk.journal.clone().opened();
         if me.life > 1 {
             self.watch.seen.hit("restarts");
             if !journal.prevotes.is_empty() || !journal.precommits.is_empty() {
@@ -288,6 +288,11 @@ impl World {
             }
             Effect::EndRun(seq) => self.end_run(node, seq),
             Effect::Undo { seq, state_root, .. } => self.undo(node, seq, state_root),
+            Effect::Load(first) => {
+                let at = self.now + self.rng.within(self.cfg.disk_ms.0, self.cfg.disk_ms.1);
+                let life = self.nodes[node].life;
+                self.push(at, Ev::Load { node, life, first });
+            }
             Effect::Deliver(result) => {
                 let before = self.nodes[node].delivered.replace(result.of_seq);
                 assert!(before.is_none_or(|before| before + 1 == result.of_seq), "S3: node {node} skips outputs");
@@ -389,7 +394,7 @@ impl World {
         self.begun += 1;
         me.running = Some(self.begun);
         let is_endless = u64::from(run.hash.0[0]) * 100 < self.cfg.endless * 256;
-        let takes_ms = me.run_ms.unwrap_or(if is_endless { NO_LIMIT_MS } else { takes_ms });
+        let takes_ms = me.run_ms.unwrap_or(if is_endless { NO_LIMIT_MS } else { takes_ms + me.slow_ms });
         let limit_ms = if run.is_limited { self.cfg.limit_ms } else { NO_LIMIT_MS };
         let (life, at) = (me.life, self.now + takes_ms.min(limit_ms));
         self.push(at, Ev::Ran { node, life, run: self.begun, cut: takes_ms >= limit_ms });
