@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
-    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey},
+    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
     messages::{Advance, Certificate, Novel, Overtime, Precommit, Prevote, Signed, Tc},
 };
-use crate::types::{Attempt, Hash, LimitKind, Seq, Status, UserKey};
+use crate::types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey};
 
 /// One durable fact. Records of one transaction are applied in order, all or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub enum Record {
     /// The agreed result of the ledger of my last result, where mine was another: whether a run was over its time is
     /// decided by a quorum's clocks. From here on the state is what this result says.
     Adopted(Box<ExecResult>),
+    /// What my operator votes for, `None` when the vote is withdrawn or has done its work.
+    UnlVote(Option<UnlChange>),
 }
 
 /// Everything durable, as one value.
@@ -48,6 +50,10 @@ pub struct Journal {
     pub tip: Option<ClosedLedger>,
     /// Users of the last closed ledger.
     pub users: BTreeSet<UserKey>,
+    /// The UNL that closes the ledger after the tip, ascending.
+    pub unl: Vec<NodeKey>,
+    /// What my operator votes for.
+    pub unl_vote: Option<UnlChange>,
     /// Input keys of the last `input_window` ledgers, with their ledger.
     pub window: BTreeMap<InputKey, Seq>,
     /// Inputs held and not ledgered.
@@ -67,6 +73,8 @@ pub struct Journal {
     pub unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
     /// Users of the ledger before the oldest of `unexecuted`.
     pub executed_users: BTreeSet<UserKey>,
+    /// The UNL that closes the oldest of `unexecuted`, or the ledger after the tip; ascending.
+    pub executed_unl: Vec<NodeKey>,
     /// My last result.
     pub result: Option<Signed<ExecResult>>,
     /// The agreed result of the same ledger, where mine was another and the state is the agreed one's.
@@ -86,10 +94,13 @@ pub fn is_time_up(result: &ExecResult) -> bool {
 impl Journal {
     /// Before anything happened.
     pub fn new(genesis: Genesis) -> Journal {
+        let unl = genesis.unl.clone();
         Journal {
             genesis,
             tip: None,
             users: BTreeSet::new(),
+            unl: unl.clone(),
+            unl_vote: None,
             window: BTreeMap::new(),
             pool: BTreeMap::new(),
             novel: None,
@@ -99,6 +110,7 @@ impl Journal {
             tc: None,
             unexecuted: Vec::new(),
             executed_users: BTreeSet::new(),
+            executed_unl: unl,
             result: None,
             adopted: None,
             limited: None,
@@ -180,6 +192,7 @@ impl Journal {
                 );
                 let (closed, inputs) = self.unexecuted.remove(0);
                 self.executed_users = closed.candidate.users_after(&self.executed_users);
+                self.executed_unl = closed.candidate.unl_after(&self.executed_unl);
                 self.limited = is_time_up(&result.body).then_some((closed, inputs));
                 self.adopted = None;
                 self.result = Some(*result);
@@ -195,6 +208,7 @@ impl Journal {
                 self.limited = None;
                 self.adopted = Some(*result);
             }
+            Record::UnlVote(vote) => self.unl_vote = vote,
         }
     }
 
@@ -212,6 +226,7 @@ impl Journal {
         }
         self.window.retain(|_, seq| *seq + input_window > header.seq);
         self.users = closed.candidate.users_after(&self.users);
+        self.unl = closed.candidate.unl_after(&self.unl);
         self.novel = None;
         self.prevotes.clear();
         self.precommits.clear();

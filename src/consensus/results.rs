@@ -7,7 +7,7 @@ use super::{
     header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
     journal::{Record, is_time_up},
     limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
-    messages::{Message, Overtime, ResultCert, Signed},
+    messages::{Message, Overtime, ResultCert, Scope, Signed},
     overtime::Verdict,
 };
 use crate::types::{NodeKey, Seq, Sig, UserKey};
@@ -27,6 +27,8 @@ pub(super) struct Runs {
     pub again: Option<Box<Execution>>,
     /// Users of the ledger that was handed out last.
     users: BTreeSet<UserKey>,
+    /// The UNL that it fixed, ascending.
+    unl: Vec<NodeKey>,
     /// Whether the next ones were asked of the database.
     loading: bool,
 }
@@ -45,13 +47,14 @@ pub(super) struct LastRun {
     pub adopted: Option<ExecResult>,
     pub limited: Option<(ClosedLedger, Vec<Input>)>,
     pub overtime: Option<Signed<Overtime>>,
-    /// Of the ledger of `result`.
+    /// As the ledger of `result` left them.
     pub users: BTreeSet<UserKey>,
+    pub unl: Vec<NodeKey>,
 }
 
 impl Runs {
-    /// None, after the run of `executed`, whose users are given.
-    pub fn after(executed: Seq, users: BTreeSet<UserKey>) -> Runs {
+    /// None, after the run of `executed`; `users` and `unl` are as that ledger left them.
+    pub fn after(executed: Seq, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) -> Runs {
         Runs {
             waiting: VecDeque::new(),
             bytes: 0,
@@ -60,6 +63,7 @@ impl Runs {
             cut: None,
             again: None,
             users,
+            unl,
             loading: false,
         }
     }
@@ -82,7 +86,8 @@ impl Runs {
         let (candidate, inputs) = self.waiting.pop_front()?;
         self.bytes -= payload_bytes(&inputs);
         self.users = candidate.users_after(&self.users);
-        Some(execution(&candidate, self.users.clone(), inputs))
+        self.unl = candidate.unl_after(&self.unl);
+        Some(execution(&candidate, self.users.clone(), self.unl.clone(), inputs))
     }
 
     /// Ledgers that wait.
@@ -108,10 +113,10 @@ fn payload_bytes(inputs: &[Input]) -> usize {
 }
 
 /// What is told of a closed ledger to whoever runs it.
-fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) -> Box<Execution> {
+fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, unl: Vec<NodeKey>, inputs: Vec<Input>) -> Box<Execution> {
     let (header, hash) = (candidate.header.clone(), candidate.header.hash());
     let inputs = header::execution_order(&header, inputs);
-    Box::new(Execution { header, hash, users, inputs, is_limited: true })
+    Box::new(Execution { header, hash, users, unl, inputs, is_limited: true })
 }
 
 impl Consensus {
@@ -159,7 +164,9 @@ impl Consensus {
         let seq = result.of_seq;
         self.executed = seq;
         self.state_root = result.state_root;
-        let signed = self.sign(result.clone());
+        // Counted by the UNL that the ledger fixed, which may be another by now.
+        let scope = Scope { unl_hash: header::unl_hash(&self.runs.unl), ..self.scope };
+        let signed = self.sign_in(result.clone(), &scope);
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
         if self.is_member(&self.params.me) && seq == self.tip.seq {
@@ -225,7 +232,7 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.runs = Runs::after(self.executed, BTreeSet::new());
+            self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
             (self.limited, self.redo) = (None, None);
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
@@ -257,7 +264,7 @@ impl Consensus {
             // Signed, maybe, before the state was put back.
             self.effects.push(Effect::Undo { seq, state_root: outcome.state_root, senders: Vec::new() });
         }
-        self.limited = last.limited.map(|(ledger, inputs)| execution(&ledger.candidate, last.users, inputs));
+        self.limited = last.limited.map(|(ledger, inputs)| execution(&ledger.candidate, last.users, last.unl, inputs));
         self.mine.insert(seq, outcome);
         match next {
             // The ledger after my last result says what was agreed.

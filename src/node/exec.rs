@@ -224,13 +224,12 @@ impl Executor {
     pub async fn run(
         &self,
         execution: Box<Execution>,
-        unl: &[NodeKey],
         port: NplPort,
         end: oneshot::Receiver<()>,
     ) -> Result<Ended, ExecError> {
         let before = self.blocking(|held| Ok(held.root)).await?;
         let ran = {
-            let run = std::pin::pin!(self.run_to_end(&execution, unl, port));
+            let run = std::pin::pin!(self.run_to_end(&execution, port));
             tokio::select! {
                 biased;
                 ran = run => ran?,
@@ -247,12 +246,7 @@ impl Executor {
     }
 
     /// `None`: over its time, and killed.
-    async fn run_to_end(
-        &self,
-        execution: &Execution,
-        unl: &[NodeKey],
-        port: NplPort,
-    ) -> Result<Option<Ran>, ExecError> {
+    async fn run_to_end(&self, execution: &Execution, port: NplPort) -> Result<Option<Ran>, ExecError> {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
         self.blocking(move |held| {
@@ -271,7 +265,7 @@ impl Executor {
         })
         .await?;
 
-        let report = self.launch(execution, unl, port).await?;
+        let report = self.launch(execution, port).await?;
         let mut status = match report.end {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
@@ -320,10 +314,10 @@ impl Executor {
     }
 
     /// Runs the contract, again when this machine made it fail.
-    async fn launch(&self, execution: &Execution, unl: &[NodeKey], mut port: NplPort) -> Result<RunReport, ExecError> {
+    async fn launch(&self, execution: &Execution, mut port: NplPort) -> Result<RunReport, ExecError> {
         let mut failures = 0;
         loop {
-            match self.launcher.run(self.spec(execution, unl), port).await {
+            match self.launcher.run(self.spec(execution), port).await {
                 Ok(report) => return Ok(report),
                 Err(error) => {
                     failures += 1;
@@ -344,7 +338,7 @@ impl Executor {
         }
     }
 
-    fn spec(&self, execution: &Execution, unl: &[NodeKey]) -> RunSpec {
+    fn spec(&self, execution: &Execution) -> RunSpec {
         let plan = &self.plan;
         let mut users: Vec<UserInput> = execution
             .inputs
@@ -368,7 +362,7 @@ impl Executor {
                 seq: execution.header.seq,
                 time_ms: execution.header.time_ms,
                 pubkey: plan.me,
-                unl: unl.to_vec(),
+                unl: execution.unl.clone(),
                 seed: Hash::tagged("hp/seed/1", &execution.hash),
                 contract: plan.contract,
                 private: plan.private.clone(),

@@ -44,6 +44,10 @@ const EXPECTED: &[&str] = &[
     "runs undone",
     "restarts with a journaled OVERTIME",
     "delivered",
+    "UNL changed by operators",
+    "UNL changed by the contract",
+    "members removed",
+    "restarts with a vote for the UNL",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {
