@@ -8,6 +8,7 @@ mod faults;
 mod legacy;
 mod overtime;
 mod rows;
+mod surroundings;
 mod torture;
 mod weather;
 
