@@ -121,8 +121,12 @@ fn test_modules(source: &Source) -> Vec<String> {
         _ => source.path.trim_end_matches(".rs").to_owned(),
     };
     let items = source.code.split("#[cfg(test)]").skip(1);
-    let declared = items.filter_map(|item| item.trim_start().strip_prefix("mod ")?.split_once(';'));
-    declared.filter(|(name, _)| name.chars().all(is_word)).map(|(name, _)| format!("{folder}/{name}.rs")).collect()
+    let module = |item: &'_ str| {
+        let item = item.trim_start();
+        item.strip_prefix("pub(crate) ").unwrap_or(item).strip_prefix("mod ").map(str::to_owned)
+    };
+    let declared = items.filter_map(module).filter_map(|item| Some(item.split_once(';')?.0.to_owned()));
+    declared.filter(|name| name.chars().all(is_word)).map(|name| format!("{folder}/{name}.rs")).collect()
 }
 
 fn is_word(c: char) -> bool {
