@@ -35,7 +35,7 @@ use crate::{
     config::Config,
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
-        header::{ClosedLedger, ExecResult},
+        header::{ClosedLedger, ExecResult, Input},
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -67,6 +67,8 @@ enum FromRun {
     Line(Hash, NplOut),
     Ran(Box<Result<Ran, ExecError>>),
     RolledBack(Result<(), ExecError>),
+    /// Ledgers to be run, out of the database.
+    Loaded(Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError>),
 }
 
 /// What waits for the runner.
@@ -378,6 +380,7 @@ impl Node {
                 self.next_job();
                 Ok(())
             }
+            FromRun::Loaded(ledgers) => self.handle(Event::Loaded(ledgers?)),
             FromRun::Ran(ran) => {
                 self.running = None;
                 let ran = (*ran)?;
@@ -447,6 +450,7 @@ impl Node {
                 Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
+                Effect::Load(first) => self.load(first),
                 Effect::Deliver(result) => self.deliver(&result),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
                 Effect::Split(results) => self.split(&results),
@@ -503,6 +507,15 @@ impl Node {
         }
         self.jobs.push_back(job);
         self.next_job();
+    }
+
+    /// Reads ledgers to be run beside the loop. Everything up to the last closed one is on disk by now.
+    fn load(&self, first: Seq) {
+        let (ledger, done) = (self.ledger.clone(), self.from_runs_tx.clone());
+        tokio::spawn(async move {
+            let ledgers = ledger.to_run(first).await;
+            let _ = done.send(FromRun::Loaded(ledgers)).await;
+        });
     }
 
     fn next_job(&mut self) {

@@ -55,6 +55,9 @@ pub enum Event {
     UserDown(UserKey),
     /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
+    /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
+    /// at once.
+    Loaded(Vec<(ClosedLedger, Vec<Input>)>),
     /// A link to a node is usable.
     LinkUp(NodeKey),
     /// It is not any more.
@@ -135,6 +138,8 @@ pub enum Effect {
     /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
     /// then the pre-state of this one may be needed again.
     Execute(Box<Execution>),
+    /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.
+    Load(Seq),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
     Deliver(Box<ExecResult>),
     /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
@@ -204,7 +209,7 @@ pub struct Summary {
     /// Inputs held and not ledgered.
     pub pool: usize,
     /// Closed ledgers not run yet.
-    pub unexecuted: usize,
+    pub unexecuted: Seq,
     /// Whether this node's state is the agreed one.
     pub synced: bool,
     /// Whether no result can reach a quorum.

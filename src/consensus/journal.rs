@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
+    LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
     header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey},
     messages::{Advance, Certificate, Novel, Precommit, Prevote, Signed, Tc},
 };
@@ -56,7 +57,8 @@ pub struct Journal {
     pub advance: Option<Advance>,
     /// The highest Tc of it, with the POLC it names.
     pub tc: Option<(Tc, Option<Certificate>)>,
-    /// Closed ledgers that I have no result for, oldest first, with their inputs.
+    /// Closed ledgers that I have no result for, oldest first, with their inputs. A process begins with the first of
+    /// them ([`Journal::opened`]), and has the others loaded when there is room.
     pub unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
     /// Users of the ledger before the oldest of `unexecuted`.
     pub executed_users: BTreeSet<UserKey>,
@@ -87,6 +89,18 @@ impl Journal {
     /// Sequence number of the last closed ledger.
     pub fn seq(&self) -> Seq {
         self.tip.as_ref().map_or(0, |tip| tip.candidate.header.seq)
+    }
+
+    /// What a process begins with: all of it, but of the ledgers to be run as many as are loaded at once.
+    pub fn opened(mut self) -> Journal {
+        self.unexecuted.truncate(loaded(&self.unexecuted).len());
+        self
+    }
+
+    /// The ledgers to be run from `first` on, as many as are loaded at once.
+    pub fn load(&self, first: Seq) -> &[(ClosedLedger, Vec<Input>)] {
+        let at = self.unexecuted.partition_point(|(closed, _)| closed.candidate.header.seq < first);
+        loaded(&self.unexecuted[at..])
     }
 
     /// Adds one record.
@@ -158,4 +172,15 @@ impl Journal {
         self.tip = Some(closed.clone());
         self.unexecuted.push((closed, inputs));
     }
+}
+
+/// The first of these ledgers, as many as are loaded at once.
+fn loaded(ledgers: &[(ClosedLedger, Vec<Input>)]) -> &[(ClosedLedger, Vec<Input>)] {
+    let mut bytes = 0;
+    let fits = ledgers.iter().take(LOADED_LEDGERS_MAX).take_while(|(_, inputs)| {
+        let before = bytes;
+        bytes += inputs.iter().map(|input| input.payload.len()).sum::<usize>();
+        before <= LOADED_BYTES_MAX
+    });
+    &ledgers[..fits.count()]
 }

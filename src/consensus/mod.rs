@@ -34,7 +34,7 @@ pub(crate) mod explore;
 #[cfg(test)]
 pub(crate) mod hostile;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
@@ -45,6 +45,7 @@ use mutation::mutated;
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
+use results::Runs;
 use round::Round;
 use votes::{Checker, Quorum};
 
@@ -92,10 +93,10 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ExecResult>,
     /// Last ledger whose result was compared.
     settled: Seq,
-    /// Whether a run was handed out and has not ended.
-    running: bool,
-    /// Closed ledgers to be run after it.
-    runs: VecDeque<Box<Execution>>,
+    /// Last ledger that I have a result of.
+    executed: Seq,
+    /// Runs in memory; later ledgers wait in the database.
+    runs: Runs,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -157,8 +158,8 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            running: false,
-            runs: VecDeque::new(),
+            executed: journal.result.as_ref().map_or(0, |result| result.body.of_seq),
+            runs: Runs::after(journal.result.as_ref().map_or(0, |result| result.body.of_seq), journal.executed_users),
             state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
             trusted: true,
             split: false,
@@ -185,7 +186,7 @@ impl Consensus {
             round,
         };
         core.restore_results(journal.result, &journal.unexecuted);
-        core.restore_executions(journal.unexecuted, journal.executed_users);
+        core.restore_executions(journal.unexecuted);
         core
     }
 
@@ -207,6 +208,7 @@ impl Consensus {
                 self.tell_presence(change);
             }
             Event::ExecDone(result) => self.executed(result),
+            Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -460,11 +462,8 @@ impl Consensus {
         }
     }
 
-    /// While behind a peer, and not too far behind with running, asks it for the next ledger.
+    /// While behind a peer, asks it for the next ledger.
     fn ask_for_more(&mut self) {
-        if !self.has_room_to_execute() {
-            return;
-        }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
         let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
         // Another one as time passes: whoever does not answer must not be asked for ever.

@@ -37,6 +37,7 @@ impl Consensus {
                 break;
             }
         }
+        self.load_runs();
         self.want_listed_inputs();
         self.fetch();
     }
@@ -352,9 +353,6 @@ impl Consensus {
     // ---- Rule D: close ------------------------------------------------------------------------------------------
 
     fn close_by_precommits(&mut self) -> bool {
-        if !self.has_room_to_execute() {
-            return false;
-        }
         let mut certificates = self.round.precommits.values().filter_map(|tally| tally.certificate(self.quorum));
         let Some(qc) = certificates.next_back() else { return false };
         let holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(from, _)| *from).collect();
@@ -368,9 +366,6 @@ impl Consensus {
     }
 
     fn close_by_certificate(&mut self) -> bool {
-        if !self.has_room_to_execute() {
-            return false;
-        }
         let Some((qc, from)) = self.round.closed.clone() else { return false };
         let mut holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
         holders.insert(from);
@@ -425,7 +420,7 @@ impl Consensus {
         // What this header says of the run before may show that mine went wrong: then nothing is run on top of it.
         while self.settle_results() {}
         if self.trusted {
-            self.execute(candidate, self.users.clone(), inputs);
+            self.execute(candidate, inputs);
         }
         let changed = candidate.users_add.iter().chain(&candidate.users_del).copied();
         self.presence.closed(changed, &self.users);

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     consensus::{
+        LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
         header::{self, Candidate, ClosedLedger, Genesis, Header, Input, InputKey},
         journal::Journal,
         messages::{Certificate, Precommit, Prevote, Signed},
@@ -30,17 +31,29 @@ impl Store {
         };
         let result = self.last_result()?;
         journal.result = result;
-        for seq in self.known.executed + 1..=self.known.tip {
-            let ledger = self.whole(seq)?;
-            let inputs = self.inputs_of(&journal.genesis, &ledger)?;
-            journal.unexecuted.push((ledger, inputs));
-        }
+        journal.unexecuted = self.ledgers_to_run(self.known.executed + 1)?;
         journal.users = self.read_users(Users::Tip, self.known.tip)?;
         journal.executed_users = self.read_users(Users::Executed, self.known.executed)?;
         journal.window = self.window(input_window)?;
         journal.pool = self.pool(&journal.genesis)?;
         self.round(&mut journal)?;
         Ok(Some(journal))
+    }
+
+    /// Ledgers from `first` on with their inputs, as many as are loaded at once.
+    pub(super) fn ledgers_to_run(&self, first: Seq) -> Result<Vec<(ClosedLedger, Vec<Input>)>, Trouble> {
+        let Some(genesis) = genesis(&self.db)? else { return Ok(Vec::new()) };
+        let (mut ledgers, mut bytes) = (Vec::new(), 0);
+        for seq in first..=self.known.tip {
+            if ledgers.len() == LOADED_LEDGERS_MAX || bytes > LOADED_BYTES_MAX {
+                break;
+            }
+            let ledger = self.whole(seq)?;
+            let inputs = self.inputs_of(&genesis, &ledger)?;
+            bytes += inputs.iter().map(|input| input.payload.len()).sum::<usize>();
+            ledgers.push((ledger, inputs));
+        }
+        Ok(ledgers)
     }
 
     /// The last ledgers follow each other without a gap, each with a certificate of its own hash.

@@ -169,6 +169,12 @@ impl Store {
         find().map_err(self.failed("read a ledger"))
     }
 
+    /// Closed ledgers from `first` on with their inputs, ascending without a gap, as many as are loaded at once for their
+    /// runs. Nothing of them was deleted as long as they were not run; what lacks is damage.
+    pub fn to_run(&self, first: Seq) -> Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError> {
+        self.ledgers_to_run(first).map_err(self.failed("read the ledgers to be run"))
+    }
+
     /// Headers and certificates from `first` on, ascending without a gap; at most `count` and [`HEADERS_READ_MAX`].
     pub fn header_range(&self, first: Seq, count: usize) -> Result<Vec<Closed>, LedgerError> {
         let read = || -> Result<Vec<Closed>, Trouble> {

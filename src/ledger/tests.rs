@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     consensus::{
+        LOADED_LEDGERS_MAX,
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, VERSION},
         journal::Journal,
         messages::{
@@ -243,7 +244,7 @@ fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
                 store = Store::open(dir.path()).unwrap();
             }
             // Not `assert_eq`: a journal fills screens.
-            assert!(store.load(WINDOW).unwrap().as_ref() == Some(&journal), "seed {seed} step {step}");
+            assert!(store.load(WINDOW).unwrap() == Some(journal.clone().opened()), "seed {seed} step {step}");
         }
         assert!(journal.seq() > 5 && journal.result.is_some(), "seed {seed} closed and executed ledgers");
         // Nothing is left behind: of the round when its ledger is closed, of inputs that were forgotten.
@@ -255,6 +256,32 @@ fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
         assert_eq!(rows(&store, "input") as usize, journal.pool.len() + ledgered, "seed {seed}");
         assert!(rows(&store, "input_key") <= WINDOW as i64 + 1, "seed {seed}");
     }
+}
+
+#[test]
+fn ledgers_are_loaded_for_their_runs_as_the_journal_says_a_bounded_number_and_number_of_bytes_at_once() {
+    const WINDOW: u64 = 1_000;
+    let (dir, mut journal) = (folder(), Journal::new(genesis()));
+    let mut store = new_store(dir.path());
+    store.load(WINDOW).unwrap();
+    // The first ones are large: a few of them are as much as is loaded at once.
+    for nonce in 0..12 + LOADED_LEDGERS_MAX as u64 {
+        let payload = vec![nonce as u8; if nonce < 12 { 3 << 20 } else { 9 }];
+        let input = Input { payload, origin: Origin::User { sig: Sig([1; 64]) }, ..new_input(&mut Rng(1), nonce) };
+        let id = input.id(&genesis().chain_id());
+        let body = candidate(&journal, vec![id], vec![], vec![]);
+        commit(&mut store, &mut journal, vec![Record::Input(Box::new(input)), closed(body)], WINDOW);
+    }
+    assert_eq!(store.load(WINDOW).unwrap().unwrap().unexecuted.len(), 6, "5 are 15 MiB, 6 are over 16");
+    for (first, loaded) in [(1, 6), (7, 6), (13, LOADED_LEDGERS_MAX), (14, LOADED_LEDGERS_MAX - 1)] {
+        let ledgers = store.to_run(first).unwrap();
+        assert!(ledgers == journal.load(first), "from {first}");
+        assert_eq!((ledgers.len(), ledgers[0].0.candidate.header.seq), (loaded, first));
+    }
+    // A body that is gone before its run is damage, and named.
+    store.db.execute("DELETE FROM body WHERE seq = 20", []).unwrap();
+    let error = store.to_run(15).unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("ledger 20"), "{error}");
 }
 
 #[test]
@@ -327,11 +354,11 @@ fn what_contradicts_the_database_changes_nothing() {
         batch.extend(records.into_iter().map(Write::from));
         let error = store.commit(&batch).unwrap_err();
         assert!(matches!(error, LedgerError::Contradiction { .. }), "{what}: {error}");
-        assert!(store.load(100).unwrap().unwrap() == journal, "{what}");
+        assert!(store.load(100).unwrap().unwrap() == journal.clone().opened(), "{what}");
     }
     // And it goes on from there.
     commit(&mut store, &mut journal, vec![closed(second)], 100);
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -395,7 +422,7 @@ fn an_input_that_comes_again_after_its_ledger_changes_nothing() {
     store.commit(&[Record::Input(Box::new(again)).into(), Record::Forget(vec![id]).into()]).unwrap();
     commit(&mut store, &mut journal, vec![Record::Input(Box::new(other))], 100);
     assert_eq!(store.input(&id).unwrap(), Some(input));
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -450,7 +477,7 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
     }
     store.commit(&all).unwrap();
     assert_eq!(rows(&store, "body"), unexecuted as i64, "nothing that was not executed is deleted");
-    assert!(store.load(WINDOW).unwrap().unwrap() == journal);
+    assert!(store.load(WINDOW).unwrap().unwrap() == journal.clone().opened());
 
     // Now they are, all but the last two, with an output each.
     let mut all = Vec::new();
@@ -481,7 +508,7 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
     assert_eq!(rows(&store, "pooled"), 0);
     assert!(rows(&store, "input_key") < BODIES_KEPT as i64, "keys go with the window");
     store.close().unwrap();
-    assert!(Store::open(dir.path()).unwrap().load(WINDOW).unwrap().unwrap() == journal);
+    assert!(Store::open(dir.path()).unwrap().load(WINDOW).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -682,13 +709,13 @@ fn room_made_in_the_log_is_used_by_commits_and_hides_none_of_them() {
     fs::copy(database(dir.path()), database(crashed.path())).unwrap();
     fs::copy(wal(dir.path()), wal(crashed.path())).unwrap();
     let mut store = Store::open(crashed.path()).unwrap();
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
     store.preallocate().unwrap();
     close_some(&mut store, &mut journal);
     store.checkpoint().unwrap();
     close_some(&mut store, &mut journal);
     store.close().unwrap();
-    assert!(Store::open(crashed.path()).unwrap().load(100).unwrap().unwrap() == journal);
+    assert!(Store::open(crashed.path()).unwrap().load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -706,7 +733,7 @@ fn a_commit_that_the_disk_has_no_room_for_changes_nothing() {
     let error = store.commit(&batch).unwrap_err();
     assert!(matches!(error, LedgerError::Sqlite { .. }), "{error}");
     assert_eq!(store.tip(), 1);
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
     // With room again, the same goes through.
     store.db.execute_batch("PRAGMA max_page_count = 100000").unwrap();
     store.commit(&batch).unwrap();
@@ -836,7 +863,7 @@ fn the_thread_commits_in_order_and_a_read_sees_what_was_handed_over_before_it() 
         assert!(matches!(other.stop().await, Err(LedgerError::Closed)));
     });
     assert!(!dir.path().join("hist/ledger.db-wal").exists(), "the log was moved into the file");
-    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal);
+    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -857,7 +884,7 @@ fn nothing_is_committed_after_a_commit_that_failed() {
         assert_eq!(ledger.closed(1).await.unwrap(), journal.tip, "it is still read");
         assert!(matches!(ledger.stop().await, Err(LedgerError::Contradiction { .. })));
     });
-    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal);
+    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -877,5 +904,5 @@ fn a_full_ledger_goes_to_disk_in_two_commits() {
     let stored = begun.elapsed();
     store.commit(&[record.into()]).unwrap();
     println!("16,384 inputs stored in {stored:?}, ledgered in {:?}", begun.elapsed() - stored);
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
 }

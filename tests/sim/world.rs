@@ -172,6 +172,7 @@ enum Ev {
     Timer { node: usize, life: u32, timer: Timer, setting: u64 },
     Commit { node: usize, life: u32 },
     Ran { node: usize, life: u32 },
+    Load { node: usize, life: u32, first: Seq },
     Notice { node: usize, life: u32, peer: usize },
     Connect { a: usize, b: usize },
     Restart { node: usize },
@@ -216,6 +217,8 @@ pub struct Node {
     settings: u64,
     runs: VecDeque<Box<Execution>>,
     running: bool,
+    /// Its runs take this much longer than the configuration says.
+    pub slow_ms: u64,
     crash_in: Option<u32>,
     mono_off: i64,
     drift: i64,
@@ -315,6 +318,7 @@ impl World {
                 settings: 0,
                 runs: VecDeque::new(),
                 running: false,
+                slow_ms: 0,
                 crash_in: None,
                 mono_off: 0,
                 drift: 0,
@@ -410,6 +414,11 @@ impl World {
                 self.pump(node);
             }
             Ev::Ran { node, life } if self.nodes[node].life == life => self.ran(node),
+            Ev::Load { node, life, first } if self.nodes[node].life == life => {
+                self.watch.seen.hit("ledgers loaded for their runs");
+                let ledgers = self.nodes[node].disk.journal.load(first).to_vec();
+                self.handle(node, Event::Loaded(ledgers));
+            }
             Ev::Notice { node, life, peer } if self.nodes[node].life == life => self.look_at_link(node, peer),
             Ev::Connect { a, b } => self.connect(a, b),
             Ev::Restart { node } if self.nodes[node].core.is_none() && !self.nodes[node].dead => {
@@ -420,7 +429,7 @@ impl World {
                 }
             }
             Ev::Happen(what) => self.take_place(what),
-            Ev::Commit { .. } | Ev::Ran { .. } | Ev::Notice { .. } | Ev::Restart { .. } => {}
+            Ev::Commit { .. } | Ev::Ran { .. } | Ev::Load { .. } | Ev::Notice { .. } | Ev::Restart { .. } => {}
         }
     }
 

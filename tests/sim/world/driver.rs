@@ -47,7 +47,7 @@ impl World {
             input_bytes_max: hotpocket::consensus::INPUT_BYTES_MAX,
             session_inputs: true,
         };
-        let journal = me.disk.journal.clone();
+        let journal = me.disk.journal.clone().opened();
         if me.life > 1 {
             self.watch.seen.hit("restarts");
             if !journal.prevotes.is_empty() || !journal.precommits.is_empty() {
@@ -270,6 +270,11 @@ impl World {
                 self.nodes[node].runs.push_back(run);
                 self.run_next(node);
             }
+            Effect::Load(first) => {
+                let at = self.now + self.rng.within(self.cfg.disk_ms.0, self.cfg.disk_ms.1);
+                let life = self.nodes[node].life;
+                self.push(at, Ev::Load { node, life, first });
+            }
             Effect::Deliver(result) => {
                 let before = self.nodes[node].delivered.replace(result.of_seq);
                 assert!(before.is_none_or(|before| before + 1 == result.of_seq), "S3: node {node} skips outputs");
@@ -356,6 +361,7 @@ impl World {
     pub(super) fn run_next(&mut self, node: usize) {
         let at = self.now + self.rng.within(self.cfg.run_ms.0, self.cfg.run_ms.1);
         let me = &mut self.nodes[node];
+        let at = at + me.slow_ms;
         if me.running {
             return;
         }
