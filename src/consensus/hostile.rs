@@ -539,3 +539,40 @@ pub(crate) fn a_forwarded_certificate_is_taken_with_the_polc_it_names() {
     assert_eq!(bench.core.summary().attempt, 1);
     assert!(bench.core.round.tc_forward().is_some(), "it can show others the way");
 }
+
+#[test]
+pub(crate) fn every_field_of_a_message_is_signed() {
+    fn check<T: Signable + borsh::BorshDeserialize>(scope: &Scope, body: T) {
+        let bytes = borsh::to_vec(&body).unwrap();
+        let signed = body.digest(scope);
+        let mut others = 0;
+        for bit in 0..8 * bytes.len() {
+            let mut other = bytes.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = borsh::from_slice::<T>(&other) {
+                assert_ne!(other.digest(scope), signed, "{}: bit {bit} is not signed", T::TAG);
+                others += 1;
+            }
+        }
+        assert!(others > 64, "{}: there are other messages of its kind", T::TAG);
+        let elsewhere = Scope { chain_id: Hash([99; 32]), ..*scope };
+        assert_ne!(body.digest(&elsewhere), signed, "{}: the chain is not signed", T::TAG);
+        let members = Scope { unl_hash: Hash([99; 32]), ..*scope };
+        assert_eq!(body.digest(&members) != signed, T::PER_UNL, "{}: the UNL", T::TAG);
+    }
+    let bench = Bench::new(&[1, 2, 3, 4], 75);
+    let scope = bench.core.scope();
+    let vote = Vote { seq: 1, attempt: 2, ledger_hash: Hash([9; 32]) };
+    let result = result_of(1, Hash([9; 32]));
+    let mut novel = bench.novel(2, 3).body;
+    novel.inputs = vec![Hash([5; 32])];
+    novel.users_add = vec![UserKey([6; 32])];
+    let (tc, basis) = (Tc { votes: vec![bench.advance(2, 1)] }, Basis::Polc(Certificate { vote, sigs: vec![] }));
+    check(&scope, novel);
+    check(&scope, result);
+    check(&scope, Prevote(vote));
+    check(&scope, Precommit(vote));
+    check(&scope, AdvanceVote { seq: 1, attempt: 2, high: Some((1, Hash([9; 32]))) });
+    check(&scope, Propose { seq: 1, attempt: 1, ledger_hash: Hash([9; 32]), tc, basis });
+    check(&scope, StatusMsg { seq: 1, lcl: Hash([9; 32]), attempt: 0, synced: true });
+}

@@ -41,7 +41,7 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
         Mutation::CountTwice => vec![Seeds(20, "S2")],
         Mutation::OneVoteLess => vec![Checker("two values"), Seeds(20, "S2")],
         Mutation::NoParentCheck => vec![schedule!(hostile::what_follows_another_ledger_is_not_taken)],
-        Mutation::UnsignedField => vec![Seeds(20, "S2")],
+        Mutation::UnsignedField => vec![schedule!(hostile::every_field_of_a_message_is_signed), Seeds(20, "S2")],
         Mutation::ArrivalOrder => vec![schedule!(schedules::inputs_that_arrive_in_another_order_make_one_ledger)],
         Mutation::BytesNotDurable => {
             vec![schedule!(schedules::a_power_cut_after_the_precommits_loses_no_input), Seeds(20, "disk")]
@@ -95,6 +95,27 @@ impl Finder {
                     other => Err(format!("{seeds} seeds show {other:?}, not {says:?}")),
                 }
             }
+        }
+    }
+}
+
+/// What the documentation says.
+const VERIFICATION: &str = include_str!("../../docs/verification.md");
+
+#[test]
+fn the_documentation_says_of_every_mistake_what_finds_it() {
+    for mutation in Mutation::ALL {
+        let begin = format!("| `{mutation:?}`: ");
+        let row = VERIFICATION.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_default();
+        let (_, found_by) = row.split_once(" | ").unwrap_or_else(|| panic!("{mutation:?} is not in the table"));
+        for finder in finders(mutation) {
+            let named = match finder {
+                Finder::Checker("two values") => found_by.contains("the checker (a fork)"),
+                Finder::Checker(first) => found_by.contains(&format!("the checker ({first})")),
+                Finder::Schedule(name, _) => found_by.contains(&format!("`{name}`")),
+                Finder::Seeds(..) => found_by.contains("seeds"),
+            };
+            assert!(named, "{mutation:?}: {found_by}");
         }
     }
 }
