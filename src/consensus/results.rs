@@ -8,6 +8,7 @@ use super::{
     journal::{Record, is_time_up},
     limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
     messages::{Message, Overtime, ResultCert, Scope, Signed},
+    mutation::mutated,
     overtime::Verdict,
 };
 use crate::types::{NodeKey, Seq, Sig, UserKey};
@@ -221,6 +222,10 @@ impl Consensus {
         if mine != agreed && is_time_up(&agreed) {
             self.undo(&agreed);
         } else if mine != agreed {
+            if mutated!(SecondResult) {
+                let second = self.sign(agreed.clone());
+                self.effects.push(Effect::Broadcast(Message::Result(second)));
+            }
             self.diverge(mine, agreed);
             return true;
         }
