@@ -8,8 +8,8 @@ use std::{
 
 use super::{
     ARGS_MAX, Admit, Config, ConfigError, Consensus, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX, Format, Inputs,
-    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, StateBackend,
-    THRESHOLD_MIN, UNL_MAX, User,
+    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, StateBackend, THRESHOLD_MIN, UNL_MAX,
+    User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };

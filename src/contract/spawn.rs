@@ -197,7 +197,8 @@ fn mount_overlay(mount: &Mount, own_users: bool) -> Result<(), (Step, Errno)> {
     // files takes part in changes of others, the second what is seen in it, the third what its program may do.
     unsafe {
         let kept = libc::MS_REC | libc::MS_SLAVE;
-        Errno::result(libc::mount(none, c"/".as_ptr(), none, kept, none.cast())).map_err(|errno| (Step::View, errno))?;
+        Errno::result(libc::mount(none, c"/".as_ptr(), none, kept, none.cast()))
+            .map_err(|errno| (Step::View, errno))?;
         let kind = c"overlay".as_ptr();
         let options = mount.options.as_ptr().cast();
         let flags = libc::MS_NODEV | libc::MS_NOSUID;

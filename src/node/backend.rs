@@ -53,7 +53,7 @@ async fn probe(dir: &Path, launcher: &Launcher) -> Result<(), String> {
         let dir = dir.to_owned();
         async move { tokio::task::spawn_blocking(move || work(&dir)).await.expect("making folders does not panic") }
     };
-    let made = blocking(|dir| state::make_probe(dir)).await.map_err(|error| told(&error))?;
+    let made = blocking(state::make_probe).await.map_err(|error| told(&error))?;
     let mount = made.ok_or("state/ and hist/ are not on one file system of Linux")?;
     let RunMount { target, lower, upper, work } = mount;
     let tried = launcher.probe(dir, Overlay { target, lower, upper, work }).await;

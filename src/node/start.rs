@@ -9,9 +9,9 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::{Banner, backend, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
+use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control};
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
@@ -70,7 +70,9 @@ pub enum NodeError {
         chain: String,
     },
     /// The configuration asks for a way to keep the state that does not work on this machine.
-    #[error("contract.state_backend in {file} is \"overlay\", which does not work here: {why}; take \"shadow\" or \"auto\"")]
+    #[error(
+        "contract.state_backend in {file} is \"overlay\", which does not work here: {why}; take \"shadow\" or \"auto\""
+    )]
     Overlay {
         /// The file.
         file: PathBuf,
@@ -176,12 +178,8 @@ impl Node {
         let mut store = Store::open(&config.dir)?;
         let launcher = Launcher::start(exe)?;
         let chosen = backend::choose(&config, &launcher).await?;
-        let kept = match store.genesis()? {
-            Some(genesis) => store.load(config.consensus.input_window)?.map(|journal| (genesis.state_root, journal)),
-            None => None,
-        };
-        let root_of = |root: Hash, journal: &Journal| journal.result.as_ref().map_or(root, |it| it.body.state_root);
-        let expected = kept.as_ref().map(|(root, journal)| root_of(*root, journal));
+        let kept = store.load(config.consensus.input_window)?;
+        let expected = kept.as_ref().map(Journal::state_root);
         let state = {
             let (dir, backend) = (config.dir.clone(), chosen.backend);
             let open = move || state::open(&dir, backend, expected);
@@ -190,14 +188,16 @@ impl Node {
         let (genesis, state) = genesis(&config, &mut store, state).await?;
         let shared = config.shared();
         let journal = match kept {
-            Some((_, journal)) => journal,
+            Some(journal) => journal,
             None => store.load(config.consensus.input_window)?.expect("the genesis is stored"),
         };
-        let root = root_of(genesis.state_root, &journal);
-        let cut = !journal.unexecuted.is_empty();
+        compare_unl(&config, &genesis, &journal.unl);
+        let root = journal.state_root();
+        let cut = journal.may_need_rollback();
         let seq = journal.seq();
 
         let executor = Executor::new(launcher, state, root, &config);
+        executor.check_room()?;
         if !cut {
             executor.verify().await?;
         }
@@ -228,7 +228,8 @@ impl Node {
             source,
         })?;
 
-        let banner = Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
+        let users = gateway.as_ref().map(|gateway| gateway.local_addr());
+        let banner = Banner::new(&config, core.unl(), seq, mesh.local_addr(), users);
         debug!(nofile, "open files allowed");
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
@@ -245,6 +246,7 @@ impl Node {
             ledger: Ledger::start(store)?,
             control: Some(control),
             requests,
+            answers: Vec::new(),
             executor,
             from_runs_tx,
             from_runs,
@@ -254,6 +256,7 @@ impl Node {
             timers: Default::default(),
             jobs: VecDeque::new(),
             running: None,
+            end_run: None,
             halted_runs: false,
             line: PartyLine::default(),
             line_counters: Default::default(),
@@ -300,9 +303,6 @@ async fn genesis(
                 chain: genesis.time_ms.to_string(),
             });
         }
-        if genesis.unl != config.unl {
-            warn!(file = %config.file.display(), "the UNL in the configuration is not the chain's; the chain's counts");
-        }
         return Ok((genesis, state));
     }
     let mut state = state;
@@ -322,6 +322,17 @@ async fn genesis(
     store.set_settings(&wire::encode(&shared))?;
     store.set_genesis(&genesis)?;
     Ok((genesis, state))
+}
+
+/// The chain knows who decides; the file only said so in the beginning. It may say what it said then, which others need to
+/// join, or what is so now.
+fn compare_unl(config: &Config, genesis: &Genesis, unl: &[NodeKey]) {
+    if config.unl != genesis.unl && config.unl != unl {
+        warn!(file = %config.file.display(), "the UNL in the configuration is not the chain's; the chain's counts");
+    }
+    if unl != genesis.unl {
+        info!(members = unl.len(), at_first = genesis.unl.len(), "the UNL has changed since the chain began");
+    }
 }
 
 async fn start_mesh(

@@ -6,11 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    StateError,
-    disk::at,
-    scan::Stat,
-};
+use super::{StateError, disk::at, scan::Stat};
 
 /// Changes in a row that must all get stamps of their own, before a file system is taken for one that always does.
 const FINE_PROOFS: usize = 16;
@@ -27,13 +23,8 @@ pub(super) struct Clock {
 
 impl Clock {
     pub fn open(path: &Path) -> Result<Clock, StateError> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(at("open", path))?;
+        let file =
+            File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(at("open", path))?;
         let mut clock = Clock { file, path: path.to_path_buf(), fine: false };
         let mut last = clock.stamp()?;
         clock.fine = true;

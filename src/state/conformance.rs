@@ -189,7 +189,11 @@ fn move_folder(from: &Path, to: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(from)?.collect::<Vec<_>>() {
         let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() { move_folder(&entry.path(), &target)? } else { fs::rename(entry.path(), target)? }
+        if entry.file_type()?.is_dir() {
+            move_folder(&entry.path(), &target)?
+        } else {
+            fs::rename(entry.path(), target)?
+        }
     }
     fs::remove_dir(from)
 }
@@ -341,7 +345,11 @@ fn cut_everywhere(
         rig.cut_after(Some(cut));
         let done = act(&mut rig);
         // Cut again, and again, for some: all against all takes long.
-        if cut % 8 == 0 { rig.reopen_cut() } else { rig.reopen() }
+        if cut % 8 == 0 {
+            rig.reopen_cut()
+        } else {
+            rig.reopen()
+        }
         check(&mut rig, cut, (root, &old), &new);
         if done.is_ok() {
             assert!(cut > 20, "{backend}: cut in earnest: {cut}");
@@ -477,7 +485,11 @@ fn ten_thousand_files_come_change_and_go() {
     for backend in backends() {
         let mut rig = Rig::new(backend);
         rig.keep(1);
-        rig.run_program(&["sh", "-c", "cd state; for d in $(seq 100); do mkdir $d; (cd $d; seq 100 | split -l 1 -a 3 - f); done"]);
+        rig.run_program(&[
+            "sh",
+            "-c",
+            "cd state; for d in $(seq 100); do mkdir $d; (cd $d; seq 100 | split -l 1 -a 3 - f); done",
+        ]);
         let scan = rig.commit();
         assert_eq!(scan.files, 10_100, "{backend}");
         let old = rig.tree();
@@ -532,13 +544,19 @@ fn what_a_run_locked_or_hid_deep_is_dropped_all_the_same() {
             "cd state; mkdir -p new/deep; echo 1 > new/deep/file; chmod 000 new/deep/file new/deep new again kept; \
              for i in $(seq 30); do n=$(printf '%0100d' $i); mkdir $n; cd $n; done",
         ]);
-        assert!(matches!(rig.store.scan(true), Err(StateError::Forbidden { kind: Forbidden::LongPath, .. })), "{backend}");
+        assert!(
+            matches!(rig.store.scan(true), Err(StateError::Forbidden { kind: Forbidden::LongPath, .. })),
+            "{backend}"
+        );
         assert_eq!(rig.store.rollback().unwrap(), root, "{backend}");
         assert_eq!(rig.tree(), old, "{backend}");
-        assert_eq!(fs::read_dir(rig.dir.path().join("hist").join(backend.name())).unwrap().count(), match backend {
-            Backend::Shadow => 3,  // copy, intent, clock
-            Backend::Overlay => 3, // undo, intent, clock
-        });
+        assert_eq!(
+            fs::read_dir(rig.dir.path().join("hist").join(backend.name())).unwrap().count(),
+            match backend {
+                Backend::Shadow => 3,  // copy, intent, clock
+                Backend::Overlay => 3, // undo, intent, clock
+            }
+        );
     }
 }
 
@@ -580,7 +598,9 @@ fn an_overlays_record_is_written_after_what_it_stands_for() {
     let done = rig.disk.test.lock().unwrap().done.clone();
     let at = |op: &str, path: &str| {
         let path = rig.dir.path().join(path);
-        done.iter().position(|(found, on)| *found == op && *on == path).unwrap_or_else(|| panic!("{op} {path:?}: {done:?}"))
+        done.iter()
+            .position(|(found, on)| *found == op && *on == path)
+            .unwrap_or_else(|| panic!("{op} {path:?}: {done:?}"))
     };
     let applying = at("write", "hist/overlay/intent");
     for path in ["upper/changed", "upper/new/new/zeros", "upper/new/new", "upper/new", "upper", "plan"] {

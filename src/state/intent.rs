@@ -107,4 +107,3 @@ fn parse_record<T: Record>(bytes: &[u8]) -> Option<(u64, T)> {
     }
     borsh::from_slice(body).ok()
 }
-

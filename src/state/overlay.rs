@@ -8,7 +8,8 @@
 //! whether they are being made or taken back.
 //!
 //! What differs from a plain folder, for a contract: renaming a folder that was there before the run fails with EXDEV
-//! (as between two disks), a hard link between `state/` and elsewhere as well; `fsync` does nothing, as the whole run
+//! (as between two disks), a hard link between `state/` and elsewhere as well; `state/` itself cannot be removed; a
+//! file opened to read before its first change goes on showing what was there; `fsync` does nothing, as the whole run
 //! is made durable at its end; and the first change of a file costs a copy of it.
 
 use std::{
@@ -36,12 +37,8 @@ use super::{
 use crate::types::{Hash, Seq};
 
 /// Where a run finds its state, and where what it changes goes.
-const MOUNT: RunMount = RunMount {
-    target: "state",
-    lower: "state",
-    upper: "hist/overlay/upper",
-    work: "hist/overlay/work",
-};
+const MOUNT: RunMount =
+    RunMount { target: "state", lower: "state", upper: "hist/overlay/upper", work: "hist/overlay/work" };
 
 /// How far `state/` is. It is written, and durable, before the first change that it announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize)]

@@ -94,7 +94,11 @@ impl Step {
             Step::RemoveFolder { .. } => make_folder(disk, &here),
             Step::MakeFolder { .. } => remove_folder(disk, &here),
             Step::Place { undo: None, .. } => {
-                if look(&here)?.is_some_and(|meta| !meta.is_dir()) { disk.remove_file(&here) } else { Ok(()) }
+                if look(&here)?.is_some_and(|meta| !meta.is_dir()) {
+                    disk.remove_file(&here)
+                } else {
+                    Ok(())
+                }
             }
         }
     }

@@ -20,8 +20,9 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use tracing::warn;
 
 use super::{
-    Backend, RunMount, Scan, StateError, StateStore, cache, diagnosis,
+    Backend, RunMount, Scan, StateError, StateStore, cache,
     clock::Clock,
+    diagnosis,
     disk::Disk,
     ensure_dir, expect_root,
     intent::{IntentFile, Record},

@@ -409,7 +409,8 @@ fn settled_and_saved() -> Contract {
     contract.settle();
     // The copy was written after `state/`: until its stamps are old enough, too.
     let deadline = Instant::now() + Duration::from_secs(20);
-    while contract.state.copy.as_ref().unwrap().rows(Some(contract.state.clock.trusted_before_ns().unwrap())).len() < 2 {
+    while contract.state.copy.as_ref().unwrap().rows(Some(contract.state.clock.trusted_before_ns().unwrap())).len() < 2
+    {
         assert!(Instant::now() < deadline, "stamps never grow old");
     }
     contract.state.save_cache().unwrap();

@@ -20,7 +20,10 @@ use super::{
     disk::{Disk, at},
     merkle::{BLOCK_BYTES, Kind, Leaf},
     plan::Step,
-    scan::{BYTES_MAX, ENTRIES_MAX, Index, PATH_BYTES_MAX, file_leaf, join, kind_of, open_file, open_up, read_blocks, symlink_leaf},
+    scan::{
+        BYTES_MAX, ENTRIES_MAX, Index, PATH_BYTES_MAX, file_leaf, join, kind_of, open_file, open_up, read_blocks,
+        symlink_leaf,
+    },
 };
 use crate::types::Hash;
 

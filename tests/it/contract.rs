@@ -11,10 +11,12 @@ use std::{
 
 use bytes::Bytes;
 use hotpocket::{
+    consensus::header::UnlChange,
     contract::{
-        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts,
-        npl::write_frame,
+        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
+        fdlist::Facts, npl::write_frame,
     },
+    crypto::SecretKey,
     types::{Auth, Hash, LimitKind, NodeKey, Status, UserKey},
 };
 use nix::{sys::signal, unistd::Pid};
@@ -374,7 +376,7 @@ json.dump(seen, open("seen", "w"))
     });
     assert_eq!(seen["env"], env);
     // The number 3 is the listing itself.
-    assert_eq!(seen["fds"], serde_json::json!([0, 1, 2, 3, 16, 17, 18, 19, 20, 21]));
+    assert_eq!(seen["fds"], serde_json::json!([0, 1, 2, 3, 16, 17, 18, 19, 20, 21, 22]));
     assert_eq!((&seen["cwd"], &seen["umask"]), (&serde_json::json!(dir), &serde_json::json!(0o022)));
     assert_eq!((&seen["leader"], &seen["blocked"]), (&serde_json::json!(true), &serde_json::json!(0)));
     assert_eq!(seen["files"], serde_json::json!([1024 + 4 + 32, 1024 + 4 + 32]));
@@ -688,6 +690,24 @@ async fn runs_out_of_descriptors() {
 }
 
 #[tokio::test]
+async fn a_run_asks_for_one_change_of_the_unl_and_in_any_other_way_for_none() {
+    let rig = rig();
+    let key = SecretKey::from_seed([8; 32]).node_key();
+    let code = |text: &str| format!("write_all(facts['control'], {text})");
+    let report = rig.run(rig.python(&code(&format!("b'unl add {key}\\n'")))).await;
+    let wanted = Some(UnlChange::Add(key));
+    assert_eq!((report.end, report.unl_request), (End::Status(Status::Ok), wanted));
+    // Only the first kilobytes are kept, and the contract is not held up.
+    for text in [format!("b'unl add {key}'"), format!("2 * b'unl add {key}\\n'"), "b'x' * 3000000".into(), "b''".into()]
+    {
+        let report = rig.run(rig.python(&code(&text))).await;
+        assert_eq!((report.end, report.unl_request), (End::Status(Status::Ok), None), "{text}");
+    }
+    let failing = rig.run(rig.python(&format!("{}\nsys.exit(3)", code(&format!("b'unl add {key}\\n'"))))).await;
+    assert_eq!((failing.end, failing.unl_request), (End::Status(Status::Exit(3)), None));
+}
+
+#[tokio::test]
 async fn a_supervisor_killed_by_force_leaves_no_process_behind() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut supervisor = own_test("supervises_for_ever", dir.path()).stdout(Stdio::piped()).spawn().expect("starts");
@@ -727,4 +747,57 @@ fn own_test(name: &str, dir: &Path) -> Command {
         command.env("TMPDIR", dir);
     }
     command
+}
+
+// ---- Overlay ---------------------------------------------------------------------------------------------------------
+
+/// The folders of a run whose changes go elsewhere, and the run's view of them; `None` where this machine has none.
+#[cfg(target_os = "linux")]
+async fn overlaid(rig: &Rig) -> Option<Overlay> {
+    let overlay = Overlay { target: "state", lower: "state", upper: "o/upper", work: "o/work" };
+    for folder in ["state", "o/upper", "o/work"] {
+        fs::create_dir_all(rig.dir.path().join(folder)).expect("a folder");
+    }
+    if let Err(error) = rig.launcher.probe(rig.dir.path(), overlay).await {
+        eprintln!("not tested, there are no overlays here: {error}");
+        return None;
+    }
+    // The kernel keeps a used scratch folder for itself.
+    fs::remove_dir_all(rig.dir.path().join("o/work/work")).expect("removed");
+    Some(overlay)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_run_with_an_overlay_sees_its_state_and_changes_another_folder() {
+    let rig = rig();
+    fs::create_dir(rig.dir.path().join("state")).expect("a folder");
+    fs::write(rig.dir.path().join("state/kept"), "before").expect("written");
+    let Some(overlay) = overlaid(&rig).await else { return };
+    let code = "cat >/dev/null; cd state; cat kept >&2; echo after >kept; echo new >new; umount \"$PWD\" 2>/dev/null; ls; \
+                id -u; sleep 60 & exit 0";
+    let report = rig.run(RunSpec { overlay: Some(overlay), ..rig.shell(code) }).await;
+    assert_eq!((report.end, report.left_over), (End::Status(Status::Ok), 1));
+    assert_eq!(rig.file("state/kept").as_deref(), Some("before"));
+    assert_eq!(rig.file("state/new"), None);
+    assert_eq!(rig.file("o/upper/kept").as_deref(), Some("after\n"));
+    assert_eq!(rig.file("o/upper/new").as_deref(), Some("new\n"));
+    let log = wait_for(|| rig.file("log/contract/stdout.log").filter(|log| log.ends_with('\n'))).await;
+    let uid = nix::unistd::geteuid().to_string();
+    assert!(log.ends_with(&format!("kept\nnew\n{uid}\n")), "{log}");
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("a list");
+    assert!(!mounts.contains(rig.dir.path().to_str().expect("UTF-8")), "{mounts}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_overlay_that_cannot_be_mounted_is_this_machines_fault_and_says_why() {
+    let rig = rig();
+    let overlay = Overlay { target: "state", lower: "state", upper: "missing", work: "missing" };
+    let probed = rig.launcher.probe(rig.dir.path(), overlay).await.expect_err("there are no folders");
+    assert!(matches!(&probed, LaunchError::NotStarted { .. }), "{probed:?}");
+    let ran = rig.try_run(RunSpec { overlay: Some(overlay), ..rig.shell("exit 0") }).await.expect_err("nor here");
+    assert!(matches!(&ran, LaunchError::NotStarted { .. }), "{ran:?}");
+    // And the launcher goes on.
+    assert_eq!(rig.run(rig.shell("exit 3")).await.end, End::Status(Status::Exit(3)));
 }

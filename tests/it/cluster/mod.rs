@@ -6,7 +6,11 @@ mod dev;
 mod divergence;
 mod faults;
 mod legacy;
+mod members;
+mod overtime;
 mod rows;
+mod state;
+mod surroundings;
 mod torture;
 mod weather;
 
