@@ -11,6 +11,7 @@ use super::{
         Advance, Basis, Certificate, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed,
         StatusMsg, TcFwd, VoteKind,
     },
+    mutation::mutated,
     presence::{HOST_USERS_MAX, Heard},
     round::{Round, Want},
     votes::{Counted, Tally, count_once, is_well_formed},
@@ -97,7 +98,8 @@ impl Consensus {
         let ascending = inputs.is_sorted_by(|a, b| a < b)
             && users_add.is_sorted_by(|a, b| a < b)
             && users_del.is_sorted_by(|a, b| a < b);
-        if *parent != self.tip.hash || !ascending || !self.is_other_member(&novel.from) {
+        let follows = *parent == self.tip.hash || mutated!(NoParentCheck);
+        if !follows || !ascending || !self.is_other_member(&novel.from) {
             return;
         }
         let signer = novel.from;
@@ -205,13 +207,16 @@ impl Consensus {
 
     fn on_tc_forward(&mut self, forward: TcFwd) {
         let attempt = forward.tc.attempt();
+        if mutated!(RestartedTimer) && attempt == self.round.attempt {
+            self.set_attempt_timer();
+        }
         let known = self.round.tcs.contains_key(&attempt);
         if attempt < self.round.attempt || known {
             return;
         }
         let checker = self.checker();
         let valid = checker.tc(&forward.tc, forward.seq, attempt)
-            && checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref());
+            && (mutated!(TcFwdWithoutPolc) || checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref()));
         if !valid {
             return;
         }
@@ -339,7 +344,7 @@ impl Consensus {
             }
             return;
         }
-        let follows = header.parent == self.tip.hash
+        let follows = (header.parent == self.tip.hash || mutated!(NoParentCheck))
             && header.chain_id == self.scope.chain_id
             && header.unl_hash == self.scope.unl_hash
             && qc.vote.seq == header.seq
