@@ -6,6 +6,7 @@
 mod crypto;
 mod lies;
 mod mutations;
+mod overtime;
 mod plans;
 mod properties;
 mod rng;
@@ -39,6 +40,11 @@ const EXPECTED: &[&str] = &[
     "caught up three ledgers or more",
     "evidence",
     "diverged",
+    "OVERTIME to limit",
+    "OVERTIME re-executed",
+    "runs ended because their time was up elsewhere",
+    "runs undone",
+    "restarts with a journaled OVERTIME",
     "delivered",
     "UNL changed by operators",
     "UNL changed by the contract",
