@@ -32,6 +32,7 @@ pub mod mesh;
 pub mod node;
 pub mod state;
 pub mod types;
+pub mod verify;
 pub mod wire;
 
 // The simulator is compiled with the library, so that the mistakes that `consensus::mutation` makes on purpose reach it.
