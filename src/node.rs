@@ -8,6 +8,7 @@
 pub mod control;
 mod exec;
 mod party_line;
+pub mod replay;
 mod report;
 mod serve;
 mod start;

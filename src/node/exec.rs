@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Paths and users told of one run when results differ. Cut beyond it: a person needs the first few.
-const DETAILS_MAX: usize = 1_000;
+pub(super) const DETAILS_MAX: usize = 1_000;
 /// Runs that this machine, not the contract, made fail, before the node gives up.
 const LOCAL_FAILURES_MAX: u32 = 3;
 /// Messages of the party line between the run and the node. Past it the contract's next write waits.
