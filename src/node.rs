@@ -12,6 +12,7 @@ pub mod replay;
 mod report;
 mod serve;
 mod start;
+mod unl;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -36,7 +37,7 @@ use crate::{
     config::Config,
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
-        header::{ClosedLedger, ExecResult},
+        header::{ClosedLedger, ExecResult, Input},
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -68,6 +69,8 @@ enum FromRun {
     Line(Hash, NplOut),
     Ran(Box<Result<Ran, ExecError>>),
     RolledBack(Result<(), ExecError>),
+    /// Ledgers to be run, out of the database.
+    Loaded(Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError>),
 }
 
 /// What waits for the runner.
@@ -276,7 +279,7 @@ impl Node {
             return Ok(());
         }
         if !self.is_harmless(peer, &message)
-            && let Err(error) = self.edge.check(&message, &self.core.scope())
+            && let Err(error) = self.check(&message)
         {
             self.report.bad_frame(peer, &error);
             return Ok(());
@@ -315,14 +318,24 @@ impl Node {
         }
     }
 
+    fn check(&mut self, message: &Message) -> Result<(), wire::Refused> {
+        let checked = self.edge.check(message, &self.core.scope());
+        match (message, self.core.former_scope()) {
+            // What contradicts itself was said before the UNL changed, maybe.
+            (Message::Evidence(_), Some(former)) if checked.is_err() => self.edge.check(message, &former),
+            _ => checked,
+        }
+    }
+
     /// Whether nothing of a message is used but who sent it over this link, which the link has proven: its signature
     /// need not be checked.
     fn is_harmless(&self, peer: NodeKey, message: &Message) -> bool {
         match message {
             Message::Npl(npl) => npl.from == peer,
             Message::NplEnd(end) => end.from == peer,
-            // Its sender is shown the ledger that closed that round.
-            other => other.round_seq().is_some_and(|seq| seq < self.core.round_seq()),
+            // The sender of one of an older round is shown the ledger that closed it. Those of a later round are signed for
+            // a UNL that may not be known here yet: the core checks the few that it keeps when it gets there.
+            other => other.round_seq().is_some_and(|seq| seq != self.core.round_seq()),
         }
     }
 
@@ -379,6 +392,7 @@ impl Node {
                 self.next_job();
                 Ok(())
             }
+            FromRun::Loaded(ledgers) => self.handle(Event::Loaded(ledgers?)),
             FromRun::Ran(ran) => {
                 self.running = None;
                 let ran = (*ran)?;
@@ -448,6 +462,7 @@ impl Node {
                 Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
+                Effect::Load(first) => self.load(first),
                 Effect::Deliver(result) => self.deliver(&result),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
                 Effect::Split(results) => self.split(&results),
@@ -506,6 +521,15 @@ impl Node {
         self.next_job();
     }
 
+    /// Reads ledgers to be run beside the loop. Everything up to the last closed one is on disk by now.
+    fn load(&self, first: Seq) {
+        let (ledger, done) = (self.ledger.clone(), self.from_runs_tx.clone());
+        tokio::spawn(async move {
+            let ledgers = ledger.to_run(first).await;
+            let _ = done.send(FromRun::Loaded(ledgers)).await;
+        });
+    }
+
     fn next_job(&mut self) {
         if self.running.is_some() {
             return;
@@ -524,10 +548,9 @@ impl Node {
                 let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
                 let kept = Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() };
                 self.runs.insert(execution.header.seq, kept);
-                let unl = self.core.unl().to_vec();
                 let hash = execution.hash;
                 tokio::spawn(async move {
-                    let run = executor.run(&execution, &unl, port);
+                    let run = executor.run(&execution, port);
                     tokio::pin!(run);
                     let ran = loop {
                         tokio::select! {
@@ -599,6 +622,9 @@ impl Node {
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
         self.report.closed(ledger, hash, attempt);
+        if let Some(change) = &ledger.candidate.unl_change {
+            self.unl_changed(ledger.candidate.header.seq, change);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    header::{ClosedLedger, ExecResult, Header, Input},
+    header::{ClosedLedger, ExecResult, Header, Input, UnlChange},
     journal::Record,
     messages::{Evidence, Message},
     pool::Refused,
@@ -53,8 +53,14 @@ pub enum Event {
     UserUp(UserKey),
     /// A user's last session at this node ended.
     UserDown(UserKey),
+    /// This node's operator votes for a change of the UNL, or withdraws the vote. It must apply, and the node be a
+    /// member: else nothing happens.
+    UnlVote(Option<UnlChange>),
     /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
+    /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
+    /// at once.
+    Loaded(Vec<(ClosedLedger, Vec<Input>)>),
     /// A link to a node is usable.
     LinkUp(NodeKey),
     /// It is not any more.
@@ -102,6 +108,8 @@ pub struct Execution {
     pub hash: Hash,
     /// Everybody connected, ascending.
     pub users: BTreeSet<UserKey>,
+    /// The UNL that the ledger's header fixed, ascending: its members agree on what this run led to.
+    pub unl: Vec<NodeKey>,
     /// Users with inputs, in execution order.
     pub inputs: Vec<(UserKey, Vec<Input>)>,
 }
@@ -121,7 +129,8 @@ pub enum Effect {
     SetTimer(Timer, MonoMs),
     /// Take a timer back.
     Cancel(Timer),
-    /// A ledger is closed and stored: tell people, and its users "accepted".
+    /// A ledger is closed and stored: tell people, and its users "accepted". From here on a `Broadcast` goes to the UNL
+    /// that it fixed.
     LedgerClosed {
         /// The ledger.
         ledger: Box<ClosedLedger>,
@@ -135,6 +144,8 @@ pub enum Effect {
     /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
     /// then the pre-state of this one may be needed again.
     Execute(Box<Execution>),
+    /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.
+    Load(Seq),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
     Deliver(Box<ExecResult>),
     /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
@@ -204,13 +215,17 @@ pub struct Summary {
     /// Inputs held and not ledgered.
     pub pool: usize,
     /// Closed ledgers not run yet.
-    pub unexecuted: usize,
+    pub unexecuted: Seq,
     /// Whether this node's state is the agreed one.
     pub synced: bool,
     /// Whether no result can reach a quorum.
     pub split: bool,
     /// State root after the last run.
     pub state_root: Hash,
+    /// What this node's operator votes for.
+    pub unl_vote: Option<UnlChange>,
+    /// What each member's operator votes for, as its last NOVEL said.
+    pub unl_votes: Vec<(NodeKey, UnlChange)>,
 }
 
 /// What a round waits for.

@@ -10,7 +10,8 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), `unl` (who decides), [`header`] (what
+//! a ledger is), [`votes`] (counting).
 
 mod event;
 mod fetch;
@@ -26,21 +27,23 @@ mod results;
 mod round;
 pub mod rules;
 mod step;
+mod unl;
 pub mod votes;
 
 #[cfg(test)]
 mod hostile;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::*;
-use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
+use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
 use journal::{Journal, Record};
 pub use limits::*;
 use messages::{Closed, Get, Message, Scope, Signable, Signed, StatusMsg};
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
+use results::Runs;
 use round::Round;
 use votes::{Checker, Quorum};
 
@@ -69,8 +72,17 @@ pub struct Consensus {
     crypto: Box<dyn Crypto>,
     genesis: Genesis,
     scope: Scope,
-    quorum: Quorum,
+    threshold: u8,
+    /// The UNL in force for the round, ascending; with it change the scope and the quorum.
     unl: Vec<NodeKey>,
+    quorum: Quorum,
+    /// What signatures covered before the UNL changed last, if that happened since the start.
+    former_scope: Option<Scope>,
+    /// What my operator votes for, and whether a NOVEL of mine said so.
+    unl_vote: Option<UnlChange>,
+    unl_vote_told: bool,
+    /// What the members' operators vote for, as the last NOVEL of each said.
+    unl_votes: BTreeMap<NodeKey, UnlChange>,
 
     tip: Tip,
     users: BTreeSet<UserKey>,
@@ -88,10 +100,10 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ExecResult>,
     /// Last ledger whose result was compared.
     settled: Seq,
-    /// Whether a run was handed out and has not ended.
-    running: bool,
-    /// Closed ledgers to be run after it.
-    runs: VecDeque<Box<Execution>>,
+    /// Last ledger that I have a result of.
+    executed: Seq,
+    /// Runs in memory; later ledgers wait in the database.
+    runs: Runs,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -101,7 +113,7 @@ pub struct Consensus {
     links: BTreeSet<NodeKey>,
     /// How many ledgers in a row were closed without a member's NOVEL.
     missed: BTreeMap<NodeKey, u32>,
-    /// The last ledger a peer said it closed.
+    /// The last ledger a linked peer, or a member, said it closed.
     peer_tips: BTreeMap<NodeKey, Seq>,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
@@ -123,7 +135,7 @@ impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
         let genesis = journal.genesis;
-        let unl = genesis.unl.clone();
+        let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
         let scope = Scope { chain_id: genesis.chain_id(), unl_hash: header::unl_hash(&unl) };
         let tip = match &journal.tip {
@@ -145,6 +157,11 @@ impl Consensus {
         );
         let mut core = Consensus {
             quorum: Quorum::new(unl.len(), threshold),
+            threshold,
+            former_scope: None,
+            unl_vote: journal.unl_vote,
+            unl_vote_told: false,
+            unl_votes: BTreeMap::new(),
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
             users_root: header::users_root(&journal.users),
             users: journal.users,
@@ -153,8 +170,12 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            running: false,
-            runs: VecDeque::new(),
+            executed: journal.result.as_ref().map_or(0, |result| result.body.of_seq),
+            runs: Runs::after(
+                journal.result.as_ref().map_or(0, |result| result.body.of_seq),
+                journal.executed_users,
+                journal.executed_unl,
+            ),
             state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
             trusted: true,
             split: false,
@@ -181,7 +202,7 @@ impl Consensus {
             round,
         };
         core.restore_results(journal.result, &journal.unexecuted);
-        core.restore_executions(journal.unexecuted, journal.executed_users);
+        core.restore_executions(journal.unexecuted);
         core
     }
 
@@ -202,7 +223,9 @@ impl Consensus {
                 let change = self.presence.down(user);
                 self.tell_presence(change);
             }
+            Event::UnlVote(vote) => self.vote_for_unl(vote),
             Event::ExecDone(result) => self.executed(result),
+            Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -211,6 +234,9 @@ impl Consensus {
                 self.status_sent.remove(&peer);
                 self.presence_sent.remove(&peer);
                 self.answered.remove(&peer);
+                if !self.is_member(&peer) {
+                    self.peer_tips.remove(&peer);
+                }
                 self.presence.forget_host(&peer);
             }
         }
@@ -226,6 +252,12 @@ impl Consensus {
     /// What signatures of the current round cover.
     pub fn scope(&self) -> Scope {
         self.scope
+    }
+
+    /// What signatures covered before the UNL changed last, if that happened since the start: proofs of misbehaviour in
+    /// the rounds before are on their way for a while.
+    pub fn former_scope(&self) -> Option<Scope> {
+        self.former_scope
     }
 
     /// The ledger being closed. Of messages about an older one only the sender counts.
@@ -275,6 +307,8 @@ impl Consensus {
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
+            unl_vote: self.unl_vote,
+            unl_votes: self.unl_votes.iter().map(|(node, change)| (*node, *change)).collect(),
         }
     }
 
@@ -300,13 +334,23 @@ impl Consensus {
             self.effects.push(Effect::Broadcast(message));
         }
         self.fresh();
-        if self.unl.len() > 1 || !self.is_member(&self.params.me) {
-            self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
-            self.retransmit_at(self.now + RETRANSMIT_MS);
+        if self.has_others() {
+            self.keep_telling();
         }
         // Whatever waited in the pool when the process ended may be past its last ledger.
         self.forget_dead();
         self.compare_results();
+    }
+
+    /// Whether there is anybody to say anything to.
+    fn has_others(&self) -> bool {
+        self.unl.len() > 1 || !self.is_member(&self.params.me)
+    }
+
+    /// Starts the timers by which messages are sent again, and by which others learn where this node stands.
+    fn keep_telling(&mut self) {
+        self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
+        self.retransmit_at(self.now + RETRANSMIT_MS);
     }
 
     fn timer(&mut self, timer: Timer) {
@@ -369,7 +413,8 @@ impl Consensus {
 
     /// Drops inputs that can never be ledgered any more, and tells this host's users of those that expired.
     fn forget_dead(&mut self) {
-        let dead = self.pool.dead(self.round.seq, |key| self.window.contains_key(key));
+        let ledgered = |key: &InputKey| self.window.contains_key(key);
+        let dead = self.pool.dead(self.round.seq, ledgered, |host| self.is_member(host));
         if dead.is_empty() {
             return;
         }
@@ -410,12 +455,24 @@ impl Consensus {
     // ---- Small helpers ------------------------------------------------------------------------------------------
 
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
-        let sig = self.crypto.sign(&body.digest(&self.scope));
+        self.sign_in(body, &self.scope)
+    }
+
+    fn sign_in<T: Signable>(&self, body: T, scope: &Scope) -> Signed<T> {
+        let sig = self.crypto.sign(&body.digest(scope));
         Signed { from: self.params.me, body, sig }
     }
 
     fn checker(&self) -> Checker<'_> {
         Checker { quorum: self.quorum, unl: &self.unl, scope: self.scope, crypto: &*self.crypto }
+    }
+
+    /// A peer has closed this ledger, by what it says.
+    fn heard_of_tip(&mut self, peer: NodeKey, seq: Seq) {
+        if self.is_member(&peer) || self.links.contains(&peer) {
+            let tip = self.peer_tips.entry(peer).or_insert(0);
+            *tip = (*tip).max(seq);
+        }
     }
 
     fn is_member(&self, node: &NodeKey) -> bool {
@@ -431,7 +488,8 @@ impl Consensus {
 
     /// The last ledger that at least one honest peer has closed, as far as peers said.
     fn best_peer_tip(&self) -> Seq {
-        let mut tips: Vec<Seq> = self.peer_tips.values().copied().collect();
+        let member = |(peer, _): &(&NodeKey, &Seq)| self.is_member(peer);
+        let mut tips: Vec<Seq> = self.peer_tips.iter().filter(member).map(|(_, tip)| *tip).collect();
         tips.sort_unstable_by(|a, b| b.cmp(a));
         tips.get(self.quorum.blocking() - 1).copied().unwrap_or(0)
     }
@@ -452,13 +510,13 @@ impl Consensus {
         }
     }
 
-    /// While behind a peer, and not too far behind with running, asks it for the next ledger.
+    /// While behind a peer, asks it for the next ledger.
     fn ask_for_more(&mut self) {
-        if !self.has_room_to_execute() {
-            return;
-        }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
-        let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
+        let (members, strangers): (Vec<NodeKey>, Vec<NodeKey>) =
+            self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).partition(|peer| self.is_member(peer));
+        // By the UNL of long ago the members of today are strangers. Whoever claims too much does not answer.
+        let peers = if members.is_empty() { strangers } else { members };
         // Another one as time passes: whoever does not answer must not be asked for ever.
         let turn = usize::try_from(self.now / REPLY_MS).unwrap_or(0);
         if let Some(peer) = peers.get(turn % peers.len().max(1)) {

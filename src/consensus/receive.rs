@@ -45,14 +45,12 @@ impl Consensus {
             // Its sender lacks the ledger that closed that round.
             self.send_closed(from, seq);
         } else if seq > self.round.seq {
-            if self.is_member(&from) {
-                let tip = self.peer_tips.entry(from).or_insert(0);
-                *tip = (*tip).max(seq - 1);
-                if seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
-                    self.future.insert((from, message.kind(), message.round_attempt()), message);
-                }
-                self.ask_for_more();
+            // Not checked yet: it may be signed for a UNL that is not known here before its parent is closed.
+            self.heard_of_tip(from, seq - 1);
+            if self.is_member(&from) && seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
+                self.future.insert((from, message.kind(), message.round_attempt()), message);
             }
+            self.ask_for_more();
         } else {
             match message {
                 Message::Novel(novel) => self.on_novel(novel),
@@ -84,6 +82,7 @@ impl Consensus {
         let signer = novel.from;
         match count_once(&mut self.round.novels, novel.clone()) {
             Counted::New => {
+                self.note_unl_vote(signer, novel.body.unl_vote);
                 if self.missed.get(&signer).is_some_and(|missed| *missed >= HOST_MISSED_MAX)
                     && !self.presence.knows(&signer)
                     && self.links.contains(&signer)
@@ -303,7 +302,7 @@ impl Consensus {
         if wanted
             && follows
             && candidate.inputs.len() <= INPUTS_MAX
-            && candidate.is_consistent(&self.users, self.users_root)
+            && candidate.is_consistent(&self.users, self.users_root, &self.unl)
         {
             self.round.candidates.insert(hash, candidate);
             self.fresh();
@@ -313,9 +312,8 @@ impl Consensus {
     fn on_closed(&mut self, from: NodeKey, closed: Closed) {
         let Closed { header, qc } = closed;
         if header.seq != self.round.seq {
-            if header.seq > self.round.seq && self.is_member(&from) {
-                let tip = self.peer_tips.entry(from).or_insert(0);
-                *tip = (*tip).max(header.seq);
+            if header.seq > self.round.seq {
+                self.heard_of_tip(from, header.seq);
                 self.ask_for_more();
             }
             return;
@@ -328,15 +326,13 @@ impl Consensus {
         if !follows || self.round.closed.is_some() || !self.checker().certificate::<Precommit>(&qc) {
             return;
         }
-        if self.is_member(&from) {
-            let tip = self.peer_tips.entry(from).or_insert(0);
-            *tip = (*tip).max(header.seq);
-        }
+        self.heard_of_tip(from, header.seq);
         let hash = qc.vote.ledger_hash;
         self.round.closed = Some((qc, from));
         // Of a ledger in which nobody said, came or went the header is all there is.
-        let empty = Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new() };
-        if empty.is_consistent(&self.users, self.users_root) {
+        let empty =
+            Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new(), unl_change: None };
+        if empty.is_consistent(&self.users, self.users_root, &self.unl) {
             self.round.candidates.insert(hash, empty);
         }
         self.fresh();
@@ -425,8 +421,8 @@ impl Consensus {
                 // Who is that far behind, an observer before all, may hear from nobody how far there is to go.
                 self.send_status(from);
             }
-        } else if status.seq > self.tip.seq && self.is_member(&from) {
-            self.peer_tips.insert(from, status.seq);
+        } else if status.seq > self.tip.seq {
+            self.heard_of_tip(from, status.seq);
             self.ask_for_more();
         }
     }

@@ -1,15 +1,83 @@
 //! Running closed ledgers, one at a time, and agreeing on what each run led to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     Consensus, Effect, Execution,
     header::{self, Candidate, ClosedLedger, ExecResult, Input},
     journal::Record,
-    limits::EXECUTIONS_MAX,
-    messages::{Message, ResultCert, Signed},
+    limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
+    messages::{Message, ResultCert, Scope, Signed},
 };
-use crate::types::{NodeKey, Sig, UserKey};
+use crate::types::{NodeKey, Seq, Sig, UserKey};
+
+/// Ledgers to be run, as many as may wait in memory: those that come next, without a gap.
+#[derive(Debug)]
+pub(super) struct Runs {
+    waiting: VecDeque<(Candidate, Vec<Input>)>,
+    /// Payload bytes of those.
+    bytes: usize,
+    /// The last ledger that waits, is being run or was run.
+    last: Seq,
+    /// Whether a run was handed out and has not ended.
+    running: bool,
+    /// Users of the ledger that was handed out last.
+    users: BTreeSet<UserKey>,
+    /// The UNL that it fixed, ascending.
+    unl: Vec<NodeKey>,
+    /// Whether the next ones were asked of the database.
+    loading: bool,
+}
+
+impl Runs {
+    /// None, after the run of `executed`; `users` and `unl` are as that ledger left them.
+    pub fn after(executed: Seq, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) -> Runs {
+        Runs { waiting: VecDeque::new(), bytes: 0, last: executed, running: false, users, unl, loading: false }
+    }
+
+    fn push(&mut self, candidate: Candidate, inputs: Vec<Input>) {
+        assert_eq!(candidate.header.seq, self.last + 1, "ledgers are run in order");
+        self.last += 1;
+        self.bytes += payload_bytes(&inputs);
+        self.waiting.push_back((candidate, inputs));
+    }
+
+    /// The next run, if none is under way.
+    fn next(&mut self) -> Option<Execution> {
+        if self.running {
+            return None;
+        }
+        let (candidate, inputs) = self.waiting.pop_front()?;
+        self.running = true;
+        self.bytes -= payload_bytes(&inputs);
+        self.users = candidate.users_after(&self.users);
+        self.unl = candidate.unl_after(&self.unl);
+        let (header, hash) = (candidate.header.clone(), candidate.header.hash());
+        let inputs = header::execution_order(&header, inputs);
+        Some(Execution { header, hash, users: self.users.clone(), unl: self.unl.clone(), inputs })
+    }
+
+    /// Ledgers that wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether one more ledger may wait here.
+    fn has_room(&self, inputs: &[Input]) -> bool {
+        let fits = self.waiting.is_empty() || self.bytes + payload_bytes(inputs) <= EXECUTIONS_BYTES_MAX;
+        fits && self.waiting.len() < EXECUTIONS_MAX
+    }
+
+    /// Whether there is room for as many as are loaded at once.
+    fn has_room_to_load(&self) -> bool {
+        self.waiting.len() <= EXECUTIONS_MAX / 2 && self.bytes <= EXECUTIONS_BYTES_MAX / 2
+    }
+}
+
+fn payload_bytes(inputs: &[Input]) -> usize {
+    inputs.iter().map(|input| input.payload.len()).sum()
+}
 
 impl Consensus {
     /// The agreed result of the tip, once it is known.
@@ -30,8 +98,9 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
+        assert!(std::mem::take(&mut self.runs.running), "a run ends after it was asked for");
         let seq = result.of_seq;
+        assert_eq!(seq, self.executed + 1, "ledgers are run in order");
         if let Some(agreed) = self.agreed.get(&seq)
             && *agreed != result
         {
@@ -39,8 +108,11 @@ impl Consensus {
             let agreed = agreed.clone();
             return self.diverge(result, agreed);
         }
+        self.executed = seq;
         self.state_root = result.state_root;
-        let signed = self.sign(result.clone());
+        // Counted by the UNL that the ledger fixed, which may be another by now.
+        let scope = Scope { unl_hash: header::unl_hash(&self.runs.unl), ..self.scope };
+        let signed = self.sign_in(result.clone(), &scope);
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
         if self.is_member(&self.params.me) && seq == self.tip.seq {
@@ -49,11 +121,7 @@ impl Consensus {
             self.results.insert(self.params.me, signed);
             self.fresh();
         }
-        if !self.runs.is_empty() {
-            // The next run replaces the pre-state kept of this one.
-            self.effects.push(Effect::Sync);
-            self.run_next();
-        }
+        self.run_next();
         self.compare_results();
         self.ask_for_more();
     }
@@ -73,8 +141,14 @@ impl Consensus {
         if std::mem::replace(&mut self.split, false) {
             self.effects.push(Effect::SplitHealed(seq));
         }
-        if seq > self.settled && self.trusted {
-            self.agreed.insert(seq, agreed);
+        self.note_agreed(agreed);
+    }
+
+    /// Keeps an agreed result until it is compared. Of a ledger that does not wait in memory the next header tells it
+    /// when that is loaded.
+    fn note_agreed(&mut self, agreed: ExecResult) {
+        if agreed.of_seq > self.settled && agreed.of_seq <= self.runs.last && self.trusted {
+            self.agreed.insert(agreed.of_seq, agreed);
         }
     }
 
@@ -98,8 +172,7 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.runs.clear();
-            self.running = false;
+            self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -143,51 +216,73 @@ impl Consensus {
         }
     }
 
-    pub(super) fn restore_executions(
-        &mut self,
-        unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
-        mut users: BTreeSet<UserKey>,
-    ) {
+    pub(super) fn restore_executions(&mut self, unexecuted: Vec<(ClosedLedger, Vec<Input>)>) {
         let Some((first, _)) = unexecuted.first() else { return };
-        self.settled = first.candidate.header.seq - 1;
+        let first = first.candidate.header.seq;
+        self.settled = first - 1;
         if !self.trusted {
             return;
         }
         // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
-        self.effects.push(Effect::Rollback(first.candidate.header.seq));
-        for (at, (closed, inputs)) in unexecuted.iter().enumerate() {
-            users = closed.candidate.users_after(&users);
-            self.execute(&closed.candidate, users.clone(), inputs.clone());
-            if let Some((next, _)) = unexecuted.get(at + 1) {
-                self.agreed.insert(closed.candidate.header.seq, next.candidate.header.result.clone());
-            }
+        self.effects.push(Effect::Rollback(first));
+        self.queue_runs(unexecuted);
+    }
+
+    /// A ledger was closed: its run waits here if there is room and no other waits in the database.
+    pub(super) fn execute(&mut self, candidate: &Candidate, inputs: Vec<Input>) {
+        if self.runs.last + 1 == candidate.header.seq && self.runs.has_room(&inputs) {
+            self.runs.push(candidate.clone(), inputs);
+            self.run_next();
         }
     }
 
-    pub(super) fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
-        let header = candidate.header.clone();
-        let hash = header.hash();
-        let inputs = header::execution_order(&header, inputs);
-        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
+    /// Asks the database for the ledgers that come next, once there is room for them.
+    pub(super) fn load_runs(&mut self) {
+        let behind = self.trusted && self.runs.last < self.tip.seq;
+        if behind && !self.runs.loading && self.runs.has_room_to_load() {
+            self.runs.loading = true;
+            self.effects.push(Effect::Load(self.runs.last + 1));
+        }
+    }
+
+    /// The database has read them.
+    pub(super) fn loaded(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        // What was asked for before this node's state was found to be another is of no use.
+        if self.trusted {
+            assert!(std::mem::take(&mut self.runs.loading), "ledgers are loaded when they were asked for");
+            assert!(!ledgers.is_empty(), "a closed ledger is in the database until it was run");
+            self.queue_runs(ledgers);
+        }
+    }
+
+    fn queue_runs(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        for (closed, inputs) in ledgers {
+            if closed.candidate.header.seq > 1 {
+                self.note_agreed(closed.candidate.header.result.clone());
+            }
+            // A header may show that the run before went wrong: then nothing is run on top of it.
+            while self.settle_results() {}
+            if !self.trusted {
+                return;
+            }
+            self.runs.push(closed.candidate, inputs);
+        }
+        // The last of them may be the tip, whose result may be agreed on already.
+        self.compare_results();
         self.run_next();
     }
 
     /// Hands out the next run, if none is under way.
-    pub(super) fn run_next(&mut self) {
-        if !self.running
-            && let Some(run) = self.runs.pop_front()
-        {
-            self.running = true;
-            self.effects.push(Effect::Execute(run));
+    fn run_next(&mut self) {
+        if let Some(run) = self.runs.next() {
+            // It replaces the pre-state kept of the run before, whose result must be on disk by then.
+            self.effects.push(Effect::Sync);
+            self.effects.push(Effect::Execute(Box::new(run)));
         }
     }
 
-    pub(super) fn has_room_to_execute(&self) -> bool {
-        self.unexecuted() < EXECUTIONS_MAX
-    }
-
     /// Closed ledgers not run yet.
-    pub(super) fn unexecuted(&self) -> usize {
-        self.runs.len() + usize::from(self.running)
+    pub(super) fn unexecuted(&self) -> Seq {
+        if self.trusted { self.tip.seq - self.executed } else { 0 }
     }
 }
