@@ -20,9 +20,9 @@ pub const PAGE_LEDGERS_MAX: u64 = 512;
 /// How much of each ledger a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// Header, certificate and this node's result.
+    /// Header, certificate, change of the UNL and this node's result.
     Closed,
-    /// Those, and who comes and goes.
+    /// Those, who comes and goes, and the keys of inputs.
     Users,
     /// Everything there is.
     All,
@@ -117,12 +117,19 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         .query_map([], |row| Ok(StoredWaiting { key: row.get(0)?, id: row.get(1)?, bytes: row.get(2)? }))?
         .collect::<Result<_, _>>()?;
     let mut stray = Vec::new();
-    for table in ["ledger", "body", "input_key", "result", "run", "output"] {
+    for table in ["ledger", "unl_change", "body", "input_key", "result", "run", "output"] {
         let sql = format!("SELECT seq FROM {table} WHERE seq < 1 OR seq > ?1 LIMIT 1");
         let found: Option<i64> = db.query_row(&sql, [tip as i64], |row| row.get(0)).optional()?;
         stray.extend(found.map(|seq| (table, seq)));
     }
+    let changes: Vec<(i64, Vec<u8>)> = db
+        .prepare_cached("SELECT seq, change FROM unl_change WHERE seq BETWEEN 1 AND ?1 ORDER BY seq")?
+        .query_map([tip as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let unl_changes =
+        changes.into_iter().map(|(seq, change)| Ok((seq_of(seq)?, change))).collect::<Result<_, Trouble>>()?;
     Ok(Head {
+        unl_changes,
         meta: meta.into_iter().collect(),
         tip,
         kept_from: kept_from(db)?,
@@ -147,12 +154,20 @@ fn read_ledger(db: &Connection, seq: Seq, depth: Depth) -> Result<Stored, Troubl
         .optional()?;
     stored.result =
         db.prepare_cached("SELECT bytes FROM result WHERE seq = ?1")?.query_row([row], |row| row.get(0)).optional()?;
+    stored.unl_change = db
+        .prepare_cached("SELECT change FROM unl_change WHERE seq = ?1")?
+        .query_row([row], |row| row.get(0))
+        .optional()?;
     if depth == Depth::Closed {
         return Ok(stored);
     }
     stored.body = db
         .prepare_cached("SELECT inputs, users_add, users_del FROM body WHERE seq = ?1")?
         .query_row([row], |row| Ok(StoredBody { inputs: row.get(0)?, users_add: row.get(1)?, users_del: row.get(2)? }))
+        .optional()?;
+    stored.keys = db
+        .prepare_cached("SELECT keys FROM input_key WHERE seq = ?1")?
+        .query_row([row], |row| row.get(0))
         .optional()?;
     if depth == Depth::Users {
         return Ok(stored);
@@ -165,10 +180,6 @@ fn read_ledger(db: &Connection, seq: Seq, depth: Depth) -> Result<Stored, Troubl
             stored.inputs.push(query.query_row([id.0], |row| row.get(0)).optional()?);
         }
     }
-    stored.keys = db
-        .prepare_cached("SELECT keys FROM input_key WHERE seq = ?1")?
-        .query_row([row], |row| row.get(0))
-        .optional()?;
     stored.run =
         db.prepare_cached("SELECT outputs FROM run WHERE seq = ?1")?.query_row([row], |row| row.get(0)).optional()?;
     stored.outputs = db

@@ -77,11 +77,11 @@ impl Replayer {
         self.root
     }
 
-    /// Runs a ledger, closed by `unl`.
-    pub async fn run(&mut self, execution: &Execution, unl: &[NodeKey]) -> Result<Again, ReplayError> {
+    /// Runs a ledger.
+    pub async fn run(&mut self, execution: &Execution) -> Result<Again, ReplayError> {
         let (port, mut line) = exec::party_line();
         // Nobody else says anything.
-        for peer in unl.iter().filter(|node| **node != self.me) {
+        for peer in execution.unl.iter().filter(|node| **node != self.me) {
             let _ = line.incoming.try_send(NplIn::End { from: *peer, frames: 0 });
         }
         let listening = tokio::spawn(async move {
@@ -93,7 +93,7 @@ impl Replayer {
             drop(line.incoming);
             messages
         });
-        let ran = self.executor.run(execution, unl, port).await?;
+        let ran = self.executor.run(execution, port).await?;
         let npl_messages = listening.await.unwrap_or(0);
         self.root = ran.result.state_root;
         let leaves: BTreeMap<Vec<u8>, Hash> = ran.details.leaves.into_iter().collect();

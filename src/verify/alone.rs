@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     INPUT_BYTES_MAX, INPUTS_BYTES_MAX, INPUTS_MAX, KEPT, Page, Place, Stored, StoredClosed, Wrong, hash, is_ascending,
-    read::{Certificate, ExecResult, Header, Input, InputsTaken, Origin, Signed},
+    read::{Certificate, ExecResult, Header, Input, InputsTaken, Origin, Signed, UnlChange},
     user_key,
 };
 use crate::{
@@ -37,6 +37,7 @@ pub(super) struct Alone {
     pub(super) hash: Hash,
     pub(super) header: Header,
     pub(super) signers: Vec<NodeKey>,
+    pub(super) unl_change: Option<UnlChange>,
     pub(super) contents: Option<Contents>,
     /// Keys of its inputs as they are remembered.
     pub(super) keys: Option<Vec<Key>>,
@@ -99,7 +100,19 @@ pub(super) fn check(stored: &Stored, page: &Page, rules: &Rules) -> Result<Alone
         Some(bytes) => Some(keys(place, bytes)?),
     };
     let outputs = outputs(place, stored)?;
-    Ok(Alone { seq: stored.seq, hash, header, signers, contents, keys: remembered, result, outputs, signatures })
+    let unl_change = unl_change(place, stored)?;
+    Ok(Alone {
+        seq: stored.seq,
+        hash,
+        header,
+        signers,
+        unl_change,
+        contents,
+        keys: remembered,
+        result,
+        outputs,
+        signatures,
+    })
 }
 
 /// The header and the hash that it has.
@@ -111,6 +124,14 @@ pub(super) fn header(place: Place, seq: Seq, closed: &StoredClosed) -> Result<(H
     place.same("header.ver", header.ver, 1, "no such version is written down")?;
     place.same("header.seq", header.seq, seq, "it is stored in another ledger's place")?;
     Ok((hash, header))
+}
+
+/// The change of the UNL that a ledger makes.
+pub(super) fn unl_change(place: Place, stored: &Stored) -> Result<Option<UnlChange>, Wrong> {
+    match &stored.unl_change {
+        None => Ok(None),
+        Some(bytes) => place.read("unl_change", bytes).map(Some),
+    }
 }
 
 /// The distinct nodes that signed the certificate, all validly. Whether they are members is for the chain to say.

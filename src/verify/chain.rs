@@ -11,6 +11,8 @@ use super::{
 };
 use crate::types::{Hash, NodeKey, Seq, Status, UserKey, WallMs};
 
+/// Names of single values.
+const META: [&str; 3] = ["genesis", "settings", "unl_vote"];
 /// Differing ledgers that are named.
 const DIVERGED_MAX: usize = 8;
 
@@ -94,6 +96,14 @@ impl Chain {
         let percent = (67..=100).contains(&genesis.threshold);
         place.holds(percent, "genesis.threshold", genesis.threshold, "67 to 100", "quorums need not share a member")?;
         let shared = shared(head, &genesis)?;
+        if let Some(unknown) = head.meta.keys().find(|key| !META.contains(&key.as_str())) {
+            return place.wrong(
+                "meta",
+                format!("{unknown:?}"),
+                "names that are known",
+                "something was renamed or added",
+            );
+        }
         if let Some((table, seq)) = head.stray.first() {
             let found = format!("a row of ledger {seq}");
             let means = "something was put into the database that no ledger has";
@@ -157,7 +167,7 @@ impl Chain {
                     return Ok(place.wrong("ledger", "missing", "stored", means)?);
                 };
                 let (hash, header) = alone::header(place, stored.seq, closed)?;
-                self.unl_after(place, &header)?;
+                self.unl_after(place, &header, alone::unl_change(place, stored)?)?;
                 if let Some(keys) = stored.keys.as_ref().filter(|_| stored.seq >= keys_from) {
                     let keys = alone::keys(place, keys)?;
                     self.remember(stored.seq, keys);
@@ -236,7 +246,7 @@ impl Chain {
             Some(contents) => self.contents(place, header, contents, ledger.keys.as_deref())?,
             None => self.without_contents(ledger.seq, ledger.keys),
         }
-        self.unl_after(place, header)?;
+        self.unl_after(place, header, ledger.unl_change)?;
         self.own_word(place, &ledger.header, ledger.result, ledger.outputs, ledger.contents.is_some())?;
         self.report.signatures += ledger.signatures;
         (self.seq, self.hash, self.time_ms) = (ledger.seq, ledger.hash, ledger.header.time_ms);
@@ -438,31 +448,58 @@ impl Chain {
         }
     }
 
-    /// The UNL that closes the next ledger.
-    fn unl_after(&mut self, place: Place, header: &Header) -> Result<(), Wrong> {
-        let mut unl = self.unl.clone();
-        if header.next_unl_hash != self.unl_hash {
-            let Some(change) = header.result.unl_req else {
-                let means = "the UNL changes, and nothing says how";
-                return place.wrong("header.next_unl_hash", header.next_unl_hash, self.unl_hash, means);
-            };
-            match change {
-                UnlChange::Add(node) => {
-                    if let Err(at) = unl.binary_search(&node) {
-                        unl.insert(at, node);
-                    }
-                }
-                UnlChange::Remove(node) => unl.retain(|member| *member != node),
-            }
+    /// The UNL that closes the next ledger, if this one makes a change.
+    fn unl_after(&mut self, place: Place, header: &Header, change: Option<UnlChange>) -> Result<(), Wrong> {
+        let next = self.next_unl(place, header, change)?;
+        if let Some(unl) = next {
+            self.unl_hash = header.next_unl_hash;
+            self.unl = unl;
+            self.unl_hashes.insert(self.unl_hash);
             self.report.unl_changes += 1;
         }
+        Ok(())
+    }
+
+    /// The UNL that a header leads to; `None` when it stays the same.
+    pub(super) fn next_unl(
+        &self,
+        place: Place,
+        header: &Header,
+        change: Option<UnlChange>,
+    ) -> Result<Option<Vec<NodeKey>>, Wrong> {
+        let show = |change: Option<UnlChange>| change.map_or("none".to_owned(), |change| change.to_string());
+        // What the contract asks for comes before what operators vote for, if it can be done.
+        if let Some(asked) = header.result.unl_req.filter(|asked| self.changed(asked).is_some()) {
+            let means = "the contract asked for a change";
+            place.holds(change == Some(asked), "unl_change", show(change), show(Some(asked)), means)?;
+        }
+        let Some(change) = change else {
+            let means = "the UNL changes, and nothing says how";
+            place.same("header.next_unl_hash", header.next_unl_hash, self.unl_hash, means)?;
+            return Ok(None);
+        };
+        let Some(unl) = self.changed(&change) else {
+            return place.wrong("unl_change", change, "one that applies", "no such change can be made of this UNL");
+        };
         let unl_hash = hash::tagged("hp/unl/1", &[&hash::list(&unl)]);
         place.same("header.next_unl_hash", header.next_unl_hash, unl_hash, "the change leads to another UNL")?;
-        let members = unl.len();
-        place.holds((1..=UNL_MAX).contains(&members), "next UNL", members, "1 to 128 members", "no such UNL")?;
-        (self.unl, self.unl_hash) = (unl, unl_hash);
-        self.unl_hashes.insert(unl_hash);
-        Ok(())
+        Ok(Some(unl))
+    }
+
+    /// The UNL after a change; `None` when that does not apply.
+    fn changed(&self, change: &UnlChange) -> Option<Vec<NodeKey>> {
+        let mut unl = self.unl.clone();
+        match change {
+            UnlChange::Add(node) => match unl.binary_search(node) {
+                Err(at) if unl.len() < UNL_MAX => unl.insert(at, *node),
+                _ => return None,
+            },
+            UnlChange::Remove(node) => match unl.binary_search(node) {
+                Ok(at) if unl.len() > 1 => drop(unl.remove(at)),
+                _ => return None,
+            },
+        }
+        Some(unl)
     }
 
     /// What this node computed itself. Compared with the agreed result when the next header tells that.

@@ -7,7 +7,10 @@ use super::{
     alone::{self, Key, check_signers},
     chain::{Chain, Users},
     hash, is_ascending,
-    read::{Advance, AdvanceVote, Candidate, Certificate, Evidence, ExecResult, Novel, Propose, Signed, Value, Vote},
+    read::{
+        Advance, AdvanceVote, Candidate, Certificate, Evidence, ExecResult, Novel, Propose, Signed, UnlChange, Value,
+        Vote,
+    },
     user_key,
 };
 use crate::types::{Attempt, Hash, NodeKey, UserKey};
@@ -22,6 +25,10 @@ pub(super) fn check(chain: &mut Chain, head: &Head) -> Result<(), Wrong> {
     let mut said =
         Said { chain, head, waiting: &waiting, signer: None, bodies: candidates(head)?, used: BTreeSet::new() };
     said.check()?;
+    if let Some(vote) = head.meta.get("unl_vote") {
+        // Only its form: it is what the operator wishes, and signed in NOVELs.
+        PLACE.read::<UnlChange>("unl_vote", vote)?;
+    }
     evidence(chain, head)?;
     chain.report.journal = (head.round.len() + head.waiting.len() + head.evidence.len()) as u64;
     Ok(())
@@ -194,6 +201,7 @@ impl Said<'_> {
         let root = hash::tagged("hp/inputs/1", &[&hash::list(&body.inputs)]);
         PLACE.same("candidate.header.inputs_root", header.inputs_root, root, "it lists other inputs")?;
         self.held("candidate.inputs", &body.inputs)?;
+        chain.next_unl(PLACE, header, body.unl_change)?;
         if let Users::Known(users) = self.chain.users() {
             let mut users = users.clone();
             body.users_del.iter().for_each(|user| {

@@ -40,7 +40,7 @@ const PAGE: u64 = 512;
 /// Everything in the database but the ledgers, at one moment. Bytes as they are stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Values by name: `genesis`, `settings`.
+    /// Values by name: `genesis`, `settings`, and `unl_vote` while the operator votes for a change of the UNL.
     pub meta: BTreeMap<String, Vec<u8>>,
     /// Last closed ledger; 0 before the first.
     pub tip: Seq,
@@ -60,6 +60,8 @@ pub struct Head {
     pub waiting: Vec<StoredWaiting>,
     /// How many inputs are stored in all.
     pub inputs: u64,
+    /// Changes of the UNL, by ledger.
+    pub unl_changes: Vec<(Seq, Vec<u8>)>,
     /// Proofs of misbehaviour, by signer.
     pub evidence: Vec<(Vec<u8>, Vec<u8>)>,
     /// Rows of ledgers that do not exist: table and number.
@@ -106,6 +108,8 @@ pub struct Stored {
     pub seq: Seq,
     /// Header and certificate.
     pub closed: Option<StoredClosed>,
+    /// The change of the UNL that it makes.
+    pub unl_change: Option<Vec<u8>>,
     /// What the roots stand for.
     pub body: Option<StoredBody>,
     /// The inputs that the body lists, in its order.

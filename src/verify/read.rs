@@ -3,6 +3,8 @@
 //! A reader of its own on purpose: it shares nothing with the types that nodes encode, so that a field which they
 //! add, swap or forget is noticed here. A value has one encoding, so bytes that read are in canonical form.
 
+use std::fmt;
+
 use crate::types::{Attempt, Challenge, Hash, LimitKind, NodeKey, Seq, Sig, Status, UserKey, WallMs};
 
 /// Bytes that are not the value they should be.
@@ -168,7 +170,10 @@ values! {
         of_seq: Seq, of_hash: Hash, state_root: Hash, outputs_root: Hash, status: Status, unl_req: Option<UnlChange>,
     }
     Settlement { seq: Seq, ch: Hash, tx: Hash, confirmed_length: u64, txv: Hash }
-    Candidate { header: Header, inputs: Vec<Hash>, users_add: Vec<UserKey>, users_del: Vec<UserKey> }
+    Candidate {
+        header: Header, inputs: Vec<Hash>, users_add: Vec<UserKey>, users_del: Vec<UserKey>,
+        unl_change: Option<UnlChange>,
+    }
     #[derive(Copy)]
     Vote { seq: Seq, attempt: Attempt, ledger_hash: Hash }
     Certificate { vote: Vote, sigs: Vec<(NodeKey, Sig)> }
@@ -246,6 +251,15 @@ impl Value for Status {
 pub(super) enum UnlChange {
     Add(NodeKey),
     Remove(NodeKey),
+}
+
+impl fmt::Display for UnlChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UnlChange::Add(node) => write!(f, "{node} comes"),
+            UnlChange::Remove(node) => write!(f, "{node} goes"),
+        }
+    }
 }
 
 impl Value for UnlChange {

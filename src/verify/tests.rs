@@ -15,7 +15,7 @@ use self::made::{Made, Plan, WINDOW};
 use super::*;
 use crate::{
     consensus::{
-        header::{Candidate, Input, Settlement, UnlChange, unl_hash},
+        header::{Candidate, ClosedLedger, Input, Settlement, UnlChange, unl_hash},
         journal::Record,
         messages::{Certificate, Precommit, Vote},
     },
@@ -159,16 +159,6 @@ fn a_lie_of_all_nodes_is_found_in_each_field_of_a_header() {
             _ => told(outcome, field),
         }
     }
-}
-
-#[test]
-fn members_change_only_as_something_says() {
-    let mut made = Made::new(5);
-    made.close(Plan::default(), |c| c.header.next_unl_hash = Hash([9; 32]));
-    // A node that has not run it.
-    made.writes.truncate(1);
-    let wrong = verified(&made).unwrap_err();
-    assert_eq!((wrong.place, wrong.field), (Place::Ledger(1), "header.next_unl_hash"), "{wrong}");
 }
 
 #[test]
@@ -324,17 +314,88 @@ fn raw_inputs_are_found_in_a_chain_that_takes_signed_ones_only() {
     assert_eq!(verified(&made).unwrap_err().field, "input.origin");
 }
 
-#[test]
-fn a_contract_that_asks_for_another_unl_gets_it_with_the_next_ledger_and_no_sooner() {
-    let mut made = history(2);
-    made.result.unl_req = Some(UnlChange::Remove(made.node(4)));
+/// Makes the contract ask for something in the last run.
+fn ask(made: &mut Made, change: UnlChange) {
+    made.result.unl_req = Some(change);
     let result = made.signed(0, made.result.clone());
     *made.writes.last_mut().unwrap() = Record::Result(Box::new(result)).into();
-    let next = unl_hash(&made.genesis.unl[..4]);
-    made.close(Plan::default(), |candidate| candidate.header.next_unl_hash = next);
-    // Its result is a vote of the next round, and so under the next UNL; here it is not.
+}
+
+/// Closes a ledger with a change of the UNL; `hash` may lie about what it leads to.
+fn close_changed(made: &mut Made, change: Option<UnlChange>, lie: Option<Hash>) {
+    let next = change.and_then(|change| change.apply(&made.unl)).map_or(made.scope().unl_hash, |unl| unl_hash(&unl));
+    made.close(Plan::default(), |candidate| {
+        candidate.unl_change = change;
+        candidate.header.next_unl_hash = lie.unwrap_or(next);
+    });
+}
+
+#[test]
+fn a_unl_that_changes_is_followed_from_the_next_ledger_on() {
+    let mut made = history(2);
+    // By votes: one goes, one comes. On request of the contract another comes, whatever was voted for.
+    let [gone, came, asked] = [4, 5, 6].map(|at| made.node(at));
+    close_changed(&mut made, Some(UnlChange::Remove(gone)), None);
+    close_changed(&mut made, None, None);
+    close_changed(&mut made, Some(UnlChange::Add(came)), None);
+    ask(&mut made, UnlChange::Add(asked));
+    close_changed(&mut made, Some(UnlChange::Add(asked)), None);
+    // What does not apply is not done.
+    ask(&mut made, UnlChange::Add(asked));
+    for _ in 0..3 {
+        close_changed(&mut made, None, None);
+    }
+    made.vote();
+    let dir = stored(&made);
+    let report = check(dir.path(), Ask::default()).unwrap();
+    assert_eq!((report.to, report.members, report.unl_changes), (9, 6, 3));
+    for from in 2..=9 {
+        let report = check(dir.path(), Ask { from, genesis: None }).unwrap();
+        assert_eq!(report.members, 6, "from {from}");
+    }
+}
+
+#[test]
+fn members_change_only_as_something_says() {
+    let outcome = |ask_for: Option<UnlChange>, change: Option<UnlChange>, lie: Option<Hash>| {
+        let mut made = history(3);
+        if let Some(change) = ask_for {
+            ask(&mut made, change);
+        }
+        close_changed(&mut made, change, lie);
+        // A node that has not run it.
+        made.writes.truncate(made.writes.len() - 2);
+        verified(&made).map(|report| report.members).map_err(|wrong| (wrong.place, wrong.field))
+    };
+    let made = Made::new(5);
+    let [first, fifth, other] = [0, 4, 5].map(|at| made.node(at));
+    let wrong = |field| Err((Place::Ledger(4), field));
+    assert_eq!(outcome(None, Some(UnlChange::Remove(fifth)), None), Ok(4));
+    assert_eq!(outcome(None, None, Some(Hash([9; 32]))), wrong("header.next_unl_hash"));
+    assert_eq!(outcome(None, Some(UnlChange::Add(other)), Some(Hash([9; 32]))), wrong("header.next_unl_hash"));
+    let same = Some(made.scope().unl_hash);
+    assert_eq!(outcome(None, Some(UnlChange::Add(other)), same), wrong("header.next_unl_hash"));
+    assert_eq!(outcome(None, Some(UnlChange::Add(first)), same), wrong("unl_change"), "it is there");
+    assert_eq!(outcome(None, Some(UnlChange::Remove(other)), same), wrong("unl_change"), "it is not there");
+    // The contract's word counts.
+    assert_eq!(outcome(Some(UnlChange::Add(other)), None, None), wrong("unl_change"));
+    assert_eq!(outcome(Some(UnlChange::Add(other)), Some(UnlChange::Remove(first)), None), wrong("unl_change"));
+    assert_eq!(outcome(Some(UnlChange::Remove(other)), Some(UnlChange::Remove(first)), None), Ok(4));
+}
+
+#[test]
+fn who_left_the_unl_closes_no_ledger() {
+    let mut made = history(2);
+    let gone = made.node(0);
+    close_changed(&mut made, Some(UnlChange::Remove(gone)), None);
+    // The one that is gone signs on, in the place of one that did not.
+    let candidate = made.candidate(&Plan::default());
+    let vote = Vote { seq: candidate.header.seq, attempt: 0, ledger_hash: candidate.header.hash() };
+    let qc = made.certificate(&[0, 2, 3, 4], vote, Precommit);
+    made.writes.push(Record::Ledger(Box::new(ClosedLedger { candidate, qc })).into());
     let wrong = verified(&made).unwrap_err();
-    assert_eq!((wrong.place, wrong.field), (Place::Ledger(3), "own result"), "{wrong}");
+    assert_eq!((wrong.place, wrong.field), (Place::Ledger(4), "certificate"));
+    assert!(wrong.found.starts_with(&format!("signed by {gone}")), "{wrong}");
 }
 
 #[test]
@@ -343,7 +404,7 @@ fn certificates_need_a_quorum_of_distinct_members() {
         let mut made = history(3);
         let plan = made.full();
         made.close(plan, |_| {});
-        let other = Made::new(7);
+        let other = Made::new(5);
         for write in made.writes.clone().iter_mut().rev() {
             if let Write::Record(Record::Ledger(closed)) = write {
                 change(&other, &mut closed.qc);
@@ -369,20 +430,19 @@ fn certificates_need_a_quorum_of_distinct_members() {
     let (field, found) = with(|_, qc| qc.vote.attempt += 1);
     assert!(field == "certificate" && found.starts_with("an invalid signature of"), "{found}");
     // A stranger who signs validly is still none.
-    let (field, found) = with(|other, qc| {
-        let stranger =
-            (0..7).find(|at| qc.sigs.iter().all(|(node, _)| *node != other.node(*at)) && *at > 4).unwrap_or(6);
-        let made = Made { genesis: Made::new(5).genesis, ..Made::new(7) };
-        let signed = made.signed(stranger, Precommit(qc.vote));
+    let (field, found) = with(|made, qc| {
+        let signed = made.signed(5, Precommit(qc.vote));
         qc.sigs.push((signed.from, signed.sig));
         qc.sigs.sort();
     });
-    assert!(field == "certificate" && (found.starts_with("signed by") || found == "in disorder"), "{found}");
+    assert_eq!((field, found), ("certificate", format!("signed by {}", Made::new(5).node(5))));
 }
 
 // ---- Every byte of a database ---------------------------------------------------------------------------------------
 
 /// Columns in which a change means nothing, and why.
+///
+/// And `meta.value` where the key is `unl_vote`: what the operator wishes. It is signed, and checked, in NOVELs.
 const IRRELEVANT: [(&str, &str, &str); 2] = [
     ("input", "n", "numbers the row; of an input in a ledger nothing refers to it"),
     ("evidence", "n", "the order in which proofs came"),
@@ -418,7 +478,11 @@ fn flipped(value: Value, rng: &mut Rng) -> Option<Value> {
 #[test]
 fn a_bit_flipped_in_any_column_of_a_real_database_is_found() {
     const FLIPS: u64 = 12;
-    let mut made = history(14);
+    let mut made = history(12);
+    let gone = made.node(4);
+    close_changed(&mut made, Some(UnlChange::Remove(gone)), None);
+    let plan = made.full();
+    made.close(plan, |_| {});
     made.vote();
     let whole = stored(&made);
     check(whole.path(), Ask::default()).unwrap();

@@ -150,13 +150,12 @@ async fn replay(config: Config, archive: &Archive, chain: &view::Chain, report: 
                 return Err(other_begin(&ledger, replayer.root()));
             }
             let Some(expected) = ledger.result().cloned() else { break 'ledgers };
-            let execution = execution(ledger, &mut users)?;
+            let execution = execution(chain, ledger, &mut users)?;
             let again = if expected.status == Status::Limit(LimitKind::Time) {
                 replayed.time_up += 1;
                 None
             } else {
-                let unl = chain.unl(&execution.header);
-                let again = replayer.run(&execution, unl).await?;
+                let again = replayer.run(&execution).await?;
                 replayed.party_line += u64::from(again.npl_messages > 0);
                 replayed.ran += 1;
                 Some(again)
@@ -185,7 +184,7 @@ fn other_begin(ledger: &view::Ledger, found: Hash) -> Failure {
 }
 
 /// What the node gave its executor for this ledger.
-fn execution(ledger: view::Ledger, users: &mut BTreeSet<UserKey>) -> Result<Execution, Failure> {
+fn execution(chain: &view::Chain, ledger: view::Ledger, users: &mut BTreeSet<UserKey>) -> Result<Execution, Failure> {
     let seq = ledger.seq;
     let gone =
         || Failure::new(Exit::Failed, anyhow!("ledger {seq} cannot be run again: its contents are no longer kept"));
@@ -199,7 +198,8 @@ fn execution(ledger: view::Ledger, users: &mut BTreeSet<UserKey>) -> Result<Exec
     });
     users.extend(body.users_add);
     let inputs = execution_order(&ledger.header, inputs);
-    Ok(Execution { header: ledger.header, hash: ledger.hash, users: users.clone(), inputs })
+    let unl = chain.next_unl(&ledger.header).to_vec();
+    Ok(Execution { header: ledger.header, hash: ledger.hash, unl, users: users.clone(), inputs })
 }
 
 /// Compares a run, if there was one, with the chain.

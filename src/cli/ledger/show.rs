@@ -77,6 +77,7 @@ fn text(ledger: &view::Ledger, chain: &view::Chain) -> String {
     line("UNL", header.unl_hash.to_string());
     if header.next_unl_hash != header.unl_hash {
         line("next UNL", header.next_unl_hash.to_string());
+        ledger.unl_change.iter().for_each(|change| line("", describe(change)));
     }
     line("users", format!("{}, root {}", header.n_users, header.users_root));
     line("inputs", format!("{} with {} bytes, root {}", header.n_inputs, header.inputs_bytes, header.inputs_root));
@@ -143,9 +144,12 @@ fn result(line: &mut impl FnMut(&str, String), name: &str, result: &ExecResult) 
     line(name, result.status.to_string());
     line("", format!("state root   {}", result.state_root));
     line("", format!("outputs root {}", result.outputs_root));
-    match &result.unl_req {
-        Some(UnlChange::Add(node)) => line("", format!("asks to add member {node}")),
-        Some(UnlChange::Remove(node)) => line("", format!("asks to remove member {node}")),
-        None => {}
+    result.unl_req.iter().for_each(|change| line("", format!("the contract asks: {}", describe(change))));
+}
+
+fn describe(change: &UnlChange) -> String {
+    match change {
+        UnlChange::Add(node) => format!("add member {node}"),
+        UnlChange::Remove(node) => format!("remove member {node}"),
     }
 }

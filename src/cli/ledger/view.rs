@@ -39,13 +39,25 @@ impl Chain {
             return Err(Failure::new(Exit::Database, anyhow::anyhow!("the database holds no genesis")));
         };
         let genesis: Genesis = decode(genesis, "the genesis")?;
-        let unls = BTreeMap::from([(unl_hash(&genesis.unl), genesis.unl.clone())]);
+        let mut unls = BTreeMap::from([(unl_hash(&genesis.unl), genesis.unl.clone())]);
+        let mut unl = genesis.unl.clone();
+        for (seq, change) in &head.unl_changes {
+            let change: UnlChange = decode(change, "a change of the UNL")?;
+            let what = || anyhow::anyhow!("the change of the UNL in ledger {seq} does not apply");
+            unl = change.apply(&unl).ok_or_else(|| Failure::new(Exit::Database, what()))?;
+            unls.insert(unl_hash(&unl), unl.clone());
+        }
         Ok(Chain { genesis, settings: head.meta.get("settings").cloned(), tip: head.tip, unls })
     }
 
     /// The members that closed a ledger, ascending; none when they are not known.
     pub fn unl(&self, header: &Header) -> &[NodeKey] {
         self.unls.get(&header.unl_hash).map_or(&[], Vec::as_slice)
+    }
+
+    /// The members from then on, of whom the ledger's run is told.
+    pub fn next_unl(&self, header: &Header) -> &[NodeKey] {
+        self.unls.get(&header.next_unl_hash).map_or(&[], Vec::as_slice)
     }
 
     /// The genesis as JSON.
@@ -71,6 +83,7 @@ pub struct Ledger {
     pub header: Header,
     header_bytes: Vec<u8>,
     pub qc: Certificate,
+    pub unl_change: Option<UnlChange>,
     pub body: Option<Body>,
     /// This node's.
     pub own: Option<Signed<ExecResult>>,
@@ -155,6 +168,7 @@ fn ledger(stored: &Stored, agreed: Option<ExecResult>) -> Result<Option<Ledger>,
         header: decode(&closed.header, "a header")?,
         header_bytes: closed.header.clone(),
         qc: decode(&closed.qc, "a certificate")?,
+        unl_change: stored.unl_change.as_ref().map(|bytes| decode(bytes, "a change of the UNL")).transpose()?,
         body,
         own: stored.result.as_ref().map(|bytes| decode(bytes, "a result")).transpose()?,
         agreed,
@@ -193,6 +207,7 @@ pub fn json(ledger: &Ledger, chain: &Chain) -> Value {
             "ledger_hash": ledger.qc.vote.ledger_hash.to_string(), "signatures": signatures,
         },
         "unl": texts(chain.unl(&ledger.header)),
+        "unl_change": ledger.unl_change.as_ref().map(change_json),
         "body": ledger.body.as_ref().map(body_json),
         "result": ledger.agreed.as_ref().map(result_json),
         "own_result": ledger.own.as_ref().map(|own| json!({

@@ -24,7 +24,10 @@ pub const WINDOW: u64 = 6;
 
 /// A chain being made.
 pub struct Made {
+    /// First the members at the beginning, ascending by key; then others.
     pub nodes: Vec<SecretKey>,
+    /// Members now, ascending.
+    pub unl: Vec<NodeKey>,
     pub users: Vec<SecretKey>,
     pub genesis: Genesis,
     pub shared: SharedConfig,
@@ -76,11 +79,13 @@ impl Made {
     pub fn new(n: u8) -> Made {
         let mut nodes: Vec<SecretKey> = (1..=n).map(|seed| SecretKey::from_seed([seed; 32])).collect();
         nodes.sort_by_key(SecretKey::node_key);
+        let unl: Vec<NodeKey> = nodes.iter().map(SecretKey::node_key).collect();
+        nodes.extend((50..52).map(|seed| SecretKey::from_seed([seed; 32])));
         let shared = shared();
         let genesis = Genesis {
             ver: VERSION,
             contract_id: Hash([7; 32]),
-            unl: nodes.iter().map(SecretKey::node_key).collect(),
+            unl: unl.clone(),
             threshold: 80,
             cfg_hash: Hash::tagged("hp/cfg/1", &shared),
             state_root: Hash([1; 32]),
@@ -88,6 +93,7 @@ impl Made {
         };
         Made {
             nodes,
+            unl,
             users: (100..105).map(|seed| SecretKey::from_seed([seed; 32])).collect(),
             seq: 0,
             hash: genesis.chain_id(),
@@ -101,7 +107,7 @@ impl Made {
     }
 
     pub fn scope(&self) -> Scope {
-        Scope { chain_id: self.genesis.chain_id(), unl_hash: header::unl_hash(&self.genesis.unl) }
+        Scope { chain_id: self.genesis.chain_id(), unl_hash: header::unl_hash(&self.unl) }
     }
 
     pub fn user(&self, at: usize) -> UserKey {
@@ -153,7 +159,19 @@ impl Made {
             let signed = self.signed(*node, wrap(vote));
             (signed.from, signed.sig)
         });
-        Certificate { vote, sigs: sigs.collect() }
+        let mut sigs: Vec<_> = sigs.collect();
+        sigs.sort_unstable();
+        Certificate { vote, sigs }
+    }
+
+    /// Members that are enough; one of them after the other is left out.
+    pub fn quorum(&self, round: usize) -> Vec<usize> {
+        let mut members: Vec<usize> =
+            (0..self.nodes.len()).filter(|node| self.unl.contains(&self.node(*node))).collect();
+        if members.len() >= 5 {
+            members.remove(round % members.len());
+        }
+        members
     }
 
     /// The body of the next ledger.
@@ -182,6 +200,7 @@ impl Made {
             inputs,
             users_add: sorted(&plan.come),
             users_del: sorted(&plan.go),
+            unl_change: None,
         };
         let users = candidate.users_after(&self.connected);
         candidate.header.users_root = header::users_root(&users);
@@ -196,13 +215,13 @@ impl Made {
         let hash = candidate.header.hash();
         let vote = Vote { seq: candidate.header.seq, attempt: 0, ledger_hash: hash };
         // One of the quorum after the other is missing.
-        let nodes = self.nodes.len();
-        let missing = self.seq as usize % nodes;
-        let quorum = nodes - usize::from(nodes >= 5);
-        let signers: Vec<usize> = (0..nodes).filter(|node| quorum == nodes || *node != missing).collect();
+        let signers = self.quorum(self.seq as usize);
         let qc = self.certificate(&signers, vote, Precommit);
         self.writes.extend(plan.inputs.iter().map(|input| Record::Input(Box::new(input.clone())).into()));
         self.connected = candidate.users_after(&self.connected);
+        if let Some(unl) = candidate.unl_change.and_then(|change| change.apply(&self.unl)) {
+            self.unl = unl;
+        }
         self.seq += 1;
         self.hash = hash;
         self.time_ms = candidate.header.time_ms;
@@ -267,9 +286,12 @@ impl Made {
             settlement: None,
         };
         let vote = |attempt| Vote { seq, attempt, ledger_hash: candidate.header.hash() };
-        let polc = |attempt| self.certificate(&[0, 1, 2, 3], vote(attempt), Prevote);
+        let quorum = self.quorum(4);
+        let polc = |attempt| self.certificate(&quorum, vote(attempt), Prevote);
         let high = Some((0, candidate.header.hash()));
         let advance = |node| self.signed(node, AdvanceVote { seq, attempt: 1, high });
+        let mut votes: Vec<_> = quorum.iter().map(|node| advance(*node)).collect();
+        votes.sort_by_key(|vote| vote.from);
         let body = || Box::new(candidate.clone());
         let conflict = |slot| wire::encode(&Message::Novel(self.signed(4, novel(slot))));
         let mut said: Vec<Write> =
@@ -279,7 +301,7 @@ impl Made {
             Record::Prevote(self.signed(0, Prevote(vote(0))), body()).into(),
             Record::Precommit(self.signed(0, Precommit(vote(0))), body(), polc(0)).into(),
             Record::Advance(Box::new(Advance { vote: advance(0), polc: Some(polc(0)) })).into(),
-            Record::Entered(Tc { votes: (0..4).map(advance).collect() }, Some(polc(0))).into(),
+            Record::Entered(Tc { votes }, Some(polc(0))).into(),
             Record::Prevote(self.signed(0, Prevote(vote(1))), body()).into(),
             Write::Evidence(Box::new(Evidence {
                 signer: self.nodes[4].node_key(),
