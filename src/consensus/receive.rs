@@ -11,6 +11,7 @@ use super::{
         Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed, StatusMsg, TcFwd,
         VoteKind,
     },
+    mutation::mutated,
     presence::{HOST_USERS_MAX, Heard},
     round::{Round, Want},
     votes::{Counted, Tally, count_once, is_well_formed},
@@ -60,8 +61,7 @@ impl Consensus {
                 Message::Advance(advance) => self.on_advance(advance),
                 Message::TcFwd(forward) => self.on_tc_forward(forward),
                 Message::Propose(propose) => self.on_propose(propose),
-                // Signed directly as a limit so far: see `docs/decisions.md`.
-                Message::Overtime(_) => {}
+                Message::Overtime(overtime) => self.on_overtime(overtime),
                 _ => unreachable!("only messages of a round have a sequence number"),
             }
         }
@@ -76,7 +76,8 @@ impl Consensus {
             && users_del.is_sorted_by(|a, b| a < b);
         let bounded =
             inputs.len() <= INPUTS_MAX && users_add.len() <= NOVEL_USERS_MAX && users_del.len() <= NOVEL_USERS_MAX;
-        if *parent != self.tip.hash || !ascending || !bounded || !self.is_other_member(&novel.from) {
+        let follows = *parent == self.tip.hash || mutated!(NoParentCheck);
+        if !follows || !ascending || !bounded || !self.is_other_member(&novel.from) {
             return;
         }
         let signer = novel.from;
@@ -184,13 +185,16 @@ impl Consensus {
 
     fn on_tc_forward(&mut self, forward: TcFwd) {
         let attempt = forward.tc.attempt();
+        if mutated!(RestartedTimer) && attempt == self.round.attempt {
+            self.set_attempt_timer();
+        }
         let known = self.round.tcs.contains_key(&attempt);
         if attempt < self.round.attempt || known {
             return;
         }
         let checker = self.checker();
         let valid = checker.tc(&forward.tc, forward.seq, attempt)
-            && checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref());
+            && (mutated!(TcFwdWithoutPolc) || checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref()));
         if !valid {
             return;
         }
@@ -251,7 +255,7 @@ impl Consensus {
 
     /// Whose votes are counted when they arrive. Mine were when they were signed; one that comes from elsewhere was
     /// signed by another process with my key, or by this one before its journal was lost.
-    fn is_other_member(&self, signer: &NodeKey) -> bool {
+    pub(super) fn is_other_member(&self, signer: &NodeKey) -> bool {
         *signer != self.params.me && self.is_member(signer)
     }
 
@@ -318,7 +322,7 @@ impl Consensus {
             }
             return;
         }
-        let follows = header.parent == self.tip.hash
+        let follows = (header.parent == self.tip.hash || mutated!(NoParentCheck))
             && header.chain_id == self.scope.chain_id
             && header.unl_hash == self.scope.unl_hash
             && qc.vote.seq == header.seq

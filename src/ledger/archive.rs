@@ -84,6 +84,9 @@ impl Archive {
     }
 }
 
+/// Two values of one row.
+type Pair = (Vec<u8>, Vec<u8>);
+
 fn tip(db: &Connection) -> Result<Seq, Trouble> {
     let tip: Option<i64> = db.prepare_cached("SELECT max(seq) FROM ledger")?.query_row([], |row| row.get(0))?;
     tip.map_or(Ok(0), seq_of)
@@ -109,7 +112,7 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         .prepare_cached("SELECT kind, attempt, bytes FROM round ORDER BY kind, attempt")?
         .query_map([], |row| Ok(StoredRow { kind: row.get(0)?, attempt: row.get(1)?, bytes: row.get(2)? }))?
         .collect::<Result<_, _>>()?;
-    let pairs = |sql: &str| -> Result<Vec<(Vec<u8>, Vec<u8>)>, Trouble> {
+    let pairs = |sql: &str| -> Result<Vec<Pair>, Trouble> {
         Ok(db.prepare_cached(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
     };
     let waiting = db

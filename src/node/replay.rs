@@ -4,14 +4,16 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{
     Executor,
-    exec::{self, ExecError},
+    exec::{self, Ended, ExecError},
 };
+use tokio::sync::oneshot;
+
 use crate::{
     config::Config,
     consensus::{Execution, header::ExecResult},
     contract::{LaunchError, Launcher, NplIn, NplOut},
     state::{State, StateError},
-    types::{Hash, NodeKey, UserKey},
+    types::{Hash, LimitKind, NodeKey, Status, UserKey},
 };
 
 /// A run may take this many times the time limit: the machine may be slower than those that agreed.
@@ -78,7 +80,7 @@ impl Replayer {
     }
 
     /// Runs a ledger.
-    pub async fn run(&mut self, execution: &Execution) -> Result<Again, ReplayError> {
+    pub async fn run(&mut self, execution: Execution) -> Result<Again, ReplayError> {
         let (port, mut line) = exec::party_line();
         // Nobody else says anything.
         for peer in execution.unl.iter().filter(|node| **node != self.me) {
@@ -93,8 +95,25 @@ impl Replayer {
             drop(line.incoming);
             messages
         });
-        let ran = self.executor.run(execution, port).await?;
+        let (of_seq, of_hash) = (execution.header.seq, execution.hash);
+        let (_never, end) = oneshot::channel();
+        let ended = self.executor.run(Box::new(execution), port, end).await?;
         let npl_messages = listening.await.unwrap_or(0);
+        let ran = match ended {
+            Ended::Ran(ran) => ran,
+            Ended::Cut(_) => {
+                let status = Status::Limit(LimitKind::Time);
+                let result = ExecResult {
+                    of_seq,
+                    of_hash,
+                    state_root: self.root,
+                    outputs_root: Hash::ZERO,
+                    status,
+                    unl_req: None,
+                };
+                return Ok(Again { result, outputs: Vec::new(), changed: Vec::new(), npl_messages });
+            }
+        };
         self.root = ran.result.state_root;
         let leaves: BTreeMap<Vec<u8>, Hash> = ran.details.leaves.into_iter().collect();
         let differs = |path: &&Vec<u8>| leaves.get(*path) != self.leaves.get(*path);

@@ -12,7 +12,7 @@ use super::{
 use crate::types::{Hash, NodeKey, Seq, Status, UserKey, WallMs};
 
 /// Names of single values.
-const META: [&str; 3] = ["genesis", "settings", "unl_vote"];
+const META: [&str; 4] = ["genesis", "settings", "unl_vote", "adopted"];
 /// Differing ledgers that are named.
 const DIVERGED_MAX: usize = 8;
 
@@ -39,6 +39,8 @@ pub(super) struct Chain {
     /// The last ledger with each key, of those in the window.
     window: BTreeMap<Key, Seq>,
     window_order: BTreeMap<Seq, Vec<Key>>,
+    /// The agreed result that this node took over for the last one of its own.
+    adopted: Option<ExecResult>,
     /// This node's own word about the last ledger.
     own: Own,
     /// Every UNL the chain has had.
@@ -127,6 +129,7 @@ impl Chain {
             executed: head.executed,
             window: BTreeMap::new(),
             window_order: BTreeMap::new(),
+            adopted: adopted(head)?,
             own: Own::default(),
             unl_hashes: BTreeSet::from([unl_hash]),
             inputs_seen: 0,
@@ -296,11 +299,25 @@ impl Chain {
         if differs && self.report.diverged.len() < DIVERGED_MAX {
             self.report.diverged.push(self.seq);
         }
+        if let Some(adopted) = self.adopted.as_ref().filter(|adopted| adopted.of_seq == self.seq) {
+            let means = "this node goes on from a result that is not the agreed one";
+            Place::Journal.holds(adopted == result, "adopted", "another result", "the agreed one", means)?;
+        }
         self.own_outputs(Some(result.outputs_root))
     }
 
+    /// The last ledger has no successor that says what its run led to.
+    pub(super) fn own_outputs_of_the_last(&mut self) -> Result<(), Wrong> {
+        let adopted = self.adopted.as_ref().filter(|adopted| adopted.of_seq == self.seq);
+        if let Some(adopted) = adopted {
+            let means = "it is the result of another ledger";
+            Place::Journal.same("adopted.of_hash", adopted.of_hash, self.hash, means)?;
+        }
+        self.own_outputs(adopted.map(|adopted| adopted.outputs_root))
+    }
+
     /// Outputs of the last ledger are those of this node's own result, or those that a quorum agreed on.
-    pub(super) fn own_outputs(&mut self, agreed: Option<Hash>) -> Result<(), Wrong> {
+    fn own_outputs(&mut self, agreed: Option<Hash>) -> Result<(), Wrong> {
         let Own { result, outputs } = std::mem::take(&mut self.own);
         let Some(root) = outputs else { return Ok(()) };
         let own = result.map(|result| result.body.outputs_root);
@@ -579,4 +596,13 @@ fn shared(head: &Head, genesis: &Genesis) -> Result<Option<Shared>, Wrong> {
     place.holds(shared.input_window > 0, "settings.input_window", 0, "at least 1", "no input could ever be taken")?;
     let SharedConfig { input_window, time_res_ms, inputs, .. } = shared;
     Ok(Some(Shared { input_window, time_res_ms, inputs }))
+}
+
+/// What was taken over in place of this node's last result.
+fn adopted(head: &Head) -> Result<Option<ExecResult>, Wrong> {
+    let Some(bytes) = head.meta.get("adopted") else { return Ok(None) };
+    let adopted: ExecResult = Place::Journal.read("adopted", bytes)?;
+    let means = "a result is taken over for the last run";
+    Place::Journal.same("adopted.of_seq", adopted.of_seq, head.executed, means)?;
+    Ok(Some(adopted))
 }

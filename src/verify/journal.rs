@@ -8,8 +8,8 @@ use super::{
     chain::{Chain, Users},
     hash, is_ascending,
     read::{
-        Advance, AdvanceVote, Candidate, Certificate, Evidence, ExecResult, Novel, Propose, Signed, UnlChange, Value,
-        Vote,
+        Advance, AdvanceVote, Candidate, Certificate, Evidence, ExecResult, Novel, Overtime, Propose, Signed,
+        UnlChange, Value, Vote,
     },
     user_key,
 };
@@ -122,7 +122,8 @@ impl Said<'_> {
                 2 => precommits.push(self.precommit(row)?),
                 3 => advance = Some(self.advance(row)?),
                 4 => self.entered(row)?,
-                kind => return PLACE.wrong("round.kind", kind, "0 to 4", LOST),
+                5 => self.overtime(row)?,
+                kind => return PLACE.wrong("round.kind", kind, "0 to 5", LOST),
             }
         }
         if let Some(AdvanceVote { attempt, high, .. }) = advance {
@@ -272,6 +273,15 @@ impl Said<'_> {
             }
             None => Ok(()),
         }
+    }
+
+    /// The run of the last ledger took too long.
+    fn overtime(&mut self, row: &StoredRow) -> Result<(), Wrong> {
+        let overtime: Signed<Overtime> = PLACE.read("OVERTIME", &row.bytes)?;
+        self.attempt(row, "OVERTIME", 0)?;
+        self.signed("OVERTIME", "hp/overtime/1", &overtime)?;
+        PLACE.same("OVERTIME.of_seq", overtime.body.of_seq, self.chain.seq, "it is kept for the last ledger alone")?;
+        PLACE.same("OVERTIME.of_hash", overtime.body.of_hash, self.chain.hash, "it is of another ledger")
     }
 
     /// Why this node entered its attempt.

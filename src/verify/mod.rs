@@ -40,7 +40,8 @@ const PAGE: u64 = 512;
 /// Everything in the database but the ledgers, at one moment. Bytes as they are stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Values by name: `genesis`, `settings`, and `unl_vote` while the operator votes for a change of the UNL.
+    /// Values by name: `genesis`, `settings`; `unl_vote` while the operator votes for a change of the UNL; `adopted`, the
+    /// agreed result, where the last one of this node was another.
     pub meta: BTreeMap<String, Vec<u8>>,
     /// Last closed ledger; 0 before the first.
     pub tip: Seq,
@@ -71,7 +72,7 @@ pub struct Head {
 /// Something this node signed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoredRow {
-    /// 0 NOVEL, 1 PREVOTE, 2 PRECOMMIT, 3 ADVANCE, 4 the Tc of the attempt.
+    /// 0 NOVEL, 1 PREVOTE, 2 PRECOMMIT, 3 ADVANCE, 4 the Tc of the attempt, 5 OVERTIME.
     pub kind: i64,
     /// In which attempt.
     pub attempt: i64,
@@ -355,7 +356,7 @@ where
         progress(last, to);
         next = following;
     }
-    chain.own_outputs(None)?;
+    chain.own_outputs_of_the_last()?;
     journal::check(&mut chain, &head)?;
     Ok(chain.end())
 }

@@ -183,6 +183,7 @@ values! {
     }
     #[derive(Copy)]
     AdvanceVote { seq: Seq, attempt: Attempt, high: Option<(Attempt, Hash)> }
+    Overtime { of_seq: Seq, of_hash: Hash }
     Advance { vote: Signed<AdvanceVote>, polc: Option<Certificate> }
     ResultCert { result: ExecResult, sigs: Vec<(NodeKey, Sig)> }
     Propose { seq: Seq, attempt: Attempt, ledger_hash: Hash, tc: Vec<Signed<AdvanceVote>>, basis: Basis }

@@ -15,7 +15,7 @@ use self::made::{Made, Plan, WINDOW};
 use super::*;
 use crate::{
     consensus::{
-        header::{Candidate, ClosedLedger, Input, Settlement, UnlChange, unl_hash},
+        header::{Candidate, ClosedLedger, ExecResult, Input, Settlement, UnlChange, unl_hash},
         journal::Record,
         messages::{Certificate, Precommit, Vote},
     },
@@ -69,10 +69,10 @@ fn what_nodes_write_verifies_whole() {
         tip: Some(made.hash),
         members: 5,
         // A ledger: 4 precommits, 1 result, 2 users', 2 hosts', 2 openings of sessions. And the votes.
-        signatures: 20 * 11 + 3 + 1 + 1 + 5 + 5 + 8 + 1 + 2,
+        signatures: 20 * 11 + 3 + 1 + 1 + 5 + 5 + 8 + 1 + 2 + 1,
         inputs: 80,
         outputs: 60,
-        journal: 6 + 2 + 1,
+        journal: 7 + 2 + 1,
         ..Report::default()
     };
     assert_eq!(report, expected);
@@ -314,6 +314,32 @@ fn raw_inputs_are_found_in_a_chain_that_takes_signed_ones_only() {
     assert_eq!(verified(&made).unwrap_err().field, "input.origin");
 }
 
+#[test]
+fn a_result_taken_over_is_the_agreed_one_and_outputs_may_be_its() {
+    let outcome = |change: fn(&mut ExecResult)| {
+        let mut made = history(3);
+        // This node says that the run took too long; a quorum says what it led to.
+        let agreed = made.result.clone();
+        let mine = ExecResult {
+            status: Status::Limit(LimitKind::Time),
+            state_root: Hash([3; 32]),
+            outputs_root: Hash::ZERO,
+            ..agreed.clone()
+        };
+        let mine = made.signed(0, mine);
+        *made.writes.last_mut().unwrap() = Record::Result(Box::new(mine)).into();
+        made.close(Plan::default(), |_| {});
+        made.writes.truncate(made.writes.len() - 2);
+        let mut adopted = agreed;
+        change(&mut adopted);
+        made.writes.push(Record::Adopted(Box::new(adopted)).into());
+        verified(&made).map(|report| report.diverged).map_err(|wrong| wrong.field)
+    };
+    assert_eq!(outcome(|_| {}), Ok(vec![3]));
+    assert_eq!(outcome(|result| result.state_root = Hash([4; 32])), Err("adopted"));
+    assert_eq!(outcome(|result| result.status = Status::Exit(1)), Err("adopted"));
+}
+
 /// Makes the contract ask for something in the last run.
 fn ask(made: &mut Made, change: UnlChange) {
     made.result.unl_req = Some(change);
@@ -442,7 +468,8 @@ fn certificates_need_a_quorum_of_distinct_members() {
 
 /// Columns in which a change means nothing, and why.
 ///
-/// And `meta.value` where the key is `unl_vote`: what the operator wishes. It is signed, and checked, in NOVELs.
+/// And `meta.value` where the key is `unl_vote`: what the operator wishes. It is signed, and checked, in NOVELs. And where
+/// it is `adopted`, of the very last ledger: what the agreed result was is written in the next one.
 const IRRELEVANT: [(&str, &str, &str); 2] = [
     ("input", "n", "numbers the row; of an input in a ledger nothing refers to it"),
     ("evidence", "n", "the order in which proofs came"),

@@ -9,8 +9,8 @@ use crate::{
         journal::Record,
         merkle,
         messages::{
-            Advance, AdvanceVote, Certificate, Evidence, Message, Novel, Precommit, Prevote, Scope, Signable, Signed,
-            Tc, Vote,
+            Advance, AdvanceVote, Certificate, Evidence, Message, Novel, Overtime, Precommit, Prevote, Scope, Signable,
+            Signed, Tc, Vote,
         },
     },
     crypto::SecretKey,
@@ -303,6 +303,7 @@ impl Made {
             Record::Advance(Box::new(Advance { vote: advance(0), polc: Some(polc(0)) })).into(),
             Record::Entered(Tc { votes }, Some(polc(0))).into(),
             Record::Prevote(self.signed(0, Prevote(vote(1))), body()).into(),
+            Record::Overtime(Box::new(self.signed(0, Overtime { of_seq: self.seq, of_hash: self.hash }))).into(),
             Write::Evidence(Box::new(Evidence {
                 signer: self.nodes[4].node_key(),
                 first: conflict(1),

@@ -7,7 +7,9 @@ mod divergence;
 mod faults;
 mod ledger;
 mod legacy;
+mod overtime;
 mod rows;
+mod surroundings;
 mod torture;
 mod weather;
 
