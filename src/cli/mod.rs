@@ -11,6 +11,7 @@ mod new;
 mod rekey;
 mod run;
 mod status;
+mod unl;
 
 use std::{
     ffi::OsString,
@@ -91,6 +92,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
@@ -115,6 +117,7 @@ enum Command {
     Dev(dev::Dev),
     Status(status::Status),
     Ledger(ledger::Ledger),
+    Unl(unl::Unl),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -142,6 +145,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Dev(dev) => dev.run(),
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
+        Command::Unl(unl) => unl.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -7,6 +7,7 @@ mod divergence;
 mod faults;
 mod ledger;
 mod legacy;
+mod members;
 mod overtime;
 mod rows;
 mod surroundings;
