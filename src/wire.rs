@@ -13,6 +13,7 @@ use crate::{
         INPUT_BYTES_MAX,
         header::{Genesis, Input, Origin},
         messages::{Evidence, Message, Scope, Signable, Signed},
+        range::{CheckedRange, Lie},
     },
     crypto,
     types::{Challenge, Hash, NodeKey, Sig, UserKey},
@@ -55,9 +56,31 @@ pub fn decode<T: BorshSerialize + BorshDeserialize>(bytes: &[u8]) -> Result<T, W
 pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
     // What a vote may wait for must not be overtaken by it, so only what can be asked for again goes aside, and what no
     // vote waits for.
-    let aside =
-        matches!(message, Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_));
+    let aside = matches!(
+        message,
+        Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_) | Message::Range(_)
+    );
     aside && encoded_bytes > BULK_BYTES_MIN
+}
+
+/// The first byte of a RANGE.
+const RANGE_NUMBER: u8 = 18;
+
+/// Whether bytes claim to be a RANGE: to read and check one takes long, so that it is done beside the loop.
+pub fn is_range(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&RANGE_NUMBER)
+}
+
+/// Reads a RANGE and checks all of it that can be checked without knowing where the chain stands: see
+/// [`Range::check`](crate::consensus::messages::Range), and who answers for each input.
+pub fn check_range(bytes: &[u8], chain_id: &Hash) -> Result<CheckedRange, Lie> {
+    let Ok(Message::Range(range)) = decode(bytes) else { return Err(Lie::Malformed) };
+    // Signatures of many users' inputs rest on few session openings: this one's memory is enough.
+    let mut edge = Edge::default();
+    if range.inputs.iter().any(|input| edge.check_input(input, chain_id).is_err()) {
+        return Err(Lie::Input);
+    }
+    range.check(chain_id, |key, digest, sig| crypto::verify(&key.0, &digest.0, sig))
 }
 
 /// Why a message was dropped at the edge.
@@ -101,9 +124,13 @@ impl Edge {
             Message::Npl(m) => signed(m, scope),
             Message::NplEnd(m) => signed(m, scope),
             Message::Evidence(evidence) => self.check_evidence(evidence, scope),
-            Message::TcFwd(_) | Message::Closed(_) | Message::Get(_) | Message::Candidate(_) | Message::Details(_) => {
-                Ok(())
-            }
+            // Of a RANGE see `check_range`.
+            Message::TcFwd(_)
+            | Message::Closed(_)
+            | Message::Get(_)
+            | Message::Candidate(_)
+            | Message::Details(_)
+            | Message::Range(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }

@@ -10,8 +10,10 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), [`header`]
+//! (what a ledger is), [`votes`] (counting).
 
+mod catchup;
 mod event;
 mod fetch;
 pub mod header;
@@ -21,6 +23,7 @@ pub mod merkle;
 pub mod messages;
 mod pool;
 mod presence;
+pub mod range;
 mod receive;
 mod results;
 mod round;
@@ -29,10 +32,13 @@ mod step;
 pub mod votes;
 
 #[cfg(test)]
+mod behind;
+#[cfg(test)]
 mod hostile;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use catchup::Catchup;
 pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
 use journal::{Journal, Record};
@@ -102,8 +108,9 @@ pub struct Consensus {
     links: BTreeSet<NodeKey>,
     /// How many ledgers in a row were closed without a member's NOVEL.
     missed: BTreeMap<NodeKey, u32>,
-    /// The last ledger a peer said it closed.
+    /// The last ledger a peer said it closed: of members, and of others that are linked.
     peer_tips: BTreeMap<NodeKey, Seq>,
+    catchup: Catchup,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
     closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
@@ -162,6 +169,7 @@ impl Consensus {
             links: BTreeSet::new(),
             missed: BTreeMap::new(),
             peer_tips: BTreeMap::new(),
+            catchup: Catchup::default(),
             future: BTreeMap::new(),
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
@@ -190,6 +198,7 @@ impl Consensus {
     pub fn on(&mut self, event: Event, now: MonoMs, wall: WallMs) -> Vec<Effect> {
         self.now = self.now.max(now);
         self.wall = wall;
+        self.catchup.begin_turn();
         match event {
             Event::Start => self.start(),
             Event::Message(from, message) => self.receive(from, message),
@@ -205,6 +214,7 @@ impl Consensus {
             }
             Event::ExecDone(result) => self.executed(result),
             Event::Loaded(ledgers) => self.loaded(ledgers),
+            Event::Range(from, range) => self.on_range(from, range),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -213,6 +223,10 @@ impl Consensus {
                 self.status_sent.remove(&peer);
                 self.presence_sent.remove(&peer);
                 self.answered.remove(&peer);
+                if !self.is_member(&peer) {
+                    self.peer_tips.remove(&peer);
+                }
+                self.catchup.link_down(&peer);
                 self.presence.forget_host(&peer);
             }
         }
@@ -274,6 +288,7 @@ impl Consensus {
             users: self.users.len(),
             pool: self.pool.len(),
             unexecuted: self.unexecuted(),
+            network_seq: self.tip.seq.max(self.best_peer_tip()),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
@@ -320,7 +335,7 @@ impl Consensus {
             }
             Timer::Attempt(_) => {}
             Timer::Grace => self.round.grace_over |= is_over(self.round.grace_due),
-            Timer::Pace | Timer::Fetch => {}
+            Timer::Pace | Timer::Fetch | Timer::Adopt | Timer::Range => {}
             Timer::Retransmit => self.retransmit(),
             Timer::Status => {
                 let status = self.status();
@@ -433,7 +448,8 @@ impl Consensus {
 
     /// The last ledger that at least one honest peer has closed, as far as peers said.
     fn best_peer_tip(&self) -> Seq {
-        let mut tips: Vec<Seq> = self.peer_tips.values().copied().collect();
+        let members = self.peer_tips.iter().filter(|(peer, _)| self.is_member(peer));
+        let mut tips: Vec<Seq> = members.map(|(_, tip)| *tip).collect();
         tips.sort_unstable_by(|a, b| b.cmp(a));
         tips.get(self.quorum.blocking() - 1).copied().unwrap_or(0)
     }
@@ -456,6 +472,9 @@ impl Consensus {
 
     /// While behind a peer, asks it for the next ledger.
     fn ask_for_more(&mut self) {
+        if self.asks_for_ranges() {
+            return;
+        }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
         let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
         // Another one as time passes: whoever does not answer must not be asked for ever.

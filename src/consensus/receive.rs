@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX,
-    INPUTS_MAX, NOVEL_USERS_MAX, Query, REPLY_MS, UNKNOWN_MAX,
+    INPUTS_MAX, NOVEL_USERS_MAX, Query, RANGE_LEDGERS_MAX, REPLY_MS, UNKNOWN_MAX,
     header::{Candidate, ExecResult, Input, Origin},
     messages::{
         Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed, StatusMsg, TcFwd,
         VoteKind,
     },
     presence::{HOST_USERS_MAX, Heard},
+    range::Lie,
     round::{Round, Want},
     votes::{Counted, Tally, count_once, is_well_formed},
 };
-use crate::types::{Attempt, Hash, NodeKey, Seq};
+use crate::types::{Attempt, Hash, NodeKey, Seq, Sig};
 
 /// Stands for all peers outside the UNL. No key that anybody can sign with.
 const STRANGERS: NodeKey = NodeKey([0; 32]);
@@ -32,7 +33,12 @@ impl Consensus {
                 Message::Presence(signed) => self.on_presence(from, &signed),
                 Message::Closed(closed) => self.on_closed(from, closed),
                 Message::Get(get) => self.on_get(from, get),
-                Message::Candidate(candidate) => self.on_candidate(candidate),
+                Message::Candidate(candidate) => self.on_candidate(from, candidate),
+                Message::Range(range) => {
+                    let verify = |key: &NodeKey, digest: &Hash, sig: &Sig| self.crypto.verify(key, digest, sig);
+                    let checked = range.check(&self.scope.chain_id, verify);
+                    self.on_range(from, checked);
+                }
                 Message::Status(signed) => self.on_status(from, &signed.body),
                 // Of the contract's run and of diagnosis: the node's business.
                 _ => {}
@@ -44,14 +50,16 @@ impl Consensus {
         if seq < self.round.seq {
             // Its sender lacks the ledger that closed that round.
             self.send_closed(from, seq);
+            if seq < self.tip.seq {
+                // And further ones: it asks for many at once when it knows.
+                self.send_status(from);
+            }
         } else if seq > self.round.seq {
             if self.is_member(&from) {
-                let tip = self.peer_tips.entry(from).or_insert(0);
-                *tip = (*tip).max(seq - 1);
                 if seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
                     self.future.insert((from, message.kind(), message.round_attempt()), message);
                 }
-                self.ask_for_more();
+                self.heard_of(from, seq - 1);
             }
         } else {
             match message {
@@ -292,46 +300,37 @@ impl Consensus {
         in_candidate || listed >= self.quorum.include
     }
 
-    fn on_candidate(&mut self, candidate: Candidate) {
+    fn on_candidate(&mut self, from: NodeKey, candidate: Candidate) {
         let hash = candidate.header.hash();
         let wanted = self.round.fetching.contains_key(&Want::Candidate(hash));
-        let header = &candidate.header;
-        let follows = header.seq == self.round.seq
-            && header.parent == self.tip.hash
-            && header.chain_id == self.scope.chain_id
-            && header.unl_hash == self.scope.unl_hash;
-        if wanted
-            && follows
-            && candidate.inputs.len() <= INPUTS_MAX
-            && candidate.is_consistent(&self.users, self.users_root)
-        {
+        if !(wanted && self.follows(&candidate.header)) {
+            return;
+        }
+        if candidate.inputs.len() <= INPUTS_MAX && candidate.is_consistent(&self.users, self.users_root) {
             self.round.candidates.insert(hash, candidate);
             self.fresh();
+        } else if self.round.closed.as_ref().is_some_and(|(qc, _)| qc.vote.ledger_hash == hash) {
+            // The header of a closed ledger has a true body: this is another one.
+            self.lied(from, Lie::Body);
         }
     }
 
     fn on_closed(&mut self, from: NodeKey, closed: Closed) {
         let Closed { header, qc } = closed;
         if header.seq != self.round.seq {
-            if header.seq > self.round.seq && self.is_member(&from) {
-                let tip = self.peer_tips.entry(from).or_insert(0);
-                *tip = (*tip).max(header.seq);
-                self.ask_for_more();
+            if header.seq > self.round.seq {
+                self.heard_of(from, header.seq);
             }
             return;
         }
-        let follows = header.parent == self.tip.hash
-            && header.chain_id == self.scope.chain_id
-            && header.unl_hash == self.scope.unl_hash
-            && qc.vote.seq == header.seq
-            && qc.vote.ledger_hash == header.hash();
-        if !follows || self.round.closed.is_some() || !self.checker().certificate::<Precommit>(&qc) {
+        let follows = self.follows(&header) && qc.vote.seq == header.seq && qc.vote.ledger_hash == header.hash();
+        if self.round.closed.is_some() {
             return;
         }
-        if self.is_member(&from) {
-            let tip = self.peer_tips.entry(from).or_insert(0);
-            *tip = (*tip).max(header.seq);
+        if !follows || !self.checker().certificate::<Precommit>(&qc) {
+            return self.lied(from, Lie::Certificate);
         }
+        self.heard_of(from, header.seq);
         let hash = qc.vote.ledger_hash;
         self.round.closed = Some((qc, from));
         // Of a ledger in which nobody said, came or went the header is all there is.
@@ -394,6 +393,21 @@ impl Consensus {
                 self.effects.push(Effect::Serve(from, Query::Details(seq)));
             }
             Get::Details(_) => {}
+            Get::Range(first, last) => {
+                let last = last.min(first.saturating_add(RANGE_LEDGERS_MAX as Seq - 1));
+                if first > 0 && first <= last {
+                    self.effects.push(Effect::Serve(from, Query::Range(first, last)));
+                }
+            }
+        }
+    }
+
+    /// A peer says that it has closed this ledger, which is not closed here.
+    fn heard_of(&mut self, from: NodeKey, seq: Seq) {
+        if self.is_member(&from) || self.links.contains(&from) {
+            let tip = self.peer_tips.entry(from).or_insert(0);
+            *tip = (*tip).max(seq);
+            self.ask_for_more();
         }
     }
 
@@ -425,9 +439,10 @@ impl Consensus {
                 // Who is that far behind, an observer before all, may hear from nobody how far there is to go.
                 self.send_status(from);
             }
-        } else if status.seq > self.tip.seq && self.is_member(&from) {
-            self.peer_tips.insert(from, status.seq);
-            self.ask_for_more();
+        } else if status.seq > self.tip.seq {
+            // What it says of itself counts more than what was taken from other messages.
+            self.peer_tips.remove(&from);
+            self.heard_of(from, status.seq);
         }
     }
 
