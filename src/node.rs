@@ -13,6 +13,7 @@ pub mod progress;
 mod report;
 mod serve;
 mod start;
+mod unl;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -299,7 +300,7 @@ impl Node {
             return Ok(());
         }
         if !self.is_harmless(peer, &message)
-            && let Err(error) = self.edge.check(&message, &self.core.scope())
+            && let Err(error) = self.check(&message)
         {
             self.report.bad_frame(peer, &error);
             return Ok(());
@@ -338,14 +339,24 @@ impl Node {
         }
     }
 
+    fn check(&mut self, message: &Message) -> Result<(), wire::Refused> {
+        let checked = self.edge.check(message, &self.core.scope());
+        match (message, self.core.former_scope()) {
+            // What contradicts itself was said before the UNL changed, maybe.
+            (Message::Evidence(_), Some(former)) if checked.is_err() => self.edge.check(message, &former),
+            _ => checked,
+        }
+    }
+
     /// Whether nothing of a message is used but who sent it over this link, which the link has proven: its signature
     /// need not be checked.
     fn is_harmless(&self, peer: NodeKey, message: &Message) -> bool {
         match message {
             Message::Npl(npl) => npl.from == peer,
             Message::NplEnd(end) => end.from == peer,
-            // Its sender is shown the ledger that closed that round.
-            other => other.round_seq().is_some_and(|seq| seq < self.core.round_seq()),
+            // The sender of one of an older round is shown the ledger that closed it. Those of a later round are signed for
+            // a UNL that may not be known here yet: the core checks the few that it keeps when it gets there.
+            other => other.round_seq().is_some_and(|seq| seq != self.core.round_seq()),
         }
     }
 
@@ -557,10 +568,9 @@ impl Node {
                 let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
                 let kept = Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() };
                 self.runs.insert(execution.header.seq, kept);
-                let unl = self.core.unl().to_vec();
                 let hash = execution.hash;
                 tokio::spawn(async move {
-                    let run = executor.run(&execution, &unl, port);
+                    let run = executor.run(&execution, port);
                     tokio::pin!(run);
                     let ran = loop {
                         tokio::select! {
@@ -632,6 +642,9 @@ impl Node {
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
         self.report.closed(ledger, hash, attempt);
+        if let Some(change) = &ledger.candidate.unl_change {
+            self.unl_changed(ledger.candidate.header.seq, change);
+        }
     }
 }
 

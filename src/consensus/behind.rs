@@ -38,7 +38,8 @@ fn chain(bench: &Bench, signers: &[u8], len: Seq) -> Vec<(ClosedLedger, Vec<Inpu
             result: if seq == 1 { core.genesis.result() } else { result_of(seq - 1, parent) },
             settlement: None,
         };
-        let candidate = Candidate { header, inputs: ids, users_add: came.into_iter().collect(), users_del: vec![] };
+        let (users_add, users_del) = (came.into_iter().collect(), vec![]);
+        let candidate = Candidate { header, inputs: ids, users_add, users_del, unl_change: None };
         ledgers.push((certified(bench, signers, candidate), inputs));
     }
     ledgers
@@ -131,7 +132,7 @@ fn a_node_far_behind_asks_each_peer_for_other_ledgers_and_adopts_them_in_order_w
 #[test]
 fn what_is_false_is_named_and_whoever_sent_it_is_not_asked_again() {
     type Alter = fn(&mut Range);
-    let alterations: [(Lie, &str, Alter); 13] = [
+    let alterations: [(Lie, &str, Alter); 14] = [
         (Lie::Certificate, "a header", |range| range.ledgers[9].candidate.header.time_ms += 1),
         (Lie::Certificate, "the last header", |range| range.ledgers[63].candidate.header.time_ms += 1),
         (Lie::Certificate, "a signature", |range| range.ledgers[9].qc.sigs[0].1 = Sig([1; 64])),
@@ -143,6 +144,9 @@ fn what_is_false_is_named_and_whoever_sent_it_is_not_asked_again() {
         (Lie::Chain, "a gap", |range| drop(range.ledgers.remove(9))),
         (Lie::Chain, "the first missing", |range| drop(range.ledgers.remove(0))),
         (Lie::Body, "a user more", |range| range.ledgers[9].candidate.users_add.push(UserKey([77; 32]))),
+        (Lie::Body, "a change of the UNL", |range| {
+            range.ledgers[9].candidate.unl_change = Some(UnlChange::Add(key(9)));
+        }),
         (Lie::Body, "an input id less", |range| range.ledgers[9].candidate.inputs.clear()),
         (Lie::Input, "an input's bytes", |range| range.inputs[0].payload[0] ^= 1),
         (Lie::Input, "an input twice", |range| range.inputs.push(range.inputs[0].clone())),

@@ -256,7 +256,7 @@ impl Consensus {
         if !self.checker().is_quorum(&closed.qc.sigs) {
             return Err((from, Lie::Certificate));
         }
-        if !candidate.is_consistent(&self.users, self.users_root) {
+        if !candidate.is_consistent(&self.users, self.users_root, &self.unl) {
             return Err((from, Lie::Body));
         }
         for (id, input) in inputs {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    header::{ClosedLedger, ExecResult, Header, Input},
+    header::{ClosedLedger, ExecResult, Header, Input, UnlChange},
     journal::Record,
     messages::{Evidence, Message},
     pool::Refused,
@@ -54,6 +54,9 @@ pub enum Event {
     UserUp(UserKey),
     /// A user's last session at this node ended.
     UserDown(UserKey),
+    /// This node's operator votes for a change of the UNL, or withdraws the vote. It must apply, and the node be a
+    /// member: else nothing happens.
+    UnlVote(Option<UnlChange>),
     /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
@@ -112,6 +115,8 @@ pub struct Execution {
     pub hash: Hash,
     /// Everybody connected, ascending.
     pub users: BTreeSet<UserKey>,
+    /// The UNL that the ledger's header fixed, ascending: its members agree on what this run led to.
+    pub unl: Vec<NodeKey>,
     /// Users with inputs, in execution order.
     pub inputs: Vec<(UserKey, Vec<Input>)>,
 }
@@ -131,7 +136,8 @@ pub enum Effect {
     SetTimer(Timer, MonoMs),
     /// Take a timer back.
     Cancel(Timer),
-    /// A ledger is closed and stored: tell people, and its users "accepted".
+    /// A ledger is closed and stored: tell people, and its users "accepted". From here on a `Broadcast` goes to the UNL
+    /// that it fixed.
     LedgerClosed {
         /// The ledger.
         ledger: Box<ClosedLedger>,
@@ -237,6 +243,10 @@ pub struct Summary {
     pub split: bool,
     /// State root after the last run.
     pub state_root: Hash,
+    /// What this node's operator votes for.
+    pub unl_vote: Option<UnlChange>,
+    /// What each member's operator votes for, as its last NOVEL said.
+    pub unl_votes: Vec<(NodeKey, UnlChange)>,
 }
 
 /// What a round waits for.

@@ -127,7 +127,8 @@ impl Bench {
         let vote = Vote { seq: header.seq, attempt: 0, ledger_hash: header.hash() };
         let sigs = signers.iter().map(|number| (key(*number), self.signed(*number, Precommit::of(vote)).sig));
         let qc = Certificate { vote, sigs: sigs.collect() };
-        ClosedLedger { candidate: Candidate { header, inputs: vec![], users_add: vec![], users_del: vec![] }, qc }
+        let (users_add, users_del) = (vec![], vec![]);
+        ClosedLedger { candidate: Candidate { header, inputs: vec![], users_add, users_del, unl_change: None }, qc }
     }
 
     /// Shows the next ledger, and its body.
@@ -351,7 +352,7 @@ fn a_body_has_one_form() {
     body.users_add = vec![comes];
     let after = body.users_after(&before);
     (body.header.users_root, body.header.n_users) = (users_root(&after), 2);
-    let fits = |body: &Candidate| body.is_consistent(&before, users_root(&before));
+    let fits = |body: &Candidate| body.is_consistent(&before, users_root(&before), bench.core.unl());
     assert!(fits(&body));
     let with = |add: &[UserKey], del: &[UserKey]| Candidate {
         users_add: add.to_vec(),
@@ -367,6 +368,20 @@ fn a_body_has_one_form() {
     ] {
         assert_eq!(other.users_after(&before), after);
         assert!(!fits(&other), "{other:?}");
+    }
+    // The change of the UNL is the one between the header's two, and there is none where they are the same.
+    let changed = |unl_change, next_unl_hash| {
+        let mut other = body.clone();
+        (other.unl_change, other.header.next_unl_hash) = (unl_change, next_unl_hash);
+        other
+    };
+    let (came, went) = (UnlChange::Add(key(5)), UnlChange::Remove(key(2)));
+    let [same, with_5] = [unl_hash(bench.core.unl()), unl_hash(&came.apply(bench.core.unl()).unwrap())];
+    assert!(fits(&changed(Some(came), with_5)));
+    for (change, next) in
+        [(None, with_5), (Some(came), same), (Some(went), with_5), (Some(UnlChange::Add(key(1))), same)]
+    {
+        assert!(!fits(&changed(change, next)), "{change:?}");
     }
 }
 

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
-    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey},
+    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
     messages::{Advance, Certificate, Novel, Precommit, Prevote, Signed, Tc},
 };
-use crate::types::{Attempt, Hash, Seq, UserKey};
+use crate::types::{Attempt, Hash, NodeKey, Seq, UserKey};
 
 /// One durable fact. Records of one transaction are applied in order, all or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum Record {
     Ledger(Box<ClosedLedger>),
     /// My result of executing a ledger. Never replaced.
     Result(Box<Signed<ExecResult>>),
+    /// What my operator votes for, `None` when the vote is withdrawn or has done its work.
+    UnlVote(Option<UnlChange>),
 }
 
 /// Everything durable, as one value.
@@ -43,6 +45,10 @@ pub struct Journal {
     pub tip: Option<ClosedLedger>,
     /// Users of the last closed ledger.
     pub users: BTreeSet<UserKey>,
+    /// The UNL that closes the ledger after the tip, ascending.
+    pub unl: Vec<NodeKey>,
+    /// What my operator votes for.
+    pub unl_vote: Option<UnlChange>,
     /// Input keys of the last `input_window` ledgers, with their ledger.
     pub window: BTreeMap<InputKey, Seq>,
     /// Inputs held and not ledgered.
@@ -62,6 +68,8 @@ pub struct Journal {
     pub unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
     /// Users of the ledger before the oldest of `unexecuted`.
     pub executed_users: BTreeSet<UserKey>,
+    /// The UNL that closes the oldest of `unexecuted`, or the ledger after the tip; ascending.
+    pub executed_unl: Vec<NodeKey>,
     /// My last result.
     pub result: Option<Signed<ExecResult>>,
 }
@@ -69,10 +77,13 @@ pub struct Journal {
 impl Journal {
     /// Before anything happened.
     pub fn new(genesis: Genesis) -> Journal {
+        let unl = genesis.unl.clone();
         Journal {
             genesis,
             tip: None,
             users: BTreeSet::new(),
+            unl: unl.clone(),
+            unl_vote: None,
             window: BTreeMap::new(),
             pool: BTreeMap::new(),
             novel: None,
@@ -82,6 +93,7 @@ impl Journal {
             tc: None,
             unexecuted: Vec::new(),
             executed_users: BTreeSet::new(),
+            executed_unl: unl,
             result: None,
         }
     }
@@ -145,8 +157,10 @@ impl Journal {
                 );
                 let (closed, _) = self.unexecuted.remove(0);
                 self.executed_users = closed.candidate.users_after(&self.executed_users);
+                self.executed_unl = closed.candidate.unl_after(&self.executed_unl);
                 self.result = Some(*result);
             }
+            Record::UnlVote(vote) => self.unl_vote = vote,
         }
     }
 
@@ -164,6 +178,7 @@ impl Journal {
         }
         self.window.retain(|_, seq| *seq + input_window > header.seq);
         self.users = closed.candidate.users_after(&self.users);
+        self.unl = closed.candidate.unl_after(&self.unl);
         self.novel = None;
         self.prevotes.clear();
         self.precommits.clear();

@@ -2,7 +2,10 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::header::{Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange};
+use super::{
+    Crypto,
+    header::{Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
+};
 use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, UserKey};
 
 /// What a signature of a node covers besides the fields: which chain, and for votes which UNL.
@@ -427,6 +430,23 @@ impl Message {
             _ => return None,
         };
         Some((signer, self.kind(), self.round_seq()?, self.round_attempt()))
+    }
+
+    /// Whether a message of a round is signed by whom it names; what is inside its certificates is not looked at.
+    pub fn is_signed(&self, scope: &Scope, crypto: &dyn Crypto) -> bool {
+        fn check<T: Signable>(signed: &Signed<T>, scope: &Scope, crypto: &dyn Crypto) -> bool {
+            crypto.verify(&signed.from, &signed.body.digest(scope), &signed.sig)
+        }
+        match self {
+            Message::Novel(m) => check(m, scope, crypto),
+            Message::Result(m) => check(m, scope, crypto),
+            Message::Overtime(m) => check(m, scope, crypto),
+            Message::Prevote(m) => check(m, scope, crypto),
+            Message::Precommit(m) => check(m, scope, crypto),
+            Message::Advance(m) => check(&m.vote, scope, crypto),
+            Message::Propose(m) => check(m, scope, crypto),
+            _ => true,
+        }
     }
 
     /// The ledger a message of the round is about; `None` for what belongs to no round.

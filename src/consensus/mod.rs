@@ -10,8 +10,8 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), [`header`]
-//! (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), `unl` (who
+//! decides), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
 mod event;
@@ -29,6 +29,7 @@ mod results;
 mod round;
 pub mod rules;
 mod step;
+mod unl;
 pub mod votes;
 
 #[cfg(test)]
@@ -40,7 +41,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use catchup::Catchup;
 pub use event::*;
-use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
+use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
 use journal::{Journal, Record};
 pub use limits::*;
 use messages::{Closed, Get, Message, Scope, Signable, Signed, StatusMsg};
@@ -76,8 +77,17 @@ pub struct Consensus {
     crypto: Box<dyn Crypto>,
     genesis: Genesis,
     scope: Scope,
-    quorum: Quorum,
+    threshold: u8,
+    /// The UNL in force for the round, ascending; with it change the scope and the quorum.
     unl: Vec<NodeKey>,
+    quorum: Quorum,
+    /// What signatures covered before the UNL changed last, if that happened since the start.
+    former_scope: Option<Scope>,
+    /// What my operator votes for, and whether a NOVEL of mine said so.
+    unl_vote: Option<UnlChange>,
+    unl_vote_told: bool,
+    /// What the members' operators vote for, as the last NOVEL of each said.
+    unl_votes: BTreeMap<NodeKey, UnlChange>,
 
     tip: Tip,
     users: BTreeSet<UserKey>,
@@ -108,7 +118,7 @@ pub struct Consensus {
     links: BTreeSet<NodeKey>,
     /// How many ledgers in a row were closed without a member's NOVEL.
     missed: BTreeMap<NodeKey, u32>,
-    /// The last ledger a peer said it closed: of members, and of others that are linked.
+    /// The last ledger a linked peer, or a member, said it closed.
     peer_tips: BTreeMap<NodeKey, Seq>,
     catchup: Catchup,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
@@ -131,7 +141,7 @@ impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
         let genesis = journal.genesis;
-        let unl = genesis.unl.clone();
+        let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
         let scope = Scope { chain_id: genesis.chain_id(), unl_hash: header::unl_hash(&unl) };
         let tip = match &journal.tip {
@@ -153,6 +163,11 @@ impl Consensus {
         );
         let mut core = Consensus {
             quorum: Quorum::new(unl.len(), threshold),
+            threshold,
+            former_scope: None,
+            unl_vote: journal.unl_vote,
+            unl_vote_told: false,
+            unl_votes: BTreeMap::new(),
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
             users_root: header::users_root(&journal.users),
             users: journal.users,
@@ -162,7 +177,11 @@ impl Consensus {
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
             executed: journal.result.as_ref().map_or(0, |result| result.body.of_seq),
-            runs: Runs::after(journal.result.as_ref().map_or(0, |result| result.body.of_seq), journal.executed_users),
+            runs: Runs::after(
+                journal.result.as_ref().map_or(0, |result| result.body.of_seq),
+                journal.executed_users,
+                journal.executed_unl,
+            ),
             state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
             trusted: true,
             split: false,
@@ -212,6 +231,7 @@ impl Consensus {
                 let change = self.presence.down(user);
                 self.tell_presence(change);
             }
+            Event::UnlVote(vote) => self.vote_for_unl(vote),
             Event::ExecDone(result) => self.executed(result),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::Range(from, range) => self.on_range(from, range),
@@ -242,6 +262,12 @@ impl Consensus {
     /// What signatures of the current round cover.
     pub fn scope(&self) -> Scope {
         self.scope
+    }
+
+    /// What signatures covered before the UNL changed last, if that happened since the start: proofs of misbehaviour in
+    /// the rounds before are on their way for a while.
+    pub fn former_scope(&self) -> Option<Scope> {
+        self.former_scope
     }
 
     /// The ledger being closed. Of messages about an older one only the sender counts.
@@ -292,6 +318,8 @@ impl Consensus {
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
+            unl_vote: self.unl_vote,
+            unl_votes: self.unl_votes.iter().map(|(node, change)| (*node, *change)).collect(),
         }
     }
 
@@ -317,13 +345,23 @@ impl Consensus {
             self.effects.push(Effect::Broadcast(message));
         }
         self.fresh();
-        if self.unl.len() > 1 || !self.is_member(&self.params.me) {
-            self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
-            self.retransmit_at(self.now + RETRANSMIT_MS);
+        if self.has_others() {
+            self.keep_telling();
         }
         // Whatever waited in the pool when the process ended may be past its last ledger.
         self.forget_dead();
         self.compare_results();
+    }
+
+    /// Whether there is anybody to say anything to.
+    fn has_others(&self) -> bool {
+        self.unl.len() > 1 || !self.is_member(&self.params.me)
+    }
+
+    /// Starts the timers by which messages are sent again, and by which others learn where this node stands.
+    fn keep_telling(&mut self) {
+        self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
+        self.retransmit_at(self.now + RETRANSMIT_MS);
     }
 
     fn timer(&mut self, timer: Timer) {
@@ -386,7 +424,8 @@ impl Consensus {
 
     /// Drops inputs that can never be ledgered any more, and tells this host's users of those that expired.
     fn forget_dead(&mut self) {
-        let dead = self.pool.dead(self.round.seq, |key| self.window.contains_key(key));
+        let ledgered = |key: &InputKey| self.window.contains_key(key);
+        let dead = self.pool.dead(self.round.seq, ledgered, |host| self.is_member(host));
         if dead.is_empty() {
             return;
         }
@@ -427,12 +466,24 @@ impl Consensus {
     // ---- Small helpers ------------------------------------------------------------------------------------------
 
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
-        let sig = self.crypto.sign(&body.digest(&self.scope));
+        self.sign_in(body, &self.scope)
+    }
+
+    fn sign_in<T: Signable>(&self, body: T, scope: &Scope) -> Signed<T> {
+        let sig = self.crypto.sign(&body.digest(scope));
         Signed { from: self.params.me, body, sig }
     }
 
     fn checker(&self) -> Checker<'_> {
         Checker { quorum: self.quorum, unl: &self.unl, scope: self.scope, crypto: &*self.crypto }
+    }
+
+    /// A peer has closed this ledger, by what it says.
+    fn heard_of_tip(&mut self, peer: NodeKey, seq: Seq) {
+        if self.is_member(&peer) || self.links.contains(&peer) {
+            let tip = self.peer_tips.entry(peer).or_insert(0);
+            *tip = (*tip).max(seq);
+        }
     }
 
     fn is_member(&self, node: &NodeKey) -> bool {
@@ -448,8 +499,8 @@ impl Consensus {
 
     /// The last ledger that at least one honest peer has closed, as far as peers said.
     fn best_peer_tip(&self) -> Seq {
-        let members = self.peer_tips.iter().filter(|(peer, _)| self.is_member(peer));
-        let mut tips: Vec<Seq> = members.map(|(_, tip)| *tip).collect();
+        let member = |(peer, _): &(&NodeKey, &Seq)| self.is_member(peer);
+        let mut tips: Vec<Seq> = self.peer_tips.iter().filter(member).map(|(_, tip)| *tip).collect();
         tips.sort_unstable_by(|a, b| b.cmp(a));
         tips.get(self.quorum.blocking() - 1).copied().unwrap_or(0)
     }
@@ -476,7 +527,10 @@ impl Consensus {
             return;
         }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
-        let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
+        let (members, strangers): (Vec<NodeKey>, Vec<NodeKey>) =
+            self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).partition(|peer| self.is_member(peer));
+        // By the UNL of long ago the members of today are strangers. Whoever claims too much does not answer.
+        let peers = if members.is_empty() { strangers } else { members };
         // Another one as time passes: whoever does not answer must not be asked for ever.
         let turn = usize::try_from(self.now / REPLY_MS).unwrap_or(0);
         if let Some(peer) = peers.get(turn % peers.len().max(1)) {

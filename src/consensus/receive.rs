@@ -55,12 +55,12 @@ impl Consensus {
                 self.send_status(from);
             }
         } else if seq > self.round.seq {
-            if self.is_member(&from) {
-                if seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
-                    self.future.insert((from, message.kind(), message.round_attempt()), message);
-                }
-                self.heard_of(from, seq - 1);
+            // Not checked yet: it may be signed for a UNL that is not known here before its parent is closed.
+            self.heard_of_tip(from, seq - 1);
+            if self.is_member(&from) && seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
+                self.future.insert((from, message.kind(), message.round_attempt()), message);
             }
+            self.ask_for_more();
         } else {
             match message {
                 Message::Novel(novel) => self.on_novel(novel),
@@ -92,6 +92,7 @@ impl Consensus {
         let signer = novel.from;
         match count_once(&mut self.round.novels, novel.clone()) {
             Counted::New => {
+                self.note_unl_vote(signer, novel.body.unl_vote);
                 if self.missed.get(&signer).is_some_and(|missed| *missed >= HOST_MISSED_MAX)
                     && !self.presence.knows(&signer)
                     && self.links.contains(&signer)
@@ -306,7 +307,8 @@ impl Consensus {
         if !(wanted && self.follows(&candidate.header)) {
             return;
         }
-        if candidate.inputs.len() <= INPUTS_MAX && candidate.is_consistent(&self.users, self.users_root) {
+        let bounded = candidate.inputs.len() <= INPUTS_MAX;
+        if bounded && candidate.is_consistent(&self.users, self.users_root, &self.unl) {
             self.round.candidates.insert(hash, candidate);
             self.fresh();
         } else if self.round.closed.as_ref().is_some_and(|(qc, _)| qc.vote.ledger_hash == hash) {
@@ -319,7 +321,8 @@ impl Consensus {
         let Closed { header, qc } = closed;
         if header.seq != self.round.seq {
             if header.seq > self.round.seq {
-                self.heard_of(from, header.seq);
+                self.heard_of_tip(from, header.seq);
+                self.ask_for_more();
             }
             return;
         }
@@ -330,12 +333,13 @@ impl Consensus {
         if !follows || !self.checker().certificate::<Precommit>(&qc) {
             return self.lied(from, Lie::Certificate);
         }
-        self.heard_of(from, header.seq);
+        self.heard_of_tip(from, header.seq);
         let hash = qc.vote.ledger_hash;
         self.round.closed = Some((qc, from));
         // Of a ledger in which nobody said, came or went the header is all there is.
-        let empty = Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new() };
-        if empty.is_consistent(&self.users, self.users_root) {
+        let empty =
+            Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new(), unl_change: None };
+        if empty.is_consistent(&self.users, self.users_root, &self.unl) {
             self.round.candidates.insert(hash, empty);
         }
         self.fresh();
@@ -402,15 +406,6 @@ impl Consensus {
         }
     }
 
-    /// A peer says that it has closed this ledger, which is not closed here.
-    fn heard_of(&mut self, from: NodeKey, seq: Seq) {
-        if self.is_member(&from) || self.links.contains(&from) {
-            let tip = self.peer_tips.entry(from).or_insert(0);
-            *tip = (*tip).max(seq);
-            self.ask_for_more();
-        }
-    }
-
     /// Whether a peer may have so many more bytes of what is held in memory, for now.
     fn may_answer(&mut self, to: NodeKey, bytes: usize) -> bool {
         let (since, answered) = self.answered.entry(to).or_insert((self.now, 0));
@@ -442,7 +437,8 @@ impl Consensus {
         } else if status.seq > self.tip.seq {
             // What it says of itself counts more than what was taken from other messages.
             self.peer_tips.remove(&from);
-            self.heard_of(from, status.seq);
+            self.heard_of_tip(from, status.seq);
+            self.ask_for_more();
         }
     }
 

@@ -7,7 +7,7 @@ use super::{
     header::{self, Candidate, ClosedLedger, ExecResult, Input},
     journal::Record,
     limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
-    messages::{Message, ResultCert, Signed},
+    messages::{Message, ResultCert, Scope, Signed},
 };
 use crate::types::{NodeKey, Seq, Sig, UserKey};
 
@@ -23,14 +23,16 @@ pub(super) struct Runs {
     running: bool,
     /// Users of the ledger that was handed out last.
     users: BTreeSet<UserKey>,
+    /// The UNL that it fixed, ascending.
+    unl: Vec<NodeKey>,
     /// Whether the next ones were asked of the database.
     loading: bool,
 }
 
 impl Runs {
-    /// None, after the run of `executed`, whose users are given.
-    pub fn after(executed: Seq, users: BTreeSet<UserKey>) -> Runs {
-        Runs { waiting: VecDeque::new(), bytes: 0, last: executed, running: false, users, loading: false }
+    /// None, after the run of `executed`; `users` and `unl` are as that ledger left them.
+    pub fn after(executed: Seq, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) -> Runs {
+        Runs { waiting: VecDeque::new(), bytes: 0, last: executed, running: false, users, unl, loading: false }
     }
 
     fn push(&mut self, candidate: Candidate, inputs: Vec<Input>) {
@@ -49,9 +51,10 @@ impl Runs {
         self.running = true;
         self.bytes -= payload_bytes(&inputs);
         self.users = candidate.users_after(&self.users);
+        self.unl = candidate.unl_after(&self.unl);
         let (header, hash) = (candidate.header.clone(), candidate.header.hash());
         let inputs = header::execution_order(&header, inputs);
-        Some(Execution { header, hash, users: self.users.clone(), inputs })
+        Some(Execution { header, hash, users: self.users.clone(), unl: self.unl.clone(), inputs })
     }
 
     /// Ledgers that wait.
@@ -107,7 +110,9 @@ impl Consensus {
         }
         self.executed = seq;
         self.state_root = result.state_root;
-        let signed = self.sign(result.clone());
+        // Counted by the UNL that the ledger fixed, which may be another by now.
+        let scope = Scope { unl_hash: header::unl_hash(&self.runs.unl), ..self.scope };
+        let signed = self.sign_in(result.clone(), &scope);
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
         if self.is_member(&self.params.me) && seq == self.tip.seq {
@@ -167,7 +172,7 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.runs = Runs::after(self.executed, BTreeSet::new());
+            self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }

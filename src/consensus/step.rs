@@ -56,7 +56,7 @@ impl Consensus {
         let started = self.round_started.expect("set at start");
         let earliest = started + self.params.min_round_ms;
         let latest = started + self.params.roundtime_ms.max(self.params.min_round_ms);
-        let work = !self.round.novels.is_empty() || (self.params.eager && self.pool.has_unproposed());
+        let work = !self.round.novels.is_empty() || (self.params.eager && self.has_work());
         let due = if work { earliest } else { latest };
         if self.now < due {
             self.effects.push(Effect::SetTimer(Timer::Pace, due));
@@ -72,16 +72,23 @@ impl Consensus {
             users_add,
             users_del,
             inputs,
-            unl_vote: None,
+            unl_vote: self.unl_vote,
             settlement: None,
         });
         self.effects.push(Effect::Persist(Record::Novel(Box::new(novel.clone()))));
         self.effects.push(Effect::Sync);
         self.effects.push(Effect::Broadcast(Message::Novel(novel.clone())));
+        self.unl_vote_told = true;
+        self.note_unl_vote(self.params.me, self.unl_vote);
         self.round.novels.insert(self.params.me, novel.clone());
         self.round.mine.novel = Some(novel);
         self.fresh();
         true
+    }
+
+    /// Whether there is something to propose that no NOVEL of mine said yet.
+    fn has_work(&self) -> bool {
+        self.pool.has_unproposed() || self.unl_vote.is_some() && !self.unl_vote_told
     }
 
     /// My result of the tip is signed, or it is agreed on without me, or I have none to give.
@@ -162,8 +169,9 @@ impl Consensus {
         match self.round.determined {
             Some((novels, known)) if novels == count => known,
             _ => {
+                let Some(ResultCert { result, .. }) = self.result_cert() else { return false };
                 let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
-                let found = self.with_before(|before| determined(before, &novels));
+                let found = self.with_before(|before| determined(before, &novels, &result));
                 self.round.determined = Some((count, found));
                 found
             }
@@ -375,6 +383,9 @@ impl Consensus {
         assert_eq!(qc.vote.ledger_hash, hash, "the certificate is this ledger's");
         let ledger = ClosedLedger { candidate, qc };
         self.effects.push(Effect::Persist(Record::Ledger(Box::new(ledger.clone()))));
+        let unl = ledger.candidate.unl_after(&self.unl);
+        // In one transaction with the ledger: a vote that has done its work must not come back.
+        self.drop_settled_vote(&unl);
         self.effects.push(Effect::Sync);
         self.push_closed(&ledger);
         self.effects.push(Effect::Cancel(Timer::Attempt(self.round.attempt)));
@@ -414,6 +425,9 @@ impl Consensus {
         let changed = candidate.users_add.iter().chain(&candidate.users_del).copied();
         self.presence.closed(changed, &self.users);
         self.count_missed();
+        if candidate.unl_change.is_some() {
+            self.switch_unl(unl);
+        }
         self.enter_seq(header.seq + 1);
     }
 
@@ -458,7 +472,10 @@ impl Consensus {
         self.fresh();
         let future = std::mem::take(&mut self.future);
         for ((from, ..), message) in future {
-            self.receive(from, message);
+            // Nobody has checked it: only now it is known for which UNL it must be signed.
+            if message.is_signed(&self.scope, &*self.crypto) {
+                self.receive(from, message);
+            }
         }
     }
 

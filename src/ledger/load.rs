@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Trouble,
-    store::{Kind, Store, Users, body_hash, closed, column, genesis, input, seq_of},
+    store::{Kind, Store, Users, body_hash, closed, column, genesis, input, seq_of, unl_changes, unl_vote},
 };
 use crate::{
     consensus::{
@@ -13,7 +13,7 @@ use crate::{
         journal::Journal,
         messages::{Certificate, Precommit, Prevote, Signed},
     },
-    types::{Attempt, Hash, Seq, UserKey},
+    types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
 
 /// Ledgers below the tip whose headers are read and chained at start; older ones are checked when they are asked for.
@@ -34,6 +34,9 @@ impl Store {
         journal.unexecuted = self.ledgers_to_run(self.known.executed + 1)?;
         journal.users = self.read_users(Users::Tip, self.known.tip)?;
         journal.executed_users = self.read_users(Users::Executed, self.known.executed)?;
+        journal.unl = self.unl_after(&journal.genesis, self.known.tip)?;
+        journal.executed_unl = self.unl_after(&journal.genesis, self.known.executed)?;
+        journal.unl_vote = unl_vote(&self.db)?;
         journal.window = self.window(input_window)?;
         journal.pool = self.pool(&journal.genesis)?;
         self.round(&mut journal)?;
@@ -64,6 +67,7 @@ impl Store {
         let mut rows = query.query([first as i64])?;
         let mut expected = first;
         let mut parent = (first == 1).then_some(chain_id);
+        let mut unl = (first == 1).then(|| header::unl_hash(&genesis.unl));
         while let Some(row) = rows.next()? {
             let seq = seq_of(row.get(0)?)?;
             let hash = Hash(row.get(1)?);
@@ -74,11 +78,13 @@ impl Store {
                 && header.hash() == hash
                 && header.chain_id == chain_id
                 && parent.is_none_or(|parent| parent == header.parent)
+                && unl.is_none_or(|unl| unl == header.unl_hash)
                 && (qc.vote.seq, qc.vote.ledger_hash) == (seq, hash);
             if !chained {
                 return Trouble::damaged(format!("ledger {expected} does not follow the one before"));
             }
             parent = Some(hash);
+            unl = Some(header.next_unl_hash);
             expected += 1;
         }
         match expected == self.known.tip + 1 {
@@ -131,18 +137,42 @@ impl Store {
         };
         let users: BTreeSet<UserKey> =
             self.db.prepare(sql)?.query_map([], |row| Ok(UserKey(row.get(0)?)))?.collect::<Result<_, _>>()?;
-        let wanted = match seq {
-            0 => header::users_root(&BTreeSet::new()),
-            _ => {
-                let mut query = self.db.prepare_cached("SELECT header FROM ledger WHERE seq = ?1")?;
-                let mut rows = query.query([seq as i64])?;
-                let Some(row) = rows.next()? else { return Trouble::damaged(format!("ledger {seq} is missing")) };
-                column::<Header>(row, 0, "a header")?.users_root
-            }
+        let wanted = match self.header(seq)? {
+            None => header::users_root(&BTreeSet::new()),
+            Some(header) => header.users_root,
         };
         match header::users_root(&users) == wanted {
             true => Ok(users),
             false => Trouble::damaged(format!("the users of ledger {seq} are not those of its header")),
+        }
+    }
+
+    /// The UNL that ledger `seq` fixed for the next.
+    fn unl_after(&self, genesis: &Genesis, seq: Seq) -> Result<Vec<NodeKey>, Trouble> {
+        let mut unl = genesis.unl.clone();
+        for (at, change) in unl_changes(&self.db, seq)? {
+            unl = match change.apply(&unl) {
+                Some(unl) => unl,
+                None => return Trouble::damaged(format!("the change of the UNL in ledger {at} does not apply")),
+            };
+        }
+        let Some(header) = self.header(seq)? else { return Ok(unl) };
+        match header::unl_hash(&unl) == header.next_unl_hash {
+            true => Ok(unl),
+            false => Trouble::damaged(format!("the UNL after ledger {seq} is not that of its header")),
+        }
+    }
+
+    /// The header of a ledger that must be here; `None` for ledger 0.
+    fn header(&self, seq: Seq) -> Result<Option<Header>, Trouble> {
+        if seq == 0 {
+            return Ok(None);
+        }
+        let mut query = self.db.prepare_cached("SELECT header FROM ledger WHERE seq = ?1")?;
+        let mut rows = query.query([seq as i64])?;
+        match rows.next()? {
+            Some(row) => column(row, 0, "a header").map(Some),
+            None => Trouble::damaged(format!("ledger {seq} is missing")),
         }
     }
 

@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     consensus::{
         LOADED_LEDGERS_MAX,
-        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, VERSION},
+        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
         journal::Journal,
         messages::{
             Advance, AdvanceVote, Certificate, Message, Novel, Precommit, Prevote, Signed, StatusMsg, Tc, Vote,
@@ -96,8 +96,8 @@ fn candidate(journal: &Journal, mut inputs: Vec<Hash>, add: Vec<UserKey>, del: V
             seq: journal.seq() + 1,
             parent: parent.map_or(journal.genesis.chain_id(), Header::hash),
             time_ms: 1_000,
-            unl_hash: header::unl_hash(&journal.genesis.unl),
-            next_unl_hash: header::unl_hash(&journal.genesis.unl),
+            unl_hash: header::unl_hash(&journal.unl),
+            next_unl_hash: header::unl_hash(&journal.unl),
             users_root: Hash::ZERO,
             n_users: 0,
             inputs_root: header::inputs_root(&inputs),
@@ -109,6 +109,7 @@ fn candidate(journal: &Journal, mut inputs: Vec<Hash>, add: Vec<UserKey>, del: V
         inputs,
         users_add: add,
         users_del: del,
+        unl_change: None,
     };
     let users = candidate.users_after(&journal.users);
     candidate.header.users_root = header::users_root(&users);
@@ -133,6 +134,11 @@ fn result_of(journal: &Journal) -> Option<Record> {
     }))))
 }
 
+fn random_change(rng: &mut Rng) -> UnlChange {
+    let node = NodeKey([rng.below(6) as u8; 32]);
+    if rng.below(2) == 0 { UnlChange::Add(node) } else { UnlChange::Remove(node) }
+}
+
 fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Record> {
     let seq = journal.seq() + 1;
     let pooled: Vec<Hash> = journal.pool.keys().copied().collect();
@@ -142,9 +148,15 @@ fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Re
         // With repetitions, and users who are there or gone already: whoever serves a body may write it so.
         let add = (0..rng.below(3)).map(|_| user(rng.below(6))).collect();
         let del = (0..rng.below(3)).map(|_| user(rng.below(6))).collect();
-        candidate(journal, inputs, add, del)
+        let mut candidate = candidate(journal, inputs, add, del);
+        let change = random_change(rng);
+        if let Some(unl) = change.apply(&journal.unl) {
+            candidate.unl_change = Some(change);
+            candidate.header.next_unl_hash = header::unl_hash(&unl);
+        }
+        candidate
     };
-    Some(match rng.below(14) {
+    Some(match rng.below(15) {
         0..4 => {
             *nonce += 1;
             Record::Input(Box::new(new_input(rng, *nonce)))
@@ -199,6 +211,7 @@ fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Re
             Record::Entered(Tc { votes }, (rng.below(2) == 0).then_some(polc))
         }
         11 => closed(body(rng)),
+        12 => Record::UnlVote((rng.below(3) > 0).then(|| random_change(rng))),
         _ => result_of(journal)?,
     })
 }
@@ -247,6 +260,8 @@ fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
             assert!(store.load(WINDOW).unwrap() == Some(journal.clone().opened()), "seed {seed} step {step}");
         }
         assert!(journal.seq() > 5 && journal.result.is_some(), "seed {seed} closed and executed ledgers");
+        assert_eq!(rows(&store, "unl_change") as usize, store.unl_changes().unwrap().len());
+        assert!(rows(&store, "unl_change") > 0, "seed {seed} changed the UNL");
         // Nothing is left behind: of the round when its ledger is closed, of inputs that were forgotten.
         let record = closed(candidate(&journal, vec![], vec![], vec![]));
         commit(&mut store, &mut journal, vec![record], WINDOW);

@@ -199,7 +199,7 @@ impl Executor {
     }
 
     /// Runs the contract for one closed ledger. Dropping the future kills the run; the state is then to be rolled back.
-    pub async fn run(&self, execution: &Execution, unl: &[NodeKey], port: NplPort) -> Result<Ran, ExecError> {
+    pub async fn run(&self, execution: &Execution, port: NplPort) -> Result<Ran, ExecError> {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
         self.blocking(move |held| {
@@ -218,7 +218,7 @@ impl Executor {
         })
         .await?;
 
-        let report = self.launch(execution, unl, port).await?;
+        let report = self.launch(execution, port).await?;
         let mut status = match report.end {
             End::Status(status) => status,
             // Signed directly; see `docs/decisions.md`.
@@ -267,10 +267,10 @@ impl Executor {
     }
 
     /// Runs the contract, again when this machine made it fail.
-    async fn launch(&self, execution: &Execution, unl: &[NodeKey], mut port: NplPort) -> Result<RunReport, ExecError> {
+    async fn launch(&self, execution: &Execution, mut port: NplPort) -> Result<RunReport, ExecError> {
         let mut failures = 0;
         loop {
-            match self.launcher.run(self.spec(execution, unl), port).await {
+            match self.launcher.run(self.spec(execution), port).await {
                 Ok(report) => return Ok(report),
                 Err(error) => {
                     failures += 1;
@@ -291,7 +291,7 @@ impl Executor {
         }
     }
 
-    fn spec(&self, execution: &Execution, unl: &[NodeKey]) -> RunSpec {
+    fn spec(&self, execution: &Execution) -> RunSpec {
         let plan = &self.plan;
         let mut users: Vec<UserInput> = execution
             .inputs
@@ -312,7 +312,7 @@ impl Executor {
                 seq: execution.header.seq,
                 time_ms: execution.header.time_ms,
                 pubkey: plan.me,
-                unl: unl.to_vec(),
+                unl: execution.unl.clone(),
                 seed: Hash::tagged("hp/seed/1", &execution.hash),
                 contract: plan.contract,
                 private: plan.private.clone(),

@@ -40,11 +40,16 @@ pub fn hp() -> &'static Path {
 
 /// Runs a test on one thread, as the product does.
 pub fn block_on<T>(test: impl Future<Output = T>) -> T {
+    block_on_for(2 * DEADLINE, test)
+}
+
+/// The same for a test that may take so long.
+pub fn block_on_for<T>(longest: Duration, test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime")
-        .block_on(async { timeout(2 * DEADLINE, test).await.expect("a test ends in time") })
+        .block_on(async { timeout(longest, test).await.expect("a test ends in time") })
 }
 
 /// The contract that misbehaves when it is told to, compiled once.

@@ -41,6 +41,10 @@ const EXPECTED: &[&str] = &[
     "evidence",
     "diverged",
     "delivered",
+    "UNL changed by operators",
+    "UNL changed by the contract",
+    "members removed",
+    "restarts with a vote for the UNL",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {

@@ -16,7 +16,7 @@ use std::{
 use hotpocket::{
     consensus::{
         Consensus, Effect, Event, Execution, Timer,
-        header::{Candidate, ClosedLedger, Genesis, Input, VERSION},
+        header::{Candidate, ClosedLedger, Genesis, Input, UnlChange, VERSION},
         journal::{Journal, Record},
         messages::Message,
     },
@@ -24,7 +24,7 @@ use hotpocket::{
 };
 
 use super::{
-    properties::{Promise, Watch},
+    properties::{Promise, Watch, changed, request_payload},
     rng::Rng,
 };
 use trace::trace;
@@ -163,6 +163,10 @@ pub enum Happening {
     SignedInput,
     /// A user comes or goes.
     User,
+    /// Operators of so many percent of the honest nodes that are up vote for a change of the UNL, or withdraw their vote.
+    Operators(Option<UnlChange>, u64),
+    /// A user has the contract ask for one.
+    Request(UnlChange),
     /// An input of long ago comes again.
     Replay,
     /// A node that was away, or slow, is so no more.
@@ -229,6 +233,8 @@ pub struct Node {
     wall_off: i64,
     /// Epoch of the link to each other node, as far as this one knows that it is up.
     view: Vec<Option<u64>>,
+    /// To whom it broadcasts.
+    unl: Vec<NodeKey>,
     /// Users here, with the number of their session.
     users: BTreeMap<UserKey, u64>,
     nonce: u64,
@@ -272,6 +278,8 @@ pub struct World {
     links: BTreeMap<(usize, usize), Link>,
     last_arrival: BTreeMap<(usize, usize), u64>,
     silent: BTreeSet<(usize, usize)>,
+    /// Changes of the UNL that all operators vote for in the end.
+    pub wanted: Vec<UnlChange>,
     sessions: u64,
     sent_inputs: Vec<Input>,
     signed_nonce: u64,
@@ -292,8 +300,8 @@ impl World {
             state_root: Hash([1; 32]),
             time_ms: WALL_START_MS,
         };
-        let honest = cfg.manners.iter().map(|manner| manner.is_honest()).collect();
-        let watch = Watch::new(genesis.clone(), cfg.input_window, honest);
+        let liars = keys.iter().zip(&cfg.manners).filter(|(_, manner)| !manner.is_honest()).map(|(key, _)| *key);
+        let watch = Watch::new(genesis.clone(), cfg.input_window, liars.collect());
         let twins = (0..cfg.n).filter(|member| cfg.manners[*member] == Manner::Twins);
         let members: Vec<usize> = (0..cfg.singles()).chain(twins).collect();
         let count = members.len();
@@ -328,6 +336,7 @@ impl World {
                 drift: 0,
                 wall_off: 0,
                 view: vec![None; count],
+                unl: Vec::new(),
                 users: BTreeMap::new(),
                 nonce: 0,
                 delivered: None,
@@ -350,6 +359,7 @@ impl World {
             links: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
             silent: BTreeSet::new(),
+            wanted: Vec::new(),
             sessions: 0,
             sent_inputs: Vec::new(),
             signed_nonce: 0,
@@ -471,6 +481,18 @@ impl World {
                     self.input(node, vec![b'x'; bytes]);
                 }
             }
+            Happening::Operators(vote, percent) => {
+                for node in 0..self.nodes.len() {
+                    if self.nodes[node].manner.is_honest() && self.rng.chance(percent) {
+                        self.vote(node, vote);
+                    }
+                }
+            }
+            Happening::Request(change) => {
+                if let Some(node) = self.any_honest() {
+                    self.input(node, request_payload(change));
+                }
+            }
             Happening::SignedInput => self.signed_input(),
             Happening::User => {
                 if let Some(node) = self.any_honest() {
@@ -517,6 +539,21 @@ impl World {
         }
     }
 
+    /// An operator votes at a node that is up.
+    pub fn vote(&mut self, node: usize, vote: Option<UnlChange>) {
+        let me = &self.nodes[node];
+        let Some(core) = &me.core else { return };
+        if let Some(change) = vote.filter(|_| core.unl().contains(&me.key)) {
+            self.watch.voted(me.key, change);
+        }
+        self.handle(node, Event::UnlVote(vote));
+    }
+
+    /// The key of a member or observer.
+    pub fn key(&self, node: usize) -> NodeKey {
+        self.nodes[node].key
+    }
+
     // ---- Looking at it ------------------------------------------------------------------------------------------
 
     /// Last ledger on a node's disk.
@@ -531,11 +568,14 @@ impl World {
 
     /// Inputs that a sound node promised to keep and that are neither in the chain nor expired.
     pub fn unledgered(&self) -> Vec<Promise> {
-        let open = |promise: &&Promise| {
-            let expired = self.watch.tip() >= promise.max_ledger;
-            !self.nodes[promise.node].dead && !self.watch.is_ledgered(&promise.key) && !expired
-        };
+        let open = |promise: &&Promise| !self.nodes[promise.node].dead && self.watch.is_owed(promise);
         self.watch.durable.values().filter(open).copied().collect()
+    }
+
+    /// Changes that all operators vote for and that no ledger made.
+    pub fn outstanding(&self) -> Vec<UnlChange> {
+        let open = |change: &&UnlChange| changed(self.watch.unl(), **change).is_some();
+        self.wanted.iter().filter(open).copied().collect()
     }
 
     /// One line a node.

@@ -14,11 +14,7 @@ use hotpocket::{
 };
 
 use super::{
-    super::{
-        crypto::TableCrypto,
-        properties::{Promise, run_contract},
-        rng::Rng,
-    },
+    super::{crypto::TableCrypto, properties::run_contract, rng::Rng},
     Ev, Manner, Step, WALL_START_MS, World,
     trace::{describe, describe_event, describe_record, trace},
 };
@@ -57,9 +53,13 @@ impl World {
             if journal.advance.is_some() {
                 self.watch.seen.hit("restarts with a journaled ADVANCE");
             }
+            if journal.unl_vote.is_some() {
+                self.watch.seen.hit("restarts with a vote for the UNL");
+            }
         }
         trace(|| format!("{:>7} n{node} starts at {}", self.now, journal.seq()));
         let core = Consensus::new(params, Box::new(TableCrypto(me.key)), self.cfg.threshold, journal);
+        me.unl = core.unl().to_vec();
         me.core = Some(Box::new(core));
         self.handle(node, Event::Start);
     }
@@ -184,7 +184,7 @@ impl World {
 
     pub(super) fn commit(&mut self, node: usize) {
         let Some((records, mark)) = self.nodes[node].committing.take() else { return };
-        let (n, window) = (self.cfg.n, self.cfg.input_window);
+        let window = self.cfg.input_window;
         let me = &mut self.nodes[node];
         me.durable = mark;
         let honest = me.manner.is_honest();
@@ -200,9 +200,8 @@ impl World {
                     me.disk.history.push((*ledger, inputs));
                 }
                 Record::Input(input) => {
-                    if honest && node < n {
-                        let promise = Promise { key: input.key(), node, max_ledger: input.max_ledger };
-                        self.watch.durable.insert(input.id(&self.watch.chain_id()), promise);
+                    if honest {
+                        self.watch.promise(node, me.key, input, &me.disk.journal);
                     }
                     me.disk.journal.apply(record, window);
                 }
@@ -223,7 +222,9 @@ impl World {
                 }
                 let message = Rc::new(message);
                 // To members alone: observers ask.
-                for to in (0..self.nodes.len()).filter(|to| self.nodes[*to].member < self.cfg.n).collect::<Vec<_>>() {
+                let unl = &self.nodes[node].unl;
+                let is_member = |to: &usize| unl.contains(&self.nodes[*to].key);
+                for to in (0..self.nodes.len()).filter(is_member).collect::<Vec<_>>() {
                     self.send(node, to, &message);
                 }
             }
@@ -244,6 +245,12 @@ impl World {
                 self.nodes[node].timers.remove(&timer);
             }
             Effect::LedgerClosed { ledger, attempt, .. } => {
+                if ledger.candidate.unl_change.is_some() {
+                    let me = &mut self.nodes[node];
+                    let core = me.core.as_ref().expect("it is up");
+                    // As the real driver: the newest, though older ledgers may still be on their way to the disk.
+                    me.unl = core.unl().to_vec();
+                }
                 trace(|| format!("{:>7} n{node} closed {} at {attempt}", self.now, ledger.candidate.header.seq));
                 if honest {
                     self.watch.seen.hit(match attempt {

@@ -57,6 +57,7 @@ pub(super) fn describe_record(record: &Record) -> String {
         Record::Advance(advance) => format!("ADVANCE {}", advance.vote.body.attempt),
         Record::Entered(tc, _) => format!("Tc {}", tc.attempt()),
         Record::Ledger(ledger) => format!("ledger {}", ledger.candidate.header.seq),
+        Record::UnlVote(vote) => format!("vote {vote:?}"),
         Record::Result(result) => format!("RESULT {}", result.body.of_seq),
     }
 }
