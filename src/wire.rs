@@ -244,8 +244,12 @@ impl Hello {
 mod tests {
     use super::*;
     use crate::{
-        consensus::messages::{Advance, AdvanceVote, Certificate, Vote},
+        consensus::{
+            header::{Candidate, ClosedLedger, ExecResult, Header, inputs_root},
+            messages::{Advance, AdvanceVote, Certificate, Precommit, Range, Vote},
+        },
         crypto::SecretKey,
+        types::Status,
     };
 
     const SCOPE: Scope = Scope { chain_id: Hash([1; 32]), unl_hash: Hash([2; 32]) };
@@ -263,6 +267,59 @@ mod tests {
         let signer = SecretKey::from_seed([3; 32]).node_key();
         let evidence = Evidence { signer, first: encode(first), second: encode(second) };
         Edge::default().check(&Message::Evidence(evidence), &SCOPE)
+    }
+
+    #[test]
+    fn a_range_is_told_by_its_first_byte_and_what_nobody_answers_for_in_it_is_a_lie() {
+        let secret = SecretKey::from_seed([3; 32]);
+        let (chain_id, unl_hash) = (SCOPE.chain_id, SCOPE.unl_hash);
+        let mut input = Input {
+            user: secret.user_key(),
+            origin: Origin::User { sig: Sig([0; 64]) },
+            nonce: 1,
+            max_ledger: 9,
+            payload: b"hello".to_vec(),
+        };
+        let id = input.id(&chain_id);
+        input.origin = Origin::User { sig: secret.sign(&id.0) };
+        let status = Status::Ok;
+        let (state_root, outputs_root, of_hash) = (Hash::ZERO, Hash::ZERO, Hash::ZERO);
+        let header = Header {
+            ver: 1,
+            chain_id,
+            seq: 5,
+            parent: Hash([5; 32]),
+            time_ms: 0,
+            unl_hash,
+            next_unl_hash: unl_hash,
+            users_root: Hash::ZERO,
+            n_users: 0,
+            inputs_root: inputs_root(&[id]),
+            n_inputs: 1,
+            inputs_bytes: 5,
+            result: ExecResult { of_seq: 4, of_hash, state_root, outputs_root, status, unl_req: None },
+            settlement: None,
+        };
+        let vote = Vote { seq: 5, attempt: 0, ledger_hash: header.hash() };
+        let sig = secret.sign(&Precommit(vote).digest(&SCOPE).0);
+        let qc = Certificate { vote, sigs: vec![(secret.node_key(), sig)] };
+        let candidate = Candidate { header, inputs: vec![id], users_add: vec![], users_del: vec![], unl_change: None };
+        let range = Range { first: 5, oldest: 1, ledgers: vec![ClosedLedger { candidate, qc }], inputs: vec![input] };
+        let check = |range: &Range, bytes_off: usize| {
+            let bytes = encode(&Message::Range(Box::new(range.clone())));
+            assert!(is_range(&bytes));
+            check_range(&bytes[..bytes.len() - bytes_off], &chain_id).map(|_| ())
+        };
+        assert_eq!(check(&range, 0), Ok(()));
+        assert_eq!(check(&range, 1), Err(Lie::Malformed));
+        let mut unsigned = range.clone();
+        unsigned.inputs[0].origin = Origin::User { sig: Sig([1; 64]) };
+        assert_eq!(check(&unsigned, 0), Err(Lie::Input));
+        let mut uncertified = range.clone();
+        uncertified.ledgers[0].qc.sigs[0].1 = secret.sign(b"something else");
+        assert_eq!(check(&uncertified, 0), Err(Lie::Certificate));
+        assert!(!is_range(&encode(&Message::Get(crate::consensus::messages::Get::Range(1, 2)))));
+        assert!(!is_range(&[]));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) struct Known {
     /// W; until it is known, input keys are not deleted.
     pub(super) input_window: Option<u64>,
     /// Inputs of the oldest body that are deleted already.
-    pruned_inputs: usize,
+    pub(super) pruned_inputs: usize,
 }
 
 /// Kinds of the rows in `round`: what I said about the ledger after the tip.

@@ -431,7 +431,12 @@ fn range(history: &[(ClosedLedger, Vec<Input>)], first: Seq, last: Seq) -> Range
         oldest: 1,
         ledgers: kept.iter().map(|(ledger, _)| ledger.clone()).collect(),
         // The last one's inputs do not always fit.
-        inputs: kept.iter().rev().skip(usize::from(last % 3 == 0)).flat_map(|(_, inputs)| inputs.clone()).collect(),
+        inputs: kept
+            .iter()
+            .rev()
+            .skip(usize::from(last.is_multiple_of(3)))
+            .flat_map(|(_, inputs)| inputs.clone())
+            .collect(),
     }
 }
 
