@@ -9,6 +9,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX, merkle,
     messages::{Novel, Signable},
+    mutation::mutated,
     unl,
     votes::Quorum,
 };
@@ -193,7 +194,8 @@ pub type InputKey = (UserKey, Hash, u64);
 impl Input {
     /// See [`InputKey`].
     pub fn key(&self) -> InputKey {
-        (self.user, self.origin.tag(), self.nonce)
+        let tag = if mutated!(KeyWithoutOrigin) { Hash::ZERO } else { self.origin.tag() };
+        (self.user, tag, self.nonce)
     }
 
     /// Names the input. Signatures are outside: any valid one serves.

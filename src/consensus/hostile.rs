@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{
     header::{Candidate, inputs_root, unl_hash, users_root},
     messages::{
-        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, ResultCert, Tc, Vote,
+        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, ResultCert, Tc, TcFwd, Vote,
         VoteKind as _,
     },
     *,
@@ -513,4 +513,81 @@ fn only_what_a_quorum_has_said_already_is_redundant() {
     bench.hear(4, third);
     assert!(bench.core.is_redundant(&prevote(&bench, 4, ledger.qc.vote.ledger_hash)));
     assert!(!bench.core.is_redundant(&prevote(&bench, 4, Hash([9; 32]))), "another value is evidence");
+}
+
+#[test]
+pub(crate) fn what_follows_another_ledger_is_not_taken() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let elsewhere = Hash([9; 32]);
+    let mut novel = bench.novel(2, 0).body;
+    novel.parent = elsewhere;
+    let novel = bench.signed(2, novel);
+    bench.hear(2, Message::Novel(novel));
+    assert_eq!(bench.core.round.novels.len(), 0);
+
+    // A quorum that signs for another chain of ledgers has forked; nobody follows it from here.
+    let mut ledger = bench.next_ledger(0, &[2, 3, 4]);
+    ledger.candidate.header.parent = elsewhere;
+    ledger.qc.vote.ledger_hash = ledger.candidate.header.hash();
+    let vote = ledger.qc.vote;
+    ledger.qc.sigs = [2, 3, 4].map(|number| (key(number), bench.signed(number, Precommit::of(vote)).sig)).to_vec();
+    bench.hear(2, Consensus::closed_message(&ledger));
+    bench.hear(2, Message::Candidate(ledger.candidate));
+    assert_eq!((bench.core.summary().seq, bench.core.round.closed.is_some()), (0, false));
+}
+
+#[test]
+pub(crate) fn a_forwarded_certificate_is_taken_with_the_polc_it_names() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let vote = Vote { seq: 1, attempt: 0, ledger_hash: Hash([9; 32]) };
+    let sigs = [2, 3, 4].map(|number| (key(number), bench.signed(number, Prevote::of(vote)).sig)).to_vec();
+    let polc = Certificate { vote, sigs };
+    let body = AdvanceVote { seq: 1, attempt: 1, high: Some((0, vote.ledger_hash)) };
+    let tc = Tc { votes: [2, 3, 4].map(|number| bench.signed(number, body)).to_vec() };
+    let forward = |polc| Message::TcFwd(TcFwd { seq: 1, tc: tc.clone(), polc });
+    bench.hear(2, forward(None));
+    assert_eq!(bench.core.summary().attempt, 0);
+    let other = Certificate { sigs: polc.sigs[..2].to_vec(), ..polc.clone() };
+    bench.hear(2, forward(Some(other)));
+    assert_eq!(bench.core.summary().attempt, 0);
+    bench.hear(2, forward(Some(polc)));
+    assert_eq!(bench.core.summary().attempt, 1);
+    assert!(bench.core.round.tc_forward().is_some(), "it can show others the way");
+}
+
+#[test]
+pub(crate) fn every_field_of_a_message_is_signed() {
+    fn check<T: Signable + borsh::BorshDeserialize>(scope: &Scope, body: T) {
+        let bytes = borsh::to_vec(&body).unwrap();
+        let signed = body.digest(scope);
+        let mut others = 0;
+        for bit in 0..8 * bytes.len() {
+            let mut other = bytes.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = borsh::from_slice::<T>(&other) {
+                assert_ne!(other.digest(scope), signed, "{}: bit {bit} is not signed", T::TAG);
+                others += 1;
+            }
+        }
+        assert!(others > 64, "{}: there are other messages of its kind", T::TAG);
+        let elsewhere = Scope { chain_id: Hash([99; 32]), ..*scope };
+        assert_ne!(body.digest(&elsewhere), signed, "{}: the chain is not signed", T::TAG);
+        let members = Scope { unl_hash: Hash([99; 32]), ..*scope };
+        assert_eq!(body.digest(&members) != signed, T::PER_UNL, "{}: the UNL", T::TAG);
+    }
+    let bench = Bench::new(&[1, 2, 3, 4], 75);
+    let scope = bench.core.scope();
+    let vote = Vote { seq: 1, attempt: 2, ledger_hash: Hash([9; 32]) };
+    let result = result_of(1, Hash([9; 32]));
+    let mut novel = bench.novel(2, 3).body;
+    novel.inputs = vec![Hash([5; 32])];
+    novel.users_add = vec![UserKey([6; 32])];
+    let (tc, basis) = (Tc { votes: vec![bench.advance(2, 1)] }, Basis::Polc(Certificate { vote, sigs: vec![] }));
+    check(&scope, novel);
+    check(&scope, result);
+    check(&scope, Prevote(vote));
+    check(&scope, Precommit(vote));
+    check(&scope, AdvanceVote { seq: 1, attempt: 2, high: Some((1, Hash([9; 32]))) });
+    check(&scope, Propose { seq: 1, attempt: 1, ledger_hash: Hash([9; 32]), tc, basis });
+    check(&scope, StatusMsg { seq: 1, lcl: Hash([9; 32]), attempt: 0, synced: true });
 }

@@ -5,6 +5,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use super::{
     Crypto,
     header::{Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
+    mutation::mutated,
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, UserKey};
 
@@ -26,6 +27,11 @@ pub trait Signable: BorshSerialize {
 
     /// The 32 bytes that are signed.
     fn digest(&self, scope: &Scope) -> Hash {
+        if mutated!(UnsignedField) && ["hp/prevote/1", "hp/precommit/1"].contains(&Self::TAG) {
+            let (seq, _, ledger_hash): (Seq, Attempt, Hash) =
+                borsh::from_slice(&borsh::to_vec(self).expect("writing to memory does not fail")).expect("a vote");
+            return Hash::tagged(Self::TAG, &(scope.chain_id, scope.unl_hash, seq, ledger_hash));
+        }
         match Self::PER_UNL {
             true => Hash::tagged(Self::TAG, &(scope.chain_id, scope.unl_hash, self)),
             false => Hash::tagged(Self::TAG, &(scope.chain_id, self)),

@@ -21,6 +21,7 @@ pub mod journal;
 mod limits;
 pub mod merkle;
 pub mod messages;
+pub mod mutation;
 mod pool;
 mod presence;
 pub mod range;
@@ -35,7 +36,9 @@ pub mod votes;
 #[cfg(test)]
 mod behind;
 #[cfg(test)]
-mod hostile;
+pub(crate) mod explore;
+#[cfg(test)]
+pub(crate) mod hostile;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +48,7 @@ use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin,
 use journal::{Journal, Record};
 pub use limits::*;
 use messages::{Closed, Get, Message, Scope, Signable, Signed, StatusMsg};
+use mutation::mutated;
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
@@ -416,8 +420,12 @@ impl Consensus {
         Pool::check_ledger(&input, self.round.seq, self.params.input_window)?;
         let new = self.pool.insert(id, input.clone(), link, needed)?;
         if new {
+            #[cfg(test)]
+            mutation::note_arrival(self.params.me, id);
             self.round.forget_unknown(&id);
-            self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
+            if !mutated!(BytesNotDurable) {
+                self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
+            }
         }
         Ok(new)
     }

@@ -11,6 +11,7 @@ use super::{
         Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed, StatusMsg, TcFwd,
         VoteKind,
     },
+    mutation::mutated,
     presence::{HOST_USERS_MAX, Heard},
     range::Lie,
     round::{Round, Want},
@@ -86,7 +87,8 @@ impl Consensus {
             && users_del.is_sorted_by(|a, b| a < b);
         let bounded =
             inputs.len() <= INPUTS_MAX && users_add.len() <= NOVEL_USERS_MAX && users_del.len() <= NOVEL_USERS_MAX;
-        if *parent != self.tip.hash || !ascending || !bounded || !self.is_other_member(&novel.from) {
+        let follows = *parent == self.tip.hash || mutated!(NoParentCheck);
+        if !follows || !ascending || !bounded || !self.is_other_member(&novel.from) {
             return;
         }
         let signer = novel.from;
@@ -194,13 +196,16 @@ impl Consensus {
 
     fn on_tc_forward(&mut self, forward: TcFwd) {
         let attempt = forward.tc.attempt();
+        if mutated!(RestartedTimer) && attempt == self.round.attempt {
+            self.set_attempt_timer();
+        }
         let known = self.round.tcs.contains_key(&attempt);
         if attempt < self.round.attempt || known {
             return;
         }
         let checker = self.checker();
         let valid = checker.tc(&forward.tc, forward.seq, attempt)
-            && checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref());
+            && (mutated!(TcFwdWithoutPolc) || checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref()));
         if !valid {
             return;
         }

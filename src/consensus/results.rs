@@ -8,6 +8,7 @@ use super::{
     journal::Record,
     limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
     messages::{Message, ResultCert, Scope, Signed},
+    mutation::mutated,
 };
 use crate::types::{NodeKey, Seq, Sig, UserKey};
 
@@ -163,6 +164,10 @@ impl Consensus {
         if mine == agreed {
             self.effects.push(Effect::Deliver(Box::new(agreed)));
         } else {
+            if mutated!(SecondResult) {
+                let second = self.sign(agreed.clone());
+                self.effects.push(Effect::Broadcast(Message::Result(second)));
+            }
             self.diverge(mine, agreed);
         }
         true

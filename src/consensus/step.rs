@@ -11,6 +11,7 @@ use super::{
     messages::{
         Advance, AdvanceVote, Basis, Certificate, Message, Novel, Precommit, Prevote, Propose, ResultCert, Tc, Vote,
     },
+    mutation::mutated,
     round::{Round, Want},
     rules,
     votes::ATTEMPTS_MAX,
@@ -151,7 +152,7 @@ impl Consensus {
         };
         if !cached {
             let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
-            let derived = self.with_before(|before| derive(before, &novels, &result));
+            let derived = self.derive(&novels, &result);
             self.round.derived = Some((count, derived));
         }
         match &self.round.derived.as_ref().expect("just set").1 {
@@ -176,6 +177,20 @@ impl Consensus {
                 found
             }
         }
+    }
+
+    /// The header after the last ledger that these novels and this result lead to.
+    fn derive(&self, novels: &[&Novel], result: &ExecResult) -> Derived {
+        let derived = self.with_before(|before| derive(before, novels, result));
+        #[cfg(test)]
+        if mutated!(ArrivalOrder)
+            && let Derived::Ready(mut candidate) = derived
+        {
+            candidate.inputs.sort_by_key(|id| super::mutation::arrival(self.params.me, *id));
+            candidate.header.inputs_root = super::header::inputs_root(&candidate.inputs);
+            return Derived::Ready(candidate);
+        }
+        derived
     }
 
     pub(super) fn with_before<T>(&self, work: impl FnOnce(&Before) -> T) -> T {
@@ -252,7 +267,8 @@ impl Consensus {
         if !allowed || attempt > ATTEMPTS_MAX || !self.is_member(&self.params.me) {
             return false;
         }
-        let high = best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash));
+        let high = rules::reported_high(best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash)));
+        let best_polc = best_polc.filter(|_| high.is_some());
         let vote = self.sign(AdvanceVote { seq: self.round.seq, attempt, high });
         let advance = Advance { vote: vote.clone(), polc: best_polc };
         self.effects.push(Effect::Persist(Record::Advance(Box::new(advance.clone()))));
@@ -504,6 +520,10 @@ impl Consensus {
         {
             return false;
         }
+        // Who was restarted in a round has not begun its first attempt since.
+        if mutated!(NoProposeAfterRestart) && !self.round.first_timer_started {
+            return false;
+        }
         let Some(tc) = self.round.tcs.get(&attempt).cloned() else { return false };
         let Some((candidate, basis)) = self.proposal(&tc) else { return false };
         let ledger_hash = candidate.header.hash();
@@ -549,9 +569,16 @@ impl Consensus {
                 let holders = polc.sigs.iter().map(|(from, _)| *from).collect();
                 self.held(propose.body.ledger_hash, &holders)
             }
+            Basis::Novels(..) if mutated!(UnderivedPrevote) => {
+                self.held(propose.body.ledger_hash, &BTreeSet::from([propose.from]))
+            }
             Basis::Novels(novels, cert) => self.derive_proposed(propose.from, novels, &cert.result),
         };
         match candidate {
+            None if mutated!(ProposeOnce) => {
+                self.round.refused = Some(attempt);
+                true
+            }
             None => false,
             Some(candidate) if candidate.header.hash() == propose.body.ledger_hash => {
                 self.cast_prevote(attempt, candidate)
@@ -596,7 +623,7 @@ impl Consensus {
             }
         }
         let found: Vec<&Novel> = found.iter().collect();
-        match self.with_before(|before| derive(before, &found, result)) {
+        match self.derive(&found, result) {
             Derived::Ready(candidate) => Some(*candidate),
             Derived::Need(ids) => {
                 self.want_proposed_inputs(coordinator, ids);

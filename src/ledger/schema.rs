@@ -160,8 +160,25 @@ fn open_existing(path: &Path) -> Result<Connection, Trouble> {
     set(&db, "wal_autocheckpoint", &WAL_PAGES_MAX.to_string())?;
     // Takes the lock for good.
     db.execute_batch("BEGIN EXCLUSIVE; COMMIT;")?;
+    check_length(&db, path)?;
     check(&db, fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECK_BYTES_MAX))?;
     Ok(db)
+}
+
+/// Whether the file has whole pages. SQLite finds out when any of them is missing, but reads zeros for what is missing
+/// of the last one. A crash may cut that one too; then the write-ahead log still has it.
+fn check_length(db: &Connection, path: &Path) -> Result<(), Trouble> {
+    let page = u64::try_from(get(db, "page_size")?).unwrap_or(1).max(1);
+    // A file that cannot be looked at cannot be read either, which is told where it is.
+    let cut = || fs::metadata(path).map_or(0, |meta| meta.len() % page);
+    if cut() == 0 {
+        return Ok(());
+    }
+    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    match cut() {
+        0 => Ok(()),
+        rest => Trouble::damaged(format!("its last page has {rest} of {page} bytes: the file was cut")),
+    }
 }
 
 /// Whether the tables are the right ones, and the pages under them sound: under all (`whole`) or under the small ones.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use nix::sys::statvfs::statvfs;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -35,6 +36,11 @@ const NPL_OUT_MAX: usize = 256;
 /// Messages of peers waiting for the run. Past it they are dropped: the party line is best effort.
 pub const NPL_IN_MAX: usize = 8_192;
 
+/// Bytes that must be free where the state is, before a run and behind it. With fewer a write of the contract may have
+/// failed, here and nowhere else: what came of that is nothing to vote for, so the node stops. The next start runs the
+/// ledger again.
+const DISK_FREE_BYTES_MIN: u128 = 8 << 20;
+
 /// Why a run has no result. It is this machine's fault, so nothing is voted.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
@@ -44,6 +50,18 @@ pub enum ExecError {
     /// Its state could not be kept, hashed or restored.
     #[error("cannot keep the contract's state")]
     State(#[from] StateError),
+    /// The contract may have been denied what other nodes' machines gave it.
+    #[error(
+        "the disk is full: {path} has {free_kib} KiB left, and a run of the contract needs {} KiB of room; nothing is lost: \
+         make room and start the node again",
+        DISK_FREE_BYTES_MIN >> 10
+    )]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// What is left.
+        free_kib: u128,
+    },
     /// The state is not the one that the last ledger left.
     #[error(
         "state/ has root {found}, but the last executed ledger left {expected}: somebody changed it; undo the change, or go \
@@ -202,6 +220,7 @@ impl Executor {
     pub async fn run(&self, execution: &Execution, port: NplPort) -> Result<Ran, ExecError> {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
+        self.check_room()?;
         self.blocking(move |held| {
             let root = held.root;
             if held.state.snapshot_info().is_some_and(|(_, kept)| kept == root) {
@@ -219,6 +238,7 @@ impl Executor {
         .await?;
 
         let report = self.launch(execution, port).await?;
+        self.check_room()?;
         let mut status = match report.end {
             End::Status(status) => status,
             // Signed directly; see `docs/decisions.md`.
@@ -264,6 +284,15 @@ impl Executor {
             outputs: told.map(|(user, output)| (*user, merkle::output_leaf(user, output))).collect(),
         };
         Ok(Ran { hash: execution.hash, result, outputs, details, elapsed: started.elapsed(), contract: report.elapsed })
+    }
+
+    /// Whether the disk has room for what a contract writes.
+    pub fn check_room(&self) -> Result<(), ExecError> {
+        let path = self.plan.dir.join("state");
+        // A file system that does not say may have any number.
+        let Ok(disk) = statvfs(&path) else { return Ok(()) };
+        let free = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());
+        if free >= DISK_FREE_BYTES_MIN { Ok(()) } else { Err(ExecError::DiskFull { path, free_kib: free >> 10 }) }
     }
 
     /// Runs the contract, again when this machine made it fail.

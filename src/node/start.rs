@@ -178,6 +178,7 @@ impl Node {
 
         let launcher = Launcher::start(exe)?;
         let executor = Executor::new(launcher, state, root, &config);
+        executor.check_room()?;
         if !cut {
             executor.verify().await?;
         }

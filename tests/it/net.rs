@@ -76,8 +76,17 @@ fn built(once: &'static OnceLock<(TempDir, PathBuf)>, name: &str) -> &'static Pa
 
 /// Compiles a program of tests/it/programs.
 pub fn compile(source: &str, to: &Path) {
+    compile_with(&["-O1"], source, to);
+}
+
+/// Compiles what is loaded into a program before its C library.
+pub fn compile_preload(source: &str, to: &Path) {
+    compile_with(&["-O1", "-shared", "-fPIC"], source, to);
+}
+
+fn compile_with(options: &[&str], source: &str, to: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/programs").join(source);
-    let done = Sync::new("cc").args(["-O1", "-o"]).arg(to).arg(&source).status().expect("a C compiler");
+    let done = Sync::new("cc").args(options).arg("-o").arg(to).arg(&source).status().expect("a C compiler");
     assert!(done.success(), "{} compiles", source.display());
 }
 
@@ -158,6 +167,8 @@ pub struct TestNode {
     pub url: String,
     /// What the node has for its key; the network's tests may speak for it.
     pub secret: Option<SecretKey>,
+    /// Words before the program's name, for a node that is to run in surroundings of its own: `env`, `nsenter`.
+    pub wrapper: Vec<String>,
     running: Option<(Child, Option<ChildStdin>)>,
 }
 
@@ -201,7 +212,7 @@ impl Net {
             document.set("pubport", "0");
             set(at, &mut document);
             write_config(&dir, document.text());
-            nodes.push(TestNode { dir, url: String::new(), secret: Some(secret.clone()), running: None });
+            nodes.push(TestNode { secret: Some(secret.clone()), ..TestNode::of(dir) });
         }
         Net { nodes, _folder: folder }
     }
@@ -220,9 +231,7 @@ impl Net {
 
     /// A network of the folders as they are.
     pub fn of(folder: TempDir, dirs: Vec<PathBuf>) -> Net {
-        let nodes =
-            dirs.into_iter().map(|dir| TestNode { dir, url: String::new(), secret: None, running: None }).collect();
-        Net { nodes, _folder: folder }
+        Net { nodes: dirs.into_iter().map(TestNode::of).collect(), _folder: folder }
     }
 
     /// Starts every node that does not run.
@@ -269,6 +278,10 @@ impl Net {
 }
 
 impl TestNode {
+    fn of(dir: PathBuf) -> TestNode {
+        TestNode { dir, url: String::new(), secret: None, wrapper: Vec::new(), running: None }
+    }
+
     /// Starts the process and waits until it is up.
     pub async fn start(&mut self) {
         let (mut child, mut lines) = self.spawn();
@@ -300,7 +313,9 @@ impl TestNode {
 
     fn spawn(&self) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("node.log")).expect("a log");
-        let mut child = Command::new(hp())
+        let mut words = self.wrapper.iter().map(AsRef::as_ref).chain([hp().as_os_str()]);
+        let mut child = Command::new(words.next().expect("the program at least"))
+            .args(words)
             .args(["run", "--child"])
             .arg(&self.dir)
             .stdin(Stdio::piped())

@@ -7,6 +7,7 @@ mod divergence;
 mod faults;
 mod legacy;
 mod rows;
+mod surroundings;
 mod torture;
 mod weather;
 
