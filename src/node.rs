@@ -32,7 +32,7 @@ pub use self::{catchup::Draw, report::Banner, start::NodeError};
 use self::{
     catchup::Found,
     control::{Asked, Control},
-    exec::{ExecError, Executor, Ran},
+    exec::{Ended, ExecError, Executor},
     party_line::PartyLine,
 };
 use crate::{
@@ -68,8 +68,10 @@ const BOOTS_MAX: usize = 8;
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
 enum FromRun {
+    /// A run that waited for its turn when it was to be ended.
+    NotBegun(Box<Execution>),
     Line(Hash, NplOut),
-    Ran(Box<Result<Ran, ExecError>>),
+    Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
 }
 
@@ -77,6 +79,8 @@ enum FromRun {
 #[derive(Debug)]
 enum Job {
     Rollback,
+    /// To the state of this root.
+    Undo(Hash),
     Run(Box<Execution>),
 }
 
@@ -118,6 +122,8 @@ pub struct Node {
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
+    /// Ends the run of this ledger.
+    end_run: Option<(Seq, oneshot::Sender<()>)>,
     halted_runs: bool,
 
     line: PartyLine,
@@ -149,6 +155,12 @@ struct Kept {
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
     compared: BTreeSet<NodeKey>,
+}
+
+impl Kept {
+    fn new(senders: Vec<UserKey>) -> Kept {
+        Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() }
+    }
 }
 
 impl Node {
@@ -407,15 +419,30 @@ impl Node {
                 self.speak_on_line(ledger_hash, out);
                 Ok(())
             }
+            FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
             FromRun::RolledBack(done) => {
                 self.running = None;
                 done?;
                 self.next_job();
                 Ok(())
             }
-            FromRun::Ran(ran) => {
+            FromRun::Ended(ended) => {
                 self.running = None;
-                let ran = (*ran)?;
+                self.end_run = None;
+                let ran = match ended? {
+                    Ended::Ran(ran) => *ran,
+                    Ended::Cut(execution) => {
+                        self.line.end(execution.hash);
+                        self.line_counters.remove(&execution.hash);
+                        warn!(
+                            seq = execution.header.seq,
+                            "the contract's run was cut; the nodes find out whether its time was up"
+                        );
+                        self.handle(Event::Overtime(execution))?;
+                        self.next_job();
+                        return Ok(());
+                    }
+                };
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
@@ -484,6 +511,8 @@ impl Node {
                 }
                 Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
+                Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
+                Effect::EndRun(seq) => self.end_run(seq),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
                 Effect::Load(first) => self.load(first),
                 Effect::Deliver(result) => self.deliver(&result),
@@ -562,32 +591,59 @@ impl Node {
                 let rolled_back = executor.rollback().await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
+            Job::Undo(root) => tokio::spawn(async move {
+                let rolled_back = executor.undo(root).await;
+                let _ = done.send(FromRun::RolledBack(rolled_back)).await;
+            }),
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
-                let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
-                let kept = Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() };
-                self.runs.insert(execution.header.seq, kept);
+                self.runs.insert(execution.header.seq, Kept::new(execution.senders()));
+                let (end_run, end) = oneshot::channel();
+                self.end_run = Some((execution.header.seq, end_run));
                 let hash = execution.hash;
                 tokio::spawn(async move {
-                    let run = executor.run(&execution, port);
+                    let run = executor.run(execution, port, end);
                     tokio::pin!(run);
-                    let ran = loop {
+                    let ended = loop {
                         tokio::select! {
                             biased;
                             Some(out) = ends.out.recv() => {
                                 let _ = done.send(FromRun::Line(hash, out)).await;
                             }
-                            ran = &mut run => break ran,
+                            ended = &mut run => break ended,
                         }
                     };
                     while let Ok(out) = ends.out.try_recv() {
                         let _ = done.send(FromRun::Line(hash, out)).await;
                     }
-                    let _ = done.send(FromRun::Ran(Box::new(ran))).await;
+                    let _ = done.send(FromRun::Ended(ended)).await;
                 })
             }
         });
+    }
+
+    /// The run of a ledger has no effect: its state is put back, its outputs are dropped.
+    fn undo(&mut self, seq: Seq, state_root: Hash, senders: Vec<UserKey>) {
+        self.report.timed_out(seq);
+        self.batch.push(Write::Outputs { seq, outputs: Vec::new() });
+        self.runs.entry(seq).or_insert_with(|| Kept::new(senders)).outputs.clear();
+        self.enqueue(Job::Undo(state_root));
+    }
+
+    /// Ends the run of a ledger that is under way, or still waits for its turn.
+    fn end_run(&mut self, seq: Seq) {
+        if let Some((_, end)) = self.end_run.take_if(|(running, _)| *running == seq) {
+            // It may have ended by itself just now, and said so.
+            let _ = end.send(());
+            return;
+        }
+        let waits = |job: &Job| matches!(job, Job::Run(execution) if execution.header.seq == seq);
+        if let Some(Job::Run(execution)) = self.jobs.iter().position(waits).and_then(|at| self.jobs.remove(at)) {
+            // Not at once: this effect may be one of the event that is being handled.
+            let done = self.from_runs_tx.clone();
+            tokio::spawn(async move { done.send(FromRun::NotBegun(execution)).await });
+        }
     }
 
     // ---- Users --------------------------------------------------------------------------------------------------

@@ -71,8 +71,7 @@ impl Consensus {
                 Message::Advance(advance) => self.on_advance(advance),
                 Message::TcFwd(forward) => self.on_tc_forward(forward),
                 Message::Propose(propose) => self.on_propose(propose),
-                // Signed directly as a limit so far: see `docs/decisions.md`.
-                Message::Overtime(_) => {}
+                Message::Overtime(overtime) => self.on_overtime(overtime),
                 _ => unreachable!("only messages of a round have a sequence number"),
             }
         }
@@ -266,7 +265,7 @@ impl Consensus {
 
     /// Whose votes are counted when they arrive. Mine were when they were signed; one that comes from elsewhere was
     /// signed by another process with my key, or by this one before its journal was lost.
-    fn is_other_member(&self, signer: &NodeKey) -> bool {
+    pub(super) fn is_other_member(&self, signer: &NodeKey) -> bool {
         *signer != self.params.me && self.is_member(signer)
     }
 

@@ -6,6 +6,7 @@
 mod crypto;
 mod lies;
 mod mutations;
+mod overtime;
 mod plans;
 mod properties;
 mod rng;
@@ -42,6 +43,11 @@ const EXPECTED: &[&str] = &[
     "ledgers loaded for their runs",
     "evidence",
     "diverged",
+    "OVERTIME to limit",
+    "OVERTIME re-executed",
+    "runs ended because their time was up elsewhere",
+    "runs undone",
+    "restarts with a journaled OVERTIME",
     "delivered",
     "UNL changed by operators",
     "UNL changed by the contract",
