@@ -40,6 +40,7 @@ use crate::{
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
         header::{ClosedLedger, ExecResult},
+        journal::Record,
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -59,6 +60,8 @@ const FRAMES_A_TURN: usize = 64;
 const LINE_MAX: usize = 256;
 /// Effects waiting for the disk. Past it peers and users wait, which they feel as back pressure.
 const EFFECTS_MAX: usize = 65_536;
+/// Bytes of the same, as far as peers' requests and inputs make them.
+const EFFECTS_BYTES_MAX: usize = 64 << 20;
 /// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
 const SESSIONS_MAX: usize = 65_536;
 
@@ -115,6 +118,7 @@ pub struct Node {
     draw: Option<Draw>,
 
     effects: VecDeque<Effect>,
+    effects_bytes: usize,
     /// How many of them are to be persisted.
     persists: usize,
     /// To be written with the next commit.
@@ -184,7 +188,7 @@ impl Node {
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let open = self.effects.len() < EFFECTS_MAX;
+            let open = self.effects.len() < EFFECTS_MAX && self.effects_bytes < EFFECTS_BYTES_MAX;
             tokio::select! {
                 Some(done) = commit_done(&mut self.committing) => self.committed(done)?,
                 Some(event) = self.mesh_events.recv(), if open => {
@@ -238,6 +242,7 @@ impl Node {
 
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         let effects = self.core.on(event, self.now(), wall_ms());
+        self.effects_bytes += effects.iter().map(weight).sum::<usize>();
         self.persists += effects.iter().filter(|effect| matches!(effect, Effect::Persist(_))).count();
         self.effects.extend(effects);
         self.perform()
@@ -497,6 +502,7 @@ impl Node {
     fn perform(&mut self) -> Result<(), NodeError> {
         while self.committing.is_none() {
             let Some(effect) = self.effects.pop_front() else { break };
+            self.effects_bytes -= weight(&effect);
             match effect {
                 Effect::Persist(record) => {
                     self.persists -= 1;
@@ -554,6 +560,7 @@ impl Node {
         }
         let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
             std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
+        self.effects_bytes -= records.iter().map(weight).sum::<usize>();
         self.effects = rest;
         self.batch.extend(records.into_iter().map(|effect| match effect {
             Effect::Persist(record) => Write::Record(record),
@@ -704,6 +711,18 @@ impl Node {
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
+    }
+}
+
+/// What an effect holds in memory that peers or users decide the size of, roughly.
+fn weight(effect: &Effect) -> usize {
+    match effect {
+        Effect::Send(_, Message::Input(input)) | Effect::Broadcast(Message::Input(input)) => input.payload.len(),
+        Effect::Send(_, Message::Candidate(body)) => 32 * body.inputs.len(),
+        Effect::Send(_, Message::Novel(novel)) => 32 * novel.body.inputs.len(),
+        Effect::Persist(Record::Input(input)) => input.payload.len(),
+        Effect::Evidence(evidence) => evidence.first.len() + evidence.second.len(),
+        _ => 0,
     }
 }
 

@@ -240,6 +240,7 @@ impl Node {
             progress_told: None,
             draw: None,
             effects: VecDeque::new(),
+            effects_bytes: 0,
             persists: 0,
             batch: Vec::new(),
             committing: None,
