@@ -16,8 +16,8 @@ fn keep_by(node: &TestNode, backend: &str) {
 }
 
 async fn kept_by(node: &TestNode, backend: &str) {
-    let status = node.status_where("how the state is kept", |status| status["state_backend"] == backend).await;
-    assert!(status["state_backend_why"].is_string(), "{status}");
+    let status = node.status_where("how the state is kept", |status| status["state_kept"]["by"] == backend).await;
+    assert!(status["state_kept"]["why"].is_string(), "{status}");
 }
 
 #[test]
@@ -26,7 +26,7 @@ fn nodes_that_keep_the_state_in_different_ways_agree_over_kills_failed_runs_and_
         let mut net = Net::up_with(3, probe(), plain).await;
         let told = call(&["status", net.nodes[0].dir.to_str().expect("UTF-8")]).await;
         assert!(told.out.contains("kept by   shadow (auto; overlay "), "{}", told.out);
-        let works = |status: &Value| status["state_backend_why"].as_str().unwrap().contains("overlay works");
+        let works = |status: &Value| status["state_kept"]["why"].as_str().unwrap().contains("overlay works");
         if !works(&net.nodes[0].status().await.expect("a status")) {
             eprintln!("not tested, there are no overlays here");
             return;
