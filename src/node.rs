@@ -3,7 +3,7 @@
 //! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
 //! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
-//! ledger, `serve` answers peers, `report` tells people.
+//! ledger, `users` answers users, `serve` peers, `report` tells people.
 
 pub mod control;
 mod exec;
@@ -11,6 +11,7 @@ mod party_line;
 mod report;
 mod serve;
 mod start;
+mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -29,21 +30,22 @@ use self::{
     control::{Asked, Control},
     exec::{ExecError, Executor, Ran},
     party_line::PartyLine,
+    users::{Delivery, Told},
 };
 pub use self::{report::Banner, start::NodeError};
 use crate::{
     config::Config,
     consensus::{
-        Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
-        header::{ClosedLedger, ExecResult},
-        messages::{Details, Message, Npl, NplEnd, Signable, Signed},
+        Consensus, Effect, Event, Execution, SignedRef, Timer,
+        header::ClosedLedger,
+        messages::{Details, Message, Npl, NplEnd, ResultCert, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
-    gateway::{ErrorCode, Gateway, GatewayEvent, SessionId},
+    gateway::{Gateway, GatewayEvent, SessionId},
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
-    types::{Challenge, Hash, MonoMs, NodeKey, Seq, Status, UserKey, WallMs},
+    types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, UserKey, WallMs},
     wire::{self, Hello},
 };
 
@@ -55,9 +57,6 @@ const FRAMES_A_TURN: usize = 64;
 const LINE_MAX: usize = 256;
 /// Effects waiting for the disk. Past it peers and users wait, which they feel as back pressure.
 const EFFECTS_MAX: usize = 65_536;
-/// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
-const SESSIONS_MAX: usize = 65_536;
-
 /// Processes of one node that are remembered, to see when one comes back after another. The oldest make room.
 const BOOTS_MAX: usize = 8;
 
@@ -117,6 +116,16 @@ pub struct Node {
     serving: BTreeMap<NodeKey, usize>,
     served_tx: mpsc::Sender<NodeKey>,
     served: mpsc::Receiver<NodeKey>,
+    told_tx: mpsc::Sender<Told>,
+    told: mpsc::Receiver<Told>,
+    /// Questions of sessions that the database is asked.
+    asking: BTreeMap<SessionId, usize>,
+    /// Agreed results whose outputs users in signed mode have not been told of, in order.
+    deliveries: VecDeque<Delivery>,
+    /// Whether the first of them is under way.
+    delivering: bool,
+    /// The last result that was agreed on, when its signatures are known.
+    last_agreed: Option<ResultCert>,
     report: report::Report,
     _lock: start::Lock,
 }
@@ -128,6 +137,8 @@ struct Kept {
     details: Option<Details>,
     /// Until they are delivered.
     outputs: Vec<(UserKey, Bytes)>,
+    /// Leaves of `outputs_root`, one for each of them.
+    leaves: Vec<Hash>,
     /// Users who sent something, to be told when the run failed.
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
@@ -166,6 +177,7 @@ impl Node {
                 }
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(peer) = self.served.recv() => self.on_served(peer),
+                Some(told) = self.told.recv() => self.on_told(told),
                 Some(asked) = self.requests.recv() => self.on_request(asked),
                 () = sleep_until(wake.into()) => self.on_time()?,
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
@@ -325,47 +337,6 @@ impl Node {
         }
     }
 
-    fn on_user(&mut self, event: GatewayEvent) -> Result<(), NodeError> {
-        match event {
-            GatewayEvent::UserUp { user } => self.handle(Event::UserUp(user)),
-            GatewayEvent::UserDown { user } => {
-                self.sessions.retain(|(other, _), _| *other != user);
-                self.handle(Event::UserDown(user))
-            }
-            GatewayEvent::Input { user, session, proof, counter, payload } => {
-                if let Some(why) = self.refuses_raw_inputs() {
-                    if let Some(gateway) = &self.gateway {
-                        gateway.refuse(session, ErrorCode::Refused, why);
-                    }
-                    return Ok(());
-                }
-                if self.sessions.len() >= SESSIONS_MAX {
-                    self.sessions.clear();
-                }
-                self.sessions.insert((user, proof.challenge), session);
-                self.handle(Event::LocalInput(LocalInput {
-                    user,
-                    challenge: proof.challenge,
-                    helo_sig: proof.sig,
-                    nonce: counter,
-                    payload: payload.to_vec(),
-                }))
-            }
-        }
-    }
-
-    fn refuses_raw_inputs(&self) -> Option<&'static str> {
-        if self.config.user.inputs == crate::config::Inputs::Signed {
-            Some("this network takes signed inputs only ([user] inputs = \"signed\")")
-        } else if self.halted_runs {
-            Some("this node's state differs from the network's, so it could not hand you the answer; use another node")
-        } else if !self.core.unl().contains(&self.config.key) {
-            Some("this node is an observer, not a member of the UNL, so it cannot vouch for inputs that are not signed")
-        } else {
-            None
-        }
-    }
-
     fn on_run(&mut self, from_run: FromRun) -> Result<(), NodeError> {
         match from_run {
             FromRun::Line(ledger_hash, out) => {
@@ -389,6 +360,7 @@ impl Node {
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
                 let kept = self.runs.get_mut(&seq).expect("noted when the run began");
                 kept.details = Some(ran.details);
+                kept.leaves = ran.leaves;
                 kept.outputs = outputs.into_iter().map(|(user, output)| (user, output.into())).collect();
                 while self.runs.len() > RUNS_KEPT {
                     self.runs.pop_first();
@@ -444,10 +416,12 @@ impl Node {
                 Effect::Cancel(timer) => {
                     self.timers.remove(&timer);
                 }
-                Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
+                Effect::LedgerClosed { ledger, hash, attempt, signed } => {
+                    self.ledger_closed(&ledger, hash, attempt, &signed);
+                }
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
-                Effect::Deliver(result) => self.deliver(&result),
+                Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
                 Effect::Split(results) => self.split(&results),
                 Effect::SplitHealed(seq) => {
@@ -521,7 +495,8 @@ impl Node {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
                 let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
-                let kept = Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() };
+                let kept =
+                    Kept { details: None, outputs: Vec::new(), leaves: Vec::new(), senders, compared: BTreeSet::new() };
                 self.runs.insert(execution.header.seq, kept);
                 let unl = self.core.unl().to_vec();
                 let hash = execution.hash;
@@ -546,58 +521,9 @@ impl Node {
         });
     }
 
-    // ---- Users --------------------------------------------------------------------------------------------------
-
-    fn deliver(&mut self, result: &ExecResult) {
-        self.report.agreed(result);
-        // Not there: executed before a restart, and its sessions ended with that process.
-        let Some(kept) = self.runs.get_mut(&result.of_seq) else { return };
-        // From here on the outputs are in the database alone.
-        let (outputs, senders) = (std::mem::take(&mut kept.outputs), std::mem::take(&mut kept.senders));
-        let Some(gateway) = &self.gateway else { return };
-        if result.status == Status::Ok {
-            for (user, output) in outputs {
-                gateway.deliver(&user, output);
-            }
-        } else {
-            let why = format!(
-                "the contract failed in ledger {} ({}): its outputs are dropped and its state is as before",
-                result.of_seq, result.status
-            );
-            for user in &senders {
-                gateway.tell(user, ErrorCode::ContractFailed, &why);
-            }
-        }
-    }
-
-    fn refuse(&self, input: &LocalRef, why: Refused) {
-        let Some(gateway) = &self.gateway else { return };
-        let Some(session) = self.sessions.get(&(input.user, input.challenge)) else { return };
-        match why {
-            Refused::Busy => gateway.refuse(
-                *session,
-                ErrorCode::Busy,
-                "the node holds as many inputs as it can; send it again later",
-            ),
-            Refused::Expired => {
-                gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for")
-            }
-            // The gateway has checked both before.
-            Refused::Ledgered | Refused::TooLong | Refused::NotSigned => {}
-        }
-    }
-
-    fn expired(&self, inputs: &[LocalRef]) {
-        let Some(gateway) = &self.gateway else { return };
-        for input in inputs {
-            let why =
-                format!("input {} of this session was not taken into a ledger in time and never will be", input.nonce);
-            gateway.tell(&input.user, ErrorCode::Expired, &why);
-        }
-    }
-
-    fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
+    fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, signed: &[SignedRef]) {
         self.report.closed(ledger, hash, attempt);
+        self.accept(ledger.candidate.header.seq, hash, signed);
     }
 }
 

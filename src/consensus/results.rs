@@ -33,10 +33,10 @@ impl Consensus {
         assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
         let seq = result.of_seq;
         if let Some(agreed) = self.agreed.get(&seq)
-            && *agreed != result
+            && agreed.result != result
         {
             // Known to be wrong before it was signed: never sign it.
-            let agreed = agreed.clone();
+            let agreed = agreed.result.clone();
             return self.diverge(result, agreed);
         }
         self.state_root = result.state_root;
@@ -61,20 +61,20 @@ impl Consensus {
     /// Looks for the tip's agreed result, and compares what is agreed with what I have.
     pub(super) fn compare_results(&mut self) {
         if let Some(cert) = self.result_cert() {
-            self.agree(cert.result);
+            self.agree(cert);
         } else {
             self.look_for_split();
         }
     }
 
-    /// A quorum stands behind this result.
-    pub(super) fn agree(&mut self, agreed: ExecResult) {
-        let seq = agreed.of_seq;
+    /// A quorum stands behind this result; without signatures when a closed ledger says so.
+    pub(super) fn agree(&mut self, agreed: ResultCert) {
+        let seq = agreed.result.of_seq;
         if std::mem::replace(&mut self.split, false) {
             self.effects.push(Effect::SplitHealed(seq));
         }
         if seq > self.settled && self.trusted {
-            self.agreed.insert(seq, agreed);
+            self.agreed.entry(seq).or_insert(agreed);
         }
     }
 
@@ -86,10 +86,10 @@ impl Consensus {
         self.mine.remove(&seq);
         self.agreed.remove(&seq);
         self.settled = seq;
-        if mine == agreed {
+        if mine == agreed.result {
             self.effects.push(Effect::Deliver(Box::new(agreed)));
         } else {
-            self.diverge(mine, agreed);
+            self.diverge(mine, agreed.result);
         }
         true
     }
@@ -159,7 +159,8 @@ impl Consensus {
             users = closed.candidate.users_after(&users);
             self.execute(&closed.candidate, users.clone(), inputs.clone());
             if let Some((next, _)) = unexecuted.get(at + 1) {
-                self.agreed.insert(closed.candidate.header.seq, next.candidate.header.result.clone());
+                let agreed = ResultCert { result: next.candidate.header.result.clone(), sigs: Vec::new() };
+                self.agreed.insert(closed.candidate.header.seq, agreed);
             }
         }
     }

@@ -66,6 +66,8 @@ pub struct Ran {
     pub result: ExecResult,
     /// What each user gets, ascending by user; empty unless the status is `Ok`.
     pub outputs: Vec<(UserKey, Vec<u8>)>,
+    /// Leaves of `outputs_root`, one for each of them.
+    pub leaves: Vec<Hash>,
     /// For comparing with other nodes.
     pub details: Details,
     /// From the closed ledger to the post-state on disk.
@@ -253,17 +255,22 @@ impl Executor {
             Status::Ok => report.outputs.into_iter().collect(),
             _ => Vec::new(),
         };
-        let outputs_root =
-            merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        let output_leaves: Vec<Hash> = outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect();
+        let outputs_root = merkle::root(output_leaves.clone());
         let result =
             ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req: None };
-        let told = outputs.iter().take(DETAILS_MAX);
-        let details = Details {
-            result: result.clone(),
-            leaves,
-            outputs: told.map(|(user, output)| (*user, merkle::output_leaf(user, output))).collect(),
-        };
-        Ok(Ran { hash: execution.hash, result, outputs, details, elapsed: started.elapsed(), contract: report.elapsed })
+        let told = outputs.iter().zip(&output_leaves).take(DETAILS_MAX);
+        let details =
+            Details { result: result.clone(), leaves, outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect() };
+        Ok(Ran {
+            hash: execution.hash,
+            result,
+            outputs,
+            leaves: output_leaves,
+            details,
+            elapsed: started.elapsed(),
+            contract: report.elapsed,
+        })
     }
 
     /// Runs the contract, again when this machine made it fail.

@@ -212,6 +212,7 @@ impl Node {
         debug!(nofile, "open files allowed");
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
+        let (told_tx, told) = mpsc::channel(LINE_MAX);
         let node = Node {
             config,
             secret,
@@ -245,6 +246,12 @@ impl Node {
             serving: Default::default(),
             served_tx,
             served,
+            told_tx,
+            told,
+            asking: Default::default(),
+            deliveries: VecDeque::new(),
+            delivering: false,
+            last_agreed: None,
             report: Default::default(),
             _lock: lock,
         };

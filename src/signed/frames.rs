@@ -274,8 +274,9 @@ pub struct Limits {
 pub struct StatusFrame {
     /// The input's nonce.
     pub nonce: u64,
-    /// Its id. Of two inputs with one nonce at most one is accepted.
-    pub id: Text<Hash>,
+    /// Its id; absent when the input was refused unread. Of two inputs with one nonce at most one is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<Text<Hash>>,
     /// What became of it.
     #[serde(flatten)]
     pub fate: Fate,

@@ -8,7 +8,7 @@ use hotpocket::{
         header::{ClosedLedger, ExecResult, Genesis, Input, InputKey, execution_order},
         journal::Journal,
         merkle,
-        messages::{Evidence, Message, Scope, Signable},
+        messages::{Evidence, Message, ResultCert, Scope, Signable},
     },
     types::{Attempt, Hash, NodeKey, Seq, Status, UserKey},
 };
@@ -288,10 +288,20 @@ impl Watch {
     }
 
     /// Outputs go to users: S3, S5.
-    pub fn delivered(&mut self, node: usize, result: &ExecResult) {
+    pub fn delivered(&mut self, node: usize, agreed: &ResultCert) {
+        let result = &agreed.result;
         let at = usize::try_from(result.of_seq).expect("small") - 1;
         assert_eq!(Some(result), self.results.get(at), "S3: node {node} delivers what the chain did not lead to");
         self.seen.hit("delivered");
+        if agreed.sigs.is_empty() {
+            return self.seen.hit("delivered by the next header");
+        }
+        let digest = Hash::tagged("hp/result/1", &(self.scope.chain_id, self.scope.unl_hash, result));
+        let signers: BTreeSet<NodeKey> = agreed.sigs.iter().map(|(signer, _)| *signer).collect();
+        assert!(signers.iter().all(|signer| self.genesis.unl.contains(signer)), "S3: signed by a stranger");
+        assert!(signers.len() >= self.quorum, "S3: node {node}: {} signers of a result", signers.len());
+        let genuine = |(signer, sig): &(NodeKey, _)| *sig == signature(signer, &digest);
+        assert!(agreed.sigs.iter().all(genuine), "S3: node {node}: a signature of result {}", result.of_seq);
     }
 
     /// A node is accused of signing two different things.
