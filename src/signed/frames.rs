@@ -322,6 +322,21 @@ pub enum Reason {
     NonceUsed,
 }
 
+impl Reason {
+    /// The word in the `reason` field.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::BadSig => "bad_sig",
+            Reason::TooLarge => "too_large",
+            Reason::Rate => "rate",
+            Reason::Busy => "busy",
+            Reason::Expired => "expired",
+            Reason::TooFar => "too_far",
+            Reason::NonceUsed => "nonce_used",
+        }
+    }
+}
+
 /// One output with its proof.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFrame {
