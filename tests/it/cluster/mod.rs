@@ -6,6 +6,7 @@ mod divergence;
 mod faults;
 mod legacy;
 mod rows;
+mod signed;
 mod torture;
 
 use nix::sys::signal::Signal;
