@@ -11,6 +11,7 @@ mod party_line;
 mod report;
 mod serve;
 mod start;
+mod unl;
 mod users;
 
 use std::{
@@ -28,7 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     control::{Asked, Control},
-    exec::{ExecError, Executor, Ran},
+    exec::{Ended, ExecError, Executor},
     party_line::PartyLine,
     users::{Delivery, Told},
 };
@@ -37,7 +38,7 @@ use crate::{
     config::Config,
     consensus::{
         Consensus, Effect, Event, Execution, SignedRef, Timer,
-        header::ClosedLedger,
+        header::{ClosedLedger, Input},
         messages::{Details, Message, Npl, NplEnd, ResultCert, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -63,15 +64,21 @@ const BOOTS_MAX: usize = 8;
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
 enum FromRun {
+    /// A run that waited for its turn when it was to be ended.
+    NotBegun(Box<Execution>),
     Line(Hash, NplOut),
-    Ran(Box<Result<Ran, ExecError>>),
+    Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
+    /// Ledgers to be run, out of the database.
+    Loaded(Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError>),
 }
 
 /// What waits for the runner.
 #[derive(Debug)]
 enum Job {
     Rollback,
+    /// To the state of this root.
+    Undo(Hash),
     Run(Box<Execution>),
 }
 
@@ -102,6 +109,8 @@ pub struct Node {
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
+    /// Ends the run of this ledger.
+    end_run: Option<(Seq, oneshot::Sender<()>)>,
     halted_runs: bool,
 
     line: PartyLine,
@@ -143,6 +152,12 @@ struct Kept {
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
     compared: BTreeSet<NodeKey>,
+}
+
+impl Kept {
+    fn new(senders: Vec<UserKey>) -> Kept {
+        Kept { details: None, outputs: Vec::new(), leaves: Vec::new(), senders, compared: BTreeSet::new() }
+    }
 }
 
 impl Node {
@@ -287,7 +302,7 @@ impl Node {
             return Ok(());
         }
         if !self.is_harmless(peer, &message)
-            && let Err(error) = self.edge.check(&message, &self.core.scope())
+            && let Err(error) = self.check(&message)
         {
             self.report.bad_frame(peer, &error);
             return Ok(());
@@ -326,14 +341,24 @@ impl Node {
         }
     }
 
+    fn check(&mut self, message: &Message) -> Result<(), wire::Refused> {
+        let checked = self.edge.check(message, &self.core.scope());
+        match (message, self.core.former_scope()) {
+            // What contradicts itself was said before the UNL changed, maybe.
+            (Message::Evidence(_), Some(former)) if checked.is_err() => self.edge.check(message, &former),
+            _ => checked,
+        }
+    }
+
     /// Whether nothing of a message is used but who sent it over this link, which the link has proven: its signature
     /// need not be checked.
     fn is_harmless(&self, peer: NodeKey, message: &Message) -> bool {
         match message {
             Message::Npl(npl) => npl.from == peer,
             Message::NplEnd(end) => end.from == peer,
-            // Its sender is shown the ledger that closed that round.
-            other => other.round_seq().is_some_and(|seq| seq < self.core.round_seq()),
+            // The sender of one of an older round is shown the ledger that closed it. Those of a later round are signed for
+            // a UNL that may not be known here yet: the core checks the few that it keeps when it gets there.
+            other => other.round_seq().is_some_and(|seq| seq != self.core.round_seq()),
         }
     }
 
@@ -343,15 +368,31 @@ impl Node {
                 self.speak_on_line(ledger_hash, out);
                 Ok(())
             }
+            FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
             FromRun::RolledBack(done) => {
                 self.running = None;
                 done?;
                 self.next_job();
                 Ok(())
             }
-            FromRun::Ran(ran) => {
+            FromRun::Loaded(ledgers) => self.handle(Event::Loaded(ledgers?)),
+            FromRun::Ended(ended) => {
                 self.running = None;
-                let ran = (*ran)?;
+                self.end_run = None;
+                let ran = match ended? {
+                    Ended::Ran(ran) => *ran,
+                    Ended::Cut(execution) => {
+                        self.line.end(execution.hash);
+                        self.line_counters.remove(&execution.hash);
+                        warn!(
+                            seq = execution.header.seq,
+                            "the contract's run was cut; the nodes find out whether its time was up"
+                        );
+                        self.handle(Event::Overtime(execution))?;
+                        self.next_job();
+                        return Ok(());
+                    }
+                };
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
@@ -420,7 +461,10 @@ impl Node {
                     self.ledger_closed(&ledger, hash, attempt, &signed);
                 }
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
+                Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
+                Effect::EndRun(seq) => self.end_run(seq),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
+                Effect::Load(first) => self.load(first),
                 Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
                 Effect::Split(results) => self.split(&results),
@@ -479,6 +523,15 @@ impl Node {
         self.next_job();
     }
 
+    /// Reads ledgers to be run beside the loop. Everything up to the last closed one is on disk by now.
+    fn load(&self, first: Seq) {
+        let (ledger, done) = (self.ledger.clone(), self.from_runs_tx.clone());
+        tokio::spawn(async move {
+            let ledgers = ledger.to_run(first).await;
+            let _ = done.send(FromRun::Loaded(ledgers)).await;
+        });
+    }
+
     fn next_job(&mut self) {
         if self.running.is_some() {
             return;
@@ -491,38 +544,68 @@ impl Node {
                 let rolled_back = executor.rollback().await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
+            Job::Undo(root) => tokio::spawn(async move {
+                let rolled_back = executor.undo(root).await;
+                let _ = done.send(FromRun::RolledBack(rolled_back)).await;
+            }),
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
-                let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
-                let kept =
-                    Kept { details: None, outputs: Vec::new(), leaves: Vec::new(), senders, compared: BTreeSet::new() };
-                self.runs.insert(execution.header.seq, kept);
-                let unl = self.core.unl().to_vec();
+                self.runs.insert(execution.header.seq, Kept::new(execution.senders()));
+                let (end_run, end) = oneshot::channel();
+                self.end_run = Some((execution.header.seq, end_run));
                 let hash = execution.hash;
                 tokio::spawn(async move {
-                    let run = executor.run(&execution, &unl, port);
+                    let run = executor.run(execution, port, end);
                     tokio::pin!(run);
-                    let ran = loop {
+                    let ended = loop {
                         tokio::select! {
                             biased;
                             Some(out) = ends.out.recv() => {
                                 let _ = done.send(FromRun::Line(hash, out)).await;
                             }
-                            ran = &mut run => break ran,
+                            ended = &mut run => break ended,
                         }
                     };
                     while let Ok(out) = ends.out.try_recv() {
                         let _ = done.send(FromRun::Line(hash, out)).await;
                     }
-                    let _ = done.send(FromRun::Ran(Box::new(ran))).await;
+                    let _ = done.send(FromRun::Ended(ended)).await;
                 })
             }
         });
     }
 
+    /// The run of a ledger has no effect: its state is put back, its outputs are dropped.
+    fn undo(&mut self, seq: Seq, state_root: Hash, senders: Vec<UserKey>) {
+        self.report.timed_out(seq);
+        self.batch.push(Write::Outputs { seq, outputs: Vec::new() });
+        let kept = self.runs.entry(seq).or_insert_with(|| Kept::new(senders));
+        kept.outputs.clear();
+        kept.leaves.clear();
+        self.enqueue(Job::Undo(state_root));
+    }
+
+    /// Ends the run of a ledger that is under way, or still waits for its turn.
+    fn end_run(&mut self, seq: Seq) {
+        if let Some((_, end)) = self.end_run.take_if(|(running, _)| *running == seq) {
+            // It may have ended by itself just now, and said so.
+            let _ = end.send(());
+            return;
+        }
+        let waits = |job: &Job| matches!(job, Job::Run(execution) if execution.header.seq == seq);
+        if let Some(Job::Run(execution)) = self.jobs.iter().position(waits).and_then(|at| self.jobs.remove(at)) {
+            // Not at once: this effect may be one of the event that is being handled.
+            let done = self.from_runs_tx.clone();
+            tokio::spawn(async move { done.send(FromRun::NotBegun(execution)).await });
+        }
+    }
+
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, signed: &[SignedRef]) {
         self.report.closed(ledger, hash, attempt);
+        if let Some(change) = &ledger.candidate.unl_change {
+            self.unl_changed(ledger.candidate.header.seq, change);
+        }
         self.accept(ledger.candidate.header.seq, hash, signed);
     }
 }

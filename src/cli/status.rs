@@ -93,8 +93,11 @@ fn text(status: &Value) -> String {
     }
     let run = &status["last_run"];
     if let (Some(seq), Some(how)) = (run["seq"].as_u64(), run["status"].as_str()) {
-        let outputs = run["output_bytes"].as_u64().unwrap_or(0);
-        lines.push(("last run", format!("ledger {seq}: {how}, {} ms, {outputs} bytes of output", run["contract_ms"])));
+        // A run that was over its time has no more to tell.
+        let more = run["contract_ms"].as_f64().map_or(String::new(), |ms| {
+            format!(", {ms} ms, {} bytes of output", run["output_bytes"].as_u64().unwrap_or(0))
+        });
+        lines.push(("last run", format!("ledger {seq}: {how}{more}")));
     }
     lines.push(("ports", format!("peers {}, users {}", word("peer_address"), word("user_address"))));
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    header::{ClosedLedger, ExecResult, Header, Input},
+    header::{ClosedLedger, ExecResult, Header, Input, UnlChange},
     journal::Record,
     messages::{Evidence, Message, ResultCert},
     pool::Refused,
@@ -55,8 +55,17 @@ pub enum Event {
     UserUp(UserKey),
     /// A user's last session at this node ended.
     UserDown(UserKey),
+    /// This node's operator votes for a change of the UNL, or withdraws the vote. It must apply, and the node be a
+    /// member: else nothing happens.
+    UnlVote(Option<UnlChange>),
     /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
+    /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
+    /// it was before.
+    Overtime(Box<Execution>),
+    /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
+    /// at once.
+    Loaded(Vec<(ClosedLedger, Vec<Input>)>),
     /// A link to a node is usable.
     LinkUp(NodeKey),
     /// It is not any more.
@@ -104,8 +113,19 @@ pub struct Execution {
     pub hash: Hash,
     /// Everybody connected, ascending.
     pub users: BTreeSet<UserKey>,
+    /// The UNL that the ledger's header fixed, ascending: its members agree on what this run led to.
+    pub unl: Vec<NodeKey>,
     /// Users with inputs, in execution order.
     pub inputs: Vec<(UserKey, Vec<Input>)>,
+    /// Whether the wall-time limit ends the run. Not once it is known that the run ends: then it may take its time.
+    pub is_limited: bool,
+}
+
+impl Execution {
+    /// Users who sent something.
+    pub fn senders(&self) -> Vec<UserKey> {
+        self.inputs.iter().map(|(user, _)| *user).collect()
+    }
 }
 
 /// What is to be done.
@@ -123,7 +143,8 @@ pub enum Effect {
     SetTimer(Timer, MonoMs),
     /// Take a timer back.
     Cancel(Timer),
-    /// A ledger is closed and stored: tell people, and its users "accepted".
+    /// A ledger is closed and stored: tell people, and its users "accepted". From here on a `Broadcast` goes to the UNL
+    /// that it fixed.
     LedgerClosed {
         /// The ledger.
         ledger: Box<ClosedLedger>,
@@ -136,9 +157,23 @@ pub enum Effect {
     },
     /// Make state/ what it was before this ledger's run.
     Rollback(Seq),
+    /// The run of this ledger, if there was one, has no effect, because its time was up: make state/ what it was before
+    /// it, if it is not, and drop its outputs.
+    Undo {
+        /// The ledger.
+        seq: Seq,
+        /// Root of the state before it, and so after it.
+        state_root: Hash,
+        /// Users who sent something, as far as they are known: they are told when the result is agreed.
+        senders: Vec<UserKey>,
+    },
     /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
     /// then the pre-state of this one may be needed again.
     Execute(Box<Execution>),
+    /// End the run of this ledger, if it is under way. `Overtime` follows, or `ExecDone` if it has just ended by itself.
+    EndRun(Seq),
+    /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.
+    Load(Seq),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users. Without signatures where
     /// the next ledger, which is stored, said what was agreed.
     Deliver(Box<ResultCert>),
@@ -236,13 +271,19 @@ pub struct Summary {
     /// Inputs held and not ledgered.
     pub pool: usize,
     /// Closed ledgers not run yet.
-    pub unexecuted: usize,
+    pub unexecuted: Seq,
+    /// Members on which the time limit struck in the last ledger, while its result is not agreed on.
+    pub overtimes: usize,
     /// Whether this node's state is the agreed one.
     pub synced: bool,
     /// Whether no result can reach a quorum.
     pub split: bool,
     /// State root after the last run.
     pub state_root: Hash,
+    /// What this node's operator votes for.
+    pub unl_vote: Option<UnlChange>,
+    /// What each member's operator votes for, as its last NOVEL said.
+    pub unl_votes: Vec<(NodeKey, UnlChange)>,
 }
 
 /// What a round waits for.

@@ -9,6 +9,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX, merkle,
     messages::{Novel, Signable},
+    mutation::mutated,
+    unl,
     votes::Quorum,
 };
 use crate::types::{Challenge, Hash, NodeKey, Seq, Sig, Status, UserKey, WallMs};
@@ -192,7 +194,8 @@ pub type InputKey = (UserKey, Hash, u64);
 impl Input {
     /// See [`InputKey`].
     pub fn key(&self) -> InputKey {
-        (self.user, self.origin.tag(), self.nonce)
+        let tag = if mutated!(KeyWithoutOrigin) { Hash::ZERO } else { self.origin.tag() };
+        (self.user, tag, self.nonce)
     }
 
     /// Names the input. Signatures are outside: any valid one serves.
@@ -226,7 +229,7 @@ pub fn users_root(users: &BTreeSet<UserKey>) -> Hash {
     merkle::root(users.iter().map(merkle::user_leaf).collect())
 }
 
-/// A header with what its roots stand for: input ids, and the users that come and go.
+/// A header with what its roots stand for: input ids, the users that come and go, and the change of the UNL.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Candidate {
     /// The header.
@@ -237,6 +240,8 @@ pub struct Candidate {
     pub users_add: Vec<UserKey>,
     /// Users of the one before that are gone, ascending.
     pub users_del: Vec<UserKey>,
+    /// What makes the next UNL out of this ledger's; `None` when they are the same.
+    pub unl_change: Option<UnlChange>,
 }
 
 impl Candidate {
@@ -250,9 +255,28 @@ impl Candidate {
         users
     }
 
-    /// Whether the lists are what the header's roots stand for, in the one form that they have: each user once, and only
-    /// who really comes or goes. The header itself is vouched for by its hash.
-    pub fn is_consistent(&self, users_before: &BTreeSet<UserKey>, users_root_before: Hash) -> bool {
+    /// The UNL that closes the next ledger, given the one that closes this.
+    ///
+    /// # Panics
+    /// When the change does not apply: [`Candidate::is_consistent`] was not asked.
+    pub fn unl_after(&self, before: &[NodeKey]) -> Vec<NodeKey> {
+        match &self.unl_change {
+            None => before.to_vec(),
+            Some(change) => change.apply(before).expect("checked before the ledger was closed"),
+        }
+    }
+
+    /// Whether the lists are what the header's roots stand for, in the one form that they have: each user once, only
+    /// who really comes or goes, and the change between the header's two UNLs. The header itself is vouched for by its
+    /// hash, and its `unl_hash` is that of `unl`.
+    pub fn is_consistent(&self, users_before: &BTreeSet<UserKey>, users_root_before: Hash, unl: &[NodeKey]) -> bool {
+        let next_unl_hash = match &self.unl_change {
+            None => Some(self.header.unl_hash),
+            Some(change) => change.apply(unl).map(|after| unl_hash(&after)),
+        };
+        if next_unl_hash != Some(self.header.next_unl_hash) {
+            return false;
+        }
         let canonical = self.users_add.is_sorted_by(|a, b| a < b)
             && self.users_del.is_sorted_by(|a, b| a < b)
             && !self.users_add.iter().any(|user| users_before.contains(user))
@@ -353,6 +377,8 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
     let users_del: Vec<UserKey> = before.users.difference(&users).copied().collect();
     let unchanged = users_add.is_empty() && users_del.is_empty();
 
+    let unl_change = unl::decide(before.unl, before.quorum.q, novels, result);
+    let next_unl = unl_change.and_then(|change| change.apply(before.unl));
     let slot = nth_largest_slot(novels, include);
     let ids: Vec<Hash> = inputs.iter().map(|(id, _)| *id).collect();
     let header = Header {
@@ -362,7 +388,7 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
         parent: before.parent,
         time_ms: before.parent_time_ms.max(slot.saturating_mul(before.time_res_ms)),
         unl_hash: before.unl_hash,
-        next_unl_hash: before.unl_hash,
+        next_unl_hash: next_unl.map_or(before.unl_hash, |unl| unl_hash(&unl)),
         users_root: if unchanged { before.users_root } else { users_root(&users) },
         n_users: u32::try_from(users.len()).expect("users are bounded by the nodes' connections"),
         inputs_root: inputs_root(&ids),
@@ -371,11 +397,11 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
         result: result.clone(),
         settlement: before.settlement.clone(),
     };
-    Derived::Ready(Box::new(Candidate { header, inputs: ids, users_add, users_del }))
+    Derived::Ready(Box::new(Candidate { header, inputs: ids, users_add, users_del, unl_change }))
 }
 
 /// Whether no novel still outstanding can change what [`derive()`] yields.
-pub fn determined(before: &Before, novels: &[&Novel]) -> bool {
+pub fn determined(before: &Before, novels: &[&Novel], result: &ExecResult) -> bool {
     let include = before.quorum.include;
     let outstanding = before.quorum.n - novels.len();
     if outstanding == 0 {
@@ -388,6 +414,7 @@ pub fn determined(before: &Before, novels: &[&Novel]) -> bool {
         && count(novels.iter().flat_map(|novel| &novel.inputs)).into_values().all(settled)
         && count(novels.iter().flat_map(|novel| &novel.users_add)).into_values().all(settled)
         && count(novels.iter().flat_map(|novel| &novel.users_del)).into_values().all(settled)
+        && unl::is_decided(before.unl, before.quorum.q, novels, outstanding, result.unl_req.as_ref())
         && time_is_determined(before, novels, include, outstanding)
 }
 

@@ -1,9 +1,11 @@
 //! What peers may try: numbers at their ends, the same a thousand times, things that nobody asked for.
 
+use std::collections::VecDeque;
+
 use super::{
     header::{Candidate, inputs_root, unl_hash, users_root},
     messages::{
-        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, ResultCert, Tc, Vote,
+        Advance, AdvanceVote, Basis, Certificate, Get, Novel, Precommit, Prevote, Propose, ResultCert, Tc, TcFwd, Vote,
         VoteKind as _,
     },
     *,
@@ -125,7 +127,8 @@ impl Bench {
         let vote = Vote { seq: header.seq, attempt: 0, ledger_hash: header.hash() };
         let sigs = signers.iter().map(|number| (key(*number), self.signed(*number, Precommit::of(vote)).sig));
         let qc = Certificate { vote, sigs: sigs.collect() };
-        ClosedLedger { candidate: Candidate { header, inputs: vec![], users_add: vec![], users_del: vec![] }, qc }
+        let (users_add, users_del) = (vec![], vec![]);
+        ClosedLedger { candidate: Candidate { header, inputs: vec![], users_add, users_del, unl_change: None }, qc }
     }
 
     /// Shows the next ledger, and its body.
@@ -279,27 +282,65 @@ fn who_is_far_behind_hears_how_far() {
 }
 
 #[test]
-fn runs_are_handed_out_one_by_one_behind_the_result_before_and_ledgers_wait_for_them() {
+fn runs_are_handed_out_one_by_one_behind_the_result_before() {
     let mut bench = Bench::new(&[2], 80);
-    let mut effects = Vec::new();
-    for _ in 0..EXECUTIONS_MAX + 10 {
-        effects.extend(bench.close_next());
-    }
-    let runs = |effects: &[Effect]| count(effects, |effect| matches!(effect, Effect::Execute(_)));
-    assert_eq!((bench.core.summary().seq, runs(&effects)), (EXECUTIONS_MAX as Seq, 1));
-
-    let first = effects.iter().find_map(|effect| match effect {
-        Effect::LedgerClosed { hash, .. } => Some(*hash),
-        _ => None,
-    });
-    let effects = bench.on(Event::ExecDone(result_of(1, first.expect("closed"))));
+    let mut effects = bench.close_next();
+    effects.extend(bench.close_next());
+    assert_eq!(runs(&effects).len(), 1);
+    let effects = bench.on(Event::ExecDone(result_of(1, runs(&effects)[0].hash)));
     let at = |is: fn(&Effect) -> bool| effects.iter().position(is).expect("there");
     let result = at(|effect| matches!(effect, Effect::Persist(Record::Result(_))));
     let sync = at(|effect| *effect == Effect::Sync);
     let run = at(|effect| matches!(effect, Effect::Execute(_)));
     assert!(result < sync && sync < run, "{effects:?}");
-    bench.close_next();
-    assert_eq!(bench.core.summary().seq, EXECUTIONS_MAX as Seq + 1, "there is room for one more");
+}
+
+fn runs(effects: &[Effect]) -> Vec<Execution> {
+    let runs = effects.iter().filter_map(|effect| match effect {
+        Effect::Execute(run) => Some((**run).clone()),
+        _ => None,
+    });
+    runs.collect()
+}
+
+#[test]
+fn ledgers_are_closed_however_many_wait_for_their_run_and_a_bounded_number_waits_in_memory() {
+    let mut bench = Bench::new(&[2], 80);
+    let mut journal = Journal::new(bench.core.genesis.clone());
+    let (mut run, mut waiting): (Seq, VecDeque<Execution>) = (0, VecDeque::new());
+    let count = 3 * EXECUTIONS_MAX as Seq;
+    let mut loads = 0;
+    let mut perform = |bench: &mut Bench, effects: Vec<Effect>, waiting: &mut VecDeque<Execution>| {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::Persist(record) => journal.apply(record, 65_536),
+                Effect::Load(first) => {
+                    loads += 1;
+                    let ledgers = journal.load(first).to_vec();
+                    assert!(ledgers.len() <= EXECUTIONS_MAX / 2);
+                    effects.extend(bench.on(Event::Loaded(ledgers)));
+                }
+                Effect::Execute(run) => waiting.push_back(*run),
+                _ => {}
+            }
+        }
+    };
+    for _ in 0..count {
+        let effects = bench.close_next();
+        perform(&mut bench, effects, &mut waiting);
+        assert!(bench.core.runs.len() <= EXECUTIONS_MAX, "{}", bench.core.runs.len());
+    }
+    assert_eq!((bench.core.summary().seq, bench.core.summary().unexecuted), (count, count));
+    while let Some(next) = waiting.pop_front() {
+        run += 1;
+        assert_eq!(next.header.seq, run);
+        let effects = bench.on(Event::ExecDone(result_of(run, next.hash)));
+        perform(&mut bench, effects, &mut waiting);
+        assert!(bench.core.runs.len() <= EXECUTIONS_MAX, "{}", bench.core.runs.len());
+        assert!(bench.core.mine.len() + bench.core.agreed.len() <= 2 * EXECUTIONS_MAX);
+    }
+    assert_eq!((run, bench.core.summary().unexecuted, loads > 2), (count, 0, true));
 }
 
 #[test]
@@ -311,7 +352,7 @@ fn a_body_has_one_form() {
     body.users_add = vec![comes];
     let after = body.users_after(&before);
     (body.header.users_root, body.header.n_users) = (users_root(&after), 2);
-    let fits = |body: &Candidate| body.is_consistent(&before, users_root(&before));
+    let fits = |body: &Candidate| body.is_consistent(&before, users_root(&before), bench.core.unl());
     assert!(fits(&body));
     let with = |add: &[UserKey], del: &[UserKey]| Candidate {
         users_add: add.to_vec(),
@@ -327,6 +368,20 @@ fn a_body_has_one_form() {
     ] {
         assert_eq!(other.users_after(&before), after);
         assert!(!fits(&other), "{other:?}");
+    }
+    // The change of the UNL is the one between the header's two, and there is none where they are the same.
+    let changed = |unl_change, next_unl_hash| {
+        let mut other = body.clone();
+        (other.unl_change, other.header.next_unl_hash) = (unl_change, next_unl_hash);
+        other
+    };
+    let (came, went) = (UnlChange::Add(key(5)), UnlChange::Remove(key(2)));
+    let [same, with_5] = [unl_hash(bench.core.unl()), unl_hash(&came.apply(bench.core.unl()).unwrap())];
+    assert!(fits(&changed(Some(came), with_5)));
+    for (change, next) in
+        [(None, with_5), (Some(came), same), (Some(went), with_5), (Some(UnlChange::Add(key(1))), same)]
+    {
+        assert!(!fits(&changed(change, next)), "{change:?}");
     }
 }
 
@@ -458,4 +513,81 @@ fn only_what_a_quorum_has_said_already_is_redundant() {
     bench.hear(4, third);
     assert!(bench.core.is_redundant(&prevote(&bench, 4, ledger.qc.vote.ledger_hash)));
     assert!(!bench.core.is_redundant(&prevote(&bench, 4, Hash([9; 32]))), "another value is evidence");
+}
+
+#[test]
+pub(crate) fn what_follows_another_ledger_is_not_taken() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let elsewhere = Hash([9; 32]);
+    let mut novel = bench.novel(2, 0).body;
+    novel.parent = elsewhere;
+    let novel = bench.signed(2, novel);
+    bench.hear(2, Message::Novel(novel));
+    assert_eq!(bench.core.round.novels.len(), 0);
+
+    // A quorum that signs for another chain of ledgers has forked; nobody follows it from here.
+    let mut ledger = bench.next_ledger(0, &[2, 3, 4]);
+    ledger.candidate.header.parent = elsewhere;
+    ledger.qc.vote.ledger_hash = ledger.candidate.header.hash();
+    let vote = ledger.qc.vote;
+    ledger.qc.sigs = [2, 3, 4].map(|number| (key(number), bench.signed(number, Precommit::of(vote)).sig)).to_vec();
+    bench.hear(2, Consensus::closed_message(&ledger));
+    bench.hear(2, Message::Candidate(ledger.candidate));
+    assert_eq!((bench.core.summary().seq, bench.core.round.closed.is_some()), (0, false));
+}
+
+#[test]
+pub(crate) fn a_forwarded_certificate_is_taken_with_the_polc_it_names() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let vote = Vote { seq: 1, attempt: 0, ledger_hash: Hash([9; 32]) };
+    let sigs = [2, 3, 4].map(|number| (key(number), bench.signed(number, Prevote::of(vote)).sig)).to_vec();
+    let polc = Certificate { vote, sigs };
+    let body = AdvanceVote { seq: 1, attempt: 1, high: Some((0, vote.ledger_hash)) };
+    let tc = Tc { votes: [2, 3, 4].map(|number| bench.signed(number, body)).to_vec() };
+    let forward = |polc| Message::TcFwd(TcFwd { seq: 1, tc: tc.clone(), polc });
+    bench.hear(2, forward(None));
+    assert_eq!(bench.core.summary().attempt, 0);
+    let other = Certificate { sigs: polc.sigs[..2].to_vec(), ..polc.clone() };
+    bench.hear(2, forward(Some(other)));
+    assert_eq!(bench.core.summary().attempt, 0);
+    bench.hear(2, forward(Some(polc)));
+    assert_eq!(bench.core.summary().attempt, 1);
+    assert!(bench.core.round.tc_forward().is_some(), "it can show others the way");
+}
+
+#[test]
+pub(crate) fn every_field_of_a_message_is_signed() {
+    fn check<T: Signable + borsh::BorshDeserialize>(scope: &Scope, body: T) {
+        let bytes = borsh::to_vec(&body).unwrap();
+        let signed = body.digest(scope);
+        let mut others = 0;
+        for bit in 0..8 * bytes.len() {
+            let mut other = bytes.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = borsh::from_slice::<T>(&other) {
+                assert_ne!(other.digest(scope), signed, "{}: bit {bit} is not signed", T::TAG);
+                others += 1;
+            }
+        }
+        assert!(others > 64, "{}: there are other messages of its kind", T::TAG);
+        let elsewhere = Scope { chain_id: Hash([99; 32]), ..*scope };
+        assert_ne!(body.digest(&elsewhere), signed, "{}: the chain is not signed", T::TAG);
+        let members = Scope { unl_hash: Hash([99; 32]), ..*scope };
+        assert_eq!(body.digest(&members) != signed, T::PER_UNL, "{}: the UNL", T::TAG);
+    }
+    let bench = Bench::new(&[1, 2, 3, 4], 75);
+    let scope = bench.core.scope();
+    let vote = Vote { seq: 1, attempt: 2, ledger_hash: Hash([9; 32]) };
+    let result = result_of(1, Hash([9; 32]));
+    let mut novel = bench.novel(2, 3).body;
+    novel.inputs = vec![Hash([5; 32])];
+    novel.users_add = vec![UserKey([6; 32])];
+    let (tc, basis) = (Tc { votes: vec![bench.advance(2, 1)] }, Basis::Polc(Certificate { vote, sigs: vec![] }));
+    check(&scope, novel);
+    check(&scope, result);
+    check(&scope, Prevote(vote));
+    check(&scope, Precommit(vote));
+    check(&scope, AdvanceVote { seq: 1, attempt: 2, high: Some((1, Hash([9; 32]))) });
+    check(&scope, Propose { seq: 1, attempt: 1, ledger_hash: Hash([9; 32]), tc, basis });
+    check(&scope, StatusMsg { seq: 1, lcl: Hash([9; 32]), attempt: 0, synced: true });
 }

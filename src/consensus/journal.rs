@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey},
-    messages::{Advance, Certificate, Novel, Precommit, Prevote, Signed, Tc},
+    LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
+    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
+    messages::{Advance, Certificate, Novel, Overtime, Precommit, Prevote, Signed, Tc},
 };
-use crate::types::{Attempt, Hash, Seq, UserKey};
+use crate::types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey};
 
 /// One durable fact. Records of one transaction are applied in order, all or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,13 @@ pub enum Record {
     Ledger(Box<ClosedLedger>),
     /// My result of executing a ledger. Never replaced.
     Result(Box<Signed<ExecResult>>),
+    /// The wall-time limit struck on my clock in the run of the last closed ledger.
+    Overtime(Box<Signed<Overtime>>),
+    /// The agreed result of the ledger of my last result, where mine was another: whether a run was over its time is
+    /// decided by a quorum's clocks. From here on the state is what this result says.
+    Adopted(Box<ExecResult>),
+    /// What my operator votes for, `None` when the vote is withdrawn or has done its work.
+    UnlVote(Option<UnlChange>),
 }
 
 /// Everything durable, as one value.
@@ -42,6 +50,10 @@ pub struct Journal {
     pub tip: Option<ClosedLedger>,
     /// Users of the last closed ledger.
     pub users: BTreeSet<UserKey>,
+    /// The UNL that closes the ledger after the tip, ascending.
+    pub unl: Vec<NodeKey>,
+    /// What my operator votes for.
+    pub unl_vote: Option<UnlChange>,
     /// Input keys of the last `input_window` ledgers, with their ledger.
     pub window: BTreeMap<InputKey, Seq>,
     /// Inputs held and not ledgered.
@@ -56,21 +68,39 @@ pub struct Journal {
     pub advance: Option<Advance>,
     /// The highest Tc of it, with the POLC it names.
     pub tc: Option<(Tc, Option<Certificate>)>,
-    /// Closed ledgers that I have no result for, oldest first, with their inputs.
+    /// Closed ledgers that I have no result for, oldest first, with their inputs. A process begins with the first of
+    /// them ([`Journal::opened`]), and has the others loaded when there is room.
     pub unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
     /// Users of the ledger before the oldest of `unexecuted`.
     pub executed_users: BTreeSet<UserKey>,
+    /// The UNL that closes the oldest of `unexecuted`, or the ledger after the tip; ascending.
+    pub executed_unl: Vec<NodeKey>,
     /// My last result.
     pub result: Option<Signed<ExecResult>>,
+    /// The agreed result of the same ledger, where mine was another and the state is the agreed one's.
+    pub adopted: Option<ExecResult>,
+    /// The ledger of my last result and its inputs, where the result is that its time was up: it is run after all when
+    /// a quorum says otherwise.
+    pub limited: Option<(ClosedLedger, Vec<Input>)>,
+    /// My OVERTIME of the tip.
+    pub overtime: Option<Signed<Overtime>>,
+}
+
+/// Whether a result says that the run was over its time.
+pub fn is_time_up(result: &ExecResult) -> bool {
+    result.status == Status::Limit(LimitKind::Time)
 }
 
 impl Journal {
     /// Before anything happened.
     pub fn new(genesis: Genesis) -> Journal {
+        let unl = genesis.unl.clone();
         Journal {
             genesis,
             tip: None,
             users: BTreeSet::new(),
+            unl: unl.clone(),
+            unl_vote: None,
             window: BTreeMap::new(),
             pool: BTreeMap::new(),
             novel: None,
@@ -80,13 +110,44 @@ impl Journal {
             tc: None,
             unexecuted: Vec::new(),
             executed_users: BTreeSet::new(),
+            executed_unl: unl,
             result: None,
+            adopted: None,
+            limited: None,
+            overtime: None,
         }
+    }
+
+    /// What my last run led to: my result of it, unless a quorum decided otherwise.
+    pub fn outcome(&self) -> Option<&ExecResult> {
+        self.adopted.as_ref().or(self.result.as_ref().map(|result| &result.body))
+    }
+
+    /// Root of the state after my last run; what a run that was cut left is not in it.
+    pub fn state_root(&self) -> Hash {
+        self.outcome().map_or(self.genesis.state_root, |outcome| outcome.state_root)
+    }
+
+    /// Whether state/ may be what a run left that does not count, and is to be put back before anything else.
+    pub fn may_need_rollback(&self) -> bool {
+        !self.unexecuted.is_empty() || self.outcome().is_some_and(is_time_up)
     }
 
     /// Sequence number of the last closed ledger.
     pub fn seq(&self) -> Seq {
         self.tip.as_ref().map_or(0, |tip| tip.candidate.header.seq)
+    }
+
+    /// What a process begins with: all of it, but of the ledgers to be run as many as are loaded at once.
+    pub fn opened(mut self) -> Journal {
+        self.unexecuted.truncate(loaded(&self.unexecuted).len());
+        self
+    }
+
+    /// The ledgers to be run from `first` on, as many as are loaded at once.
+    pub fn load(&self, first: Seq) -> &[(ClosedLedger, Vec<Input>)] {
+        let at = self.unexecuted.partition_point(|(closed, _)| closed.candidate.header.seq < first);
+        loaded(&self.unexecuted[at..])
     }
 
     /// Adds one record.
@@ -129,10 +190,25 @@ impl Journal {
                         .is_some_and(|(closed, _)| closed.candidate.header.seq == result.body.of_seq),
                     "results are journaled in order"
                 );
-                let (closed, _) = self.unexecuted.remove(0);
+                let (closed, inputs) = self.unexecuted.remove(0);
                 self.executed_users = closed.candidate.users_after(&self.executed_users);
+                self.executed_unl = closed.candidate.unl_after(&self.executed_unl);
+                self.limited = is_time_up(&result.body).then_some((closed, inputs));
+                self.adopted = None;
                 self.result = Some(*result);
             }
+            Record::Overtime(overtime) => {
+                assert!(self.overtime.is_none(), "one OVERTIME a ledger");
+                assert_eq!(overtime.body.of_seq, self.seq(), "OVERTIME is of the tip");
+                self.overtime = Some(*overtime);
+            }
+            Record::Adopted(result) => {
+                let mine = self.result.as_ref().map(|mine| mine.body.of_seq);
+                assert_eq!(mine, Some(result.of_seq), "a result is adopted for the last run");
+                self.limited = None;
+                self.adopted = Some(*result);
+            }
+            Record::UnlVote(vote) => self.unl_vote = vote,
         }
     }
 
@@ -150,12 +226,25 @@ impl Journal {
         }
         self.window.retain(|_, seq| *seq + input_window > header.seq);
         self.users = closed.candidate.users_after(&self.users);
+        self.unl = closed.candidate.unl_after(&self.unl);
         self.novel = None;
         self.prevotes.clear();
         self.precommits.clear();
         self.advance = None;
         self.tc = None;
+        self.overtime = None;
         self.tip = Some(closed.clone());
         self.unexecuted.push((closed, inputs));
     }
+}
+
+/// The first of these ledgers, as many as are loaded at once.
+fn loaded(ledgers: &[(ClosedLedger, Vec<Input>)]) -> &[(ClosedLedger, Vec<Input>)] {
+    let mut bytes = 0;
+    let fits = ledgers.iter().take(LOADED_LEDGERS_MAX).take_while(|(_, inputs)| {
+        let before = bytes;
+        bytes += inputs.iter().map(|input| input.payload.len()).sum::<usize>();
+        before <= LOADED_BYTES_MAX
+    });
+    &ledgers[..fits.count()]
 }

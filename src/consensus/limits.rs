@@ -25,9 +25,15 @@ pub(super) const ATTEMPTS_AHEAD: Attempt = 8;
 pub(super) const TOLD_INPUTS_MAX: usize = 256;
 /// Bytes of them.
 pub(super) const TOLD_BYTES_MAX: usize = 4 << 20;
-/// Closed ledgers waiting for their run. At it no further one is asked for or closed until a run has ended: a node
-/// whose runs are slower than a quorum's falls behind instead of filling its memory.
-pub(super) const EXECUTIONS_MAX: usize = 64;
+/// Closed ledgers waiting in memory for their run. Past it they wait in the database alone, and are loaded in order when
+/// there is room: a node whose runs are slower than a quorum's goes on closing ledgers.
+pub const EXECUTIONS_MAX: usize = 64;
+/// Payload bytes of the same. One ledger may be over it.
+pub const EXECUTIONS_BYTES_MAX: usize = 32 << 20;
+/// Ledgers that are loaded at once for their runs.
+pub const LOADED_LEDGERS_MAX: usize = EXECUTIONS_MAX / 2;
+/// Payload bytes with which loading ends; the last ledger may be over it.
+pub const LOADED_BYTES_MAX: usize = EXECUTIONS_BYTES_MAX / 2;
 /// Ledgers closed without a host's NOVEL before its users are taken to be gone.
 pub(super) const HOST_MISSED_MAX: u32 = 3;
 /// Closed ledgers without a node's NOVEL before it is no longer waited for.

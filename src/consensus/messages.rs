@@ -2,7 +2,11 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::header::{Candidate, ExecResult, Header, Input, Settlement, UnlChange};
+use super::{
+    Crypto,
+    header::{Candidate, ExecResult, Header, Input, Settlement, UnlChange},
+    mutation::mutated,
+};
 use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, UserKey};
 
 /// What a signature of a node covers besides the fields: which chain, and for votes which UNL.
@@ -23,6 +27,11 @@ pub trait Signable: BorshSerialize {
 
     /// The 32 bytes that are signed.
     fn digest(&self, scope: &Scope) -> Hash {
+        if mutated!(UnsignedField) && ["hp/prevote/1", "hp/precommit/1"].contains(&Self::TAG) {
+            let (seq, _, ledger_hash): (Seq, Attempt, Hash) =
+                borsh::from_slice(&borsh::to_vec(self).expect("writing to memory does not fail")).expect("a vote");
+            return Hash::tagged(Self::TAG, &(scope.chain_id, scope.unl_hash, seq, ledger_hash));
+        }
         match Self::PER_UNL {
             true => Hash::tagged(Self::TAG, &(scope.chain_id, scope.unl_hash, self)),
             false => Hash::tagged(Self::TAG, &(scope.chain_id, self)),
@@ -409,6 +418,23 @@ impl Message {
             _ => return None,
         };
         Some((signer, self.kind(), self.round_seq()?, self.round_attempt()))
+    }
+
+    /// Whether a message of a round is signed by whom it names; what is inside its certificates is not looked at.
+    pub fn is_signed(&self, scope: &Scope, crypto: &dyn Crypto) -> bool {
+        fn check<T: Signable>(signed: &Signed<T>, scope: &Scope, crypto: &dyn Crypto) -> bool {
+            crypto.verify(&signed.from, &signed.body.digest(scope), &signed.sig)
+        }
+        match self {
+            Message::Novel(m) => check(m, scope, crypto),
+            Message::Result(m) => check(m, scope, crypto),
+            Message::Overtime(m) => check(m, scope, crypto),
+            Message::Prevote(m) => check(m, scope, crypto),
+            Message::Precommit(m) => check(m, scope, crypto),
+            Message::Advance(m) => check(&m.vote, scope, crypto),
+            Message::Propose(m) => check(m, scope, crypto),
+            _ => true,
+        }
     }
 
     /// The ledger a message of the round is about; `None` for what belongs to no round.

@@ -10,7 +10,8 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), `overtime` (runs that take too long),
+//! `unl` (who decides), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod event;
 mod fetch;
@@ -19,6 +20,8 @@ pub mod journal;
 mod limits;
 pub mod merkle;
 pub mod messages;
+pub mod mutation;
+mod overtime;
 mod pool;
 mod presence;
 mod receive;
@@ -26,21 +29,26 @@ mod results;
 mod round;
 pub mod rules;
 mod step;
+mod unl;
 pub mod votes;
 
 #[cfg(test)]
-mod hostile;
+pub(crate) mod explore;
+#[cfg(test)]
+pub(crate) mod hostile;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::*;
-use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin};
+use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
 use journal::{Journal, Record};
 pub use limits::*;
-use messages::{Closed, Get, Message, ResultCert, Scope, Signable, Signed, StatusMsg};
+use messages::{Closed, Get, Message, Overtime, ResultCert, Scope, Signable, Signed, StatusMsg};
+use mutation::mutated;
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
+use results::{LastRun, Runs};
 use round::Round;
 use votes::{Checker, Quorum};
 
@@ -69,8 +77,17 @@ pub struct Consensus {
     crypto: Box<dyn Crypto>,
     genesis: Genesis,
     scope: Scope,
-    quorum: Quorum,
+    threshold: u8,
+    /// The UNL in force for the round, ascending; with it change the scope and the quorum.
     unl: Vec<NodeKey>,
+    quorum: Quorum,
+    /// What signatures covered before the UNL changed last, if that happened since the start.
+    former_scope: Option<Scope>,
+    /// What my operator votes for, and whether a NOVEL of mine said so.
+    unl_vote: Option<UnlChange>,
+    unl_vote_told: bool,
+    /// What the members' operators vote for, as the last NOVEL of each said.
+    unl_votes: BTreeMap<NodeKey, UnlChange>,
 
     tip: Tip,
     users: BTreeSet<UserKey>,
@@ -90,10 +107,16 @@ pub struct Consensus {
     agreed: BTreeMap<Seq, ResultCert>,
     /// Last ledger whose result was compared.
     settled: Seq,
-    /// Whether a run was handed out and has not ended.
-    running: bool,
-    /// Closed ledgers to be run after it.
-    runs: VecDeque<Box<Execution>>,
+    /// Last ledger that I have a result of.
+    executed: Seq,
+    /// Runs in memory; later ledgers wait in the database.
+    runs: Runs,
+    /// OVERTIMEs of the tip, the first of each signer.
+    overtimes: BTreeMap<NodeKey, Signed<Overtime>>,
+    /// The last run of which I signed `Limit(Time)`, until a quorum has.
+    limited: Option<Box<Execution>>,
+    /// The ledger whose run is done after all, because a quorum has another result than `Limit(Time)`.
+    redo: Option<Seq>,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -103,7 +126,7 @@ pub struct Consensus {
     links: BTreeSet<NodeKey>,
     /// How many ledgers in a row were closed without a member's NOVEL.
     missed: BTreeMap<NodeKey, u32>,
-    /// The last ledger a peer said it closed.
+    /// The last ledger a linked peer, or a member, said it closed.
     peer_tips: BTreeMap<NodeKey, Seq>,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
@@ -124,13 +147,23 @@ pub struct Consensus {
 impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
+        let state_root = journal.state_root();
+        let executed = journal.result.as_ref().map_or(0, |result| result.body.of_seq);
         let genesis = journal.genesis;
-        let unl = genesis.unl.clone();
+        let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
         let scope = Scope { chain_id: genesis.chain_id(), unl_hash: header::unl_hash(&unl) };
         let tip = match &journal.tip {
             None => Tip { seq: 0, hash: scope.chain_id, time_ms: genesis.time_ms, settlement: None },
             Some(closed) => Tip::of(&closed.candidate.header),
+        };
+        let last = LastRun {
+            result: journal.result,
+            adopted: journal.adopted,
+            limited: journal.limited,
+            overtime: journal.overtime,
+            users: journal.executed_users.clone(),
+            unl: journal.executed_unl.clone(),
         };
         let mut pool = Pool::default();
         for (id, input) in journal.pool {
@@ -147,6 +180,11 @@ impl Consensus {
         );
         let mut core = Consensus {
             quorum: Quorum::new(unl.len(), threshold),
+            threshold,
+            former_scope: None,
+            unl_vote: journal.unl_vote,
+            unl_vote_told: false,
+            unl_votes: BTreeMap::new(),
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
             users_root: header::users_root(&journal.users),
             users: journal.users,
@@ -155,9 +193,12 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            running: false,
-            runs: VecDeque::new(),
-            state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
+            executed,
+            runs: Runs::after(executed, journal.executed_users, journal.executed_unl),
+            overtimes: BTreeMap::new(),
+            limited: None,
+            redo: None,
+            state_root,
             trusted: true,
             split: false,
             told_from: Hash::ZERO,
@@ -183,8 +224,8 @@ impl Consensus {
             pool,
             round,
         };
-        core.restore_results(journal.result, &journal.unexecuted);
-        core.restore_executions(journal.unexecuted, journal.executed_users);
+        core.restore_results(last, journal.unexecuted.first().map(|(next, _)| &next.candidate.header));
+        core.restore_executions(journal.unexecuted);
         core
     }
 
@@ -206,7 +247,10 @@ impl Consensus {
                 let change = self.presence.down(user);
                 self.tell_presence(change);
             }
+            Event::UnlVote(vote) => self.vote_for_unl(vote),
             Event::ExecDone(result) => self.executed(result),
+            Event::Overtime(run) => self.cut_short(run),
+            Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -215,6 +259,9 @@ impl Consensus {
                 self.status_sent.remove(&peer);
                 self.presence_sent.remove(&peer);
                 self.answered.remove(&peer);
+                if !self.is_member(&peer) {
+                    self.peer_tips.remove(&peer);
+                }
                 self.presence.forget_host(&peer);
             }
         }
@@ -237,6 +284,12 @@ impl Consensus {
         self.scope
     }
 
+    /// What signatures covered before the UNL changed last, if that happened since the start: proofs of misbehaviour in
+    /// the rounds before are on their way for a while.
+    pub fn former_scope(&self) -> Option<Scope> {
+        self.former_scope
+    }
+
     /// The ledger being closed. Of messages about an older one only the sender counts.
     pub fn round_seq(&self) -> Seq {
         self.round.seq
@@ -253,6 +306,10 @@ impl Consensus {
             Message::Result(result) => {
                 result.body.of_hash == self.tip.hash
                     && self.result_cert().is_some_and(|cert| cert.result == result.body)
+            }
+            Message::Overtime(overtime) => {
+                overtime.body.of_hash == self.tip.hash
+                    && (self.overtimes.contains_key(&overtime.from) || self.result_cert().is_some())
             }
             _ => false,
         }
@@ -281,9 +338,12 @@ impl Consensus {
             users: self.users.len(),
             pool: self.pool.len(),
             unexecuted: self.unexecuted(),
+            overtimes: if self.result_cert().is_none() { self.overtimes.len() } else { 0 },
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
+            unl_vote: self.unl_vote,
+            unl_votes: self.unl_votes.iter().map(|(node, change)| (*node, *change)).collect(),
         }
     }
 
@@ -309,13 +369,23 @@ impl Consensus {
             self.effects.push(Effect::Broadcast(message));
         }
         self.fresh();
-        if self.unl.len() > 1 || !self.is_member(&self.params.me) {
-            self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
-            self.retransmit_at(self.now + RETRANSMIT_MS);
+        if self.has_others() {
+            self.keep_telling();
         }
         // Whatever waited in the pool when the process ended may be past its last ledger.
         self.forget_dead();
         self.compare_results();
+    }
+
+    /// Whether there is anybody to say anything to.
+    fn has_others(&self) -> bool {
+        self.unl.len() > 1 || !self.is_member(&self.params.me)
+    }
+
+    /// Starts the timers by which messages are sent again, and by which others learn where this node stands.
+    fn keep_telling(&mut self) {
+        self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
+        self.retransmit_at(self.now + RETRANSMIT_MS);
     }
 
     fn timer(&mut self, timer: Timer) {
@@ -406,15 +476,20 @@ impl Consensus {
         Pool::check_ledger(&input, self.round.seq, self.params.input_window)?;
         let new = self.pool.insert(id, input.clone(), link, needed)?;
         if new {
+            #[cfg(test)]
+            mutation::note_arrival(self.params.me, id);
             self.round.forget_unknown(&id);
-            self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
+            if !mutated!(BytesNotDurable) {
+                self.effects.push(Effect::Persist(Record::Input(Box::new(input))));
+            }
         }
         Ok(new)
     }
 
     /// Drops inputs that can never be ledgered any more, and tells the users of those that expired.
     fn forget_dead(&mut self) {
-        let dead = self.pool.dead(self.round.seq, |key| self.window.contains_key(key));
+        let ledgered = |key: &InputKey| self.window.contains_key(key);
+        let dead = self.pool.dead(self.round.seq, ledgered, |host| self.is_member(host));
         if dead.is_empty() {
             return;
         }
@@ -463,12 +538,24 @@ impl Consensus {
     // ---- Small helpers ------------------------------------------------------------------------------------------
 
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
-        let sig = self.crypto.sign(&body.digest(&self.scope));
+        self.sign_in(body, &self.scope)
+    }
+
+    fn sign_in<T: Signable>(&self, body: T, scope: &Scope) -> Signed<T> {
+        let sig = self.crypto.sign(&body.digest(scope));
         Signed { from: self.params.me, body, sig }
     }
 
     fn checker(&self) -> Checker<'_> {
         Checker { quorum: self.quorum, unl: &self.unl, scope: self.scope, crypto: &*self.crypto }
+    }
+
+    /// A peer has closed this ledger, by what it says.
+    fn heard_of_tip(&mut self, peer: NodeKey, seq: Seq) {
+        if self.is_member(&peer) || self.links.contains(&peer) {
+            let tip = self.peer_tips.entry(peer).or_insert(0);
+            *tip = (*tip).max(seq);
+        }
     }
 
     fn is_member(&self, node: &NodeKey) -> bool {
@@ -484,7 +571,8 @@ impl Consensus {
 
     /// The last ledger that at least one honest peer has closed, as far as peers said.
     fn best_peer_tip(&self) -> Seq {
-        let mut tips: Vec<Seq> = self.peer_tips.values().copied().collect();
+        let member = |(peer, _): &(&NodeKey, &Seq)| self.is_member(peer);
+        let mut tips: Vec<Seq> = self.peer_tips.iter().filter(member).map(|(_, tip)| *tip).collect();
         tips.sort_unstable_by(|a, b| b.cmp(a));
         tips.get(self.quorum.blocking() - 1).copied().unwrap_or(0)
     }
@@ -505,13 +593,13 @@ impl Consensus {
         }
     }
 
-    /// While behind a peer, and not too far behind with running, asks it for the next ledger.
+    /// While behind a peer, asks it for the next ledger.
     fn ask_for_more(&mut self) {
-        if !self.has_room_to_execute() {
-            return;
-        }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
-        let peers: Vec<NodeKey> = self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).collect();
+        let (members, strangers): (Vec<NodeKey>, Vec<NodeKey>) =
+            self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).partition(|peer| self.is_member(peer));
+        // By the UNL of long ago the members of today are strangers. Whoever claims too much does not answer.
+        let peers = if members.is_empty() { strangers } else { members };
         // Another one as time passes: whoever does not answer must not be asked for ever.
         let turn = usize::try_from(self.now / REPLY_MS).unwrap_or(0);
         if let Some(peer) = peers.get(turn % peers.len().max(1)) {

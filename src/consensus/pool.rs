@@ -170,9 +170,19 @@ impl Pool {
         ids
     }
 
-    /// Ids that can never be ledgered any more once `seq` is the next ledger: expired, or their key is ledgered.
-    pub fn dead(&self, seq: Seq, is_ledgered: impl Fn(&InputKey) -> bool) -> Vec<Hash> {
-        let dead = |entry: &Entry| entry.input.max_ledger < seq || is_ledgered(&entry.key);
+    /// Ids that can never be ledgered any more once `seq` is the next ledger: expired, their key is ledgered, or their
+    /// host left the UNL.
+    pub fn dead(
+        &self,
+        seq: Seq,
+        is_ledgered: impl Fn(&InputKey) -> bool,
+        is_member: impl Fn(&NodeKey) -> bool,
+    ) -> Vec<Hash> {
+        let vouched = |entry: &Entry| match &entry.input.origin {
+            Origin::User { .. } => true,
+            Origin::Session { host, .. } => is_member(host),
+        };
+        let dead = |entry: &Entry| entry.input.max_ledger < seq || is_ledgered(&entry.key) || !vouched(entry);
         self.entries.iter().filter(|(_, entry)| dead(entry)).map(|(id, _)| *id).collect()
     }
 }
@@ -180,7 +190,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Sig, UserKey};
+    use crate::types::{Challenge, Sig, UserKey};
 
     fn input(user: u8, nonce: u64, bytes: usize) -> (Hash, Input) {
         let input = Input {
@@ -228,13 +238,21 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_or_ledgered_input_is_dead() {
+    fn an_expired_or_ledgered_input_is_dead_and_one_whose_host_left() {
         let mut pool = Pool::default();
         let (id, input) = input(1, 1, 1);
         let key = input.key();
+        let vouched = input.clone();
         pool.insert(id, input, NodeKey([1; 32]), false).unwrap();
-        assert_eq!(pool.dead(100, |_| false), vec![]);
-        assert_eq!(pool.dead(101, |_| false), vec![id]);
-        assert_eq!(pool.dead(1, |other| *other == key), vec![id]);
+        assert_eq!(pool.dead(100, |_| false, |_| false), vec![]);
+        assert_eq!(pool.dead(101, |_| false, |_| true), vec![id]);
+        assert_eq!(pool.dead(1, |other| *other == key, |_| true), vec![id]);
+        pool.remove(&id);
+        let host = NodeKey([7; 32]);
+        let (challenge, sig) = (Challenge([0; 16]), Sig([0; 64]));
+        let origin = Origin::Session { host, challenge, helo_sig: sig, host_sig: sig };
+        pool.insert(id, Input { origin, ..vouched }, host, false).unwrap();
+        assert_eq!(pool.dead(100, |_| false, |node| *node == host), vec![]);
+        assert_eq!(pool.dead(100, |_| false, |node| *node != host), vec![id]);
     }
 }

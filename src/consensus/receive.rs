@@ -11,6 +11,7 @@ use super::{
         Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed, StatusMsg, TcFwd,
         VoteKind,
     },
+    mutation::mutated,
     presence::{HOST_USERS_MAX, Heard},
     round::{Round, Want},
     votes::{Counted, Tally, count_once, is_well_formed},
@@ -45,14 +46,12 @@ impl Consensus {
             // Its sender lacks the ledger that closed that round.
             self.send_closed(from, seq);
         } else if seq > self.round.seq {
-            if self.is_member(&from) {
-                let tip = self.peer_tips.entry(from).or_insert(0);
-                *tip = (*tip).max(seq - 1);
-                if seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
-                    self.future.insert((from, message.kind(), message.round_attempt()), message);
-                }
-                self.ask_for_more();
+            // Not checked yet: it may be signed for a UNL that is not known here before its parent is closed.
+            self.heard_of_tip(from, seq - 1);
+            if self.is_member(&from) && seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
+                self.future.insert((from, message.kind(), message.round_attempt()), message);
             }
+            self.ask_for_more();
         } else {
             match message {
                 Message::Novel(novel) => self.on_novel(novel),
@@ -62,8 +61,7 @@ impl Consensus {
                 Message::Advance(advance) => self.on_advance(advance),
                 Message::TcFwd(forward) => self.on_tc_forward(forward),
                 Message::Propose(propose) => self.on_propose(propose),
-                // Signed directly as a limit so far: see `docs/decisions.md`.
-                Message::Overtime(_) => {}
+                Message::Overtime(overtime) => self.on_overtime(overtime),
                 _ => unreachable!("only messages of a round have a sequence number"),
             }
         }
@@ -78,12 +76,14 @@ impl Consensus {
             && users_del.is_sorted_by(|a, b| a < b);
         let bounded =
             inputs.len() <= INPUTS_MAX && users_add.len() <= NOVEL_USERS_MAX && users_del.len() <= NOVEL_USERS_MAX;
-        if *parent != self.tip.hash || !ascending || !bounded || !self.is_other_member(&novel.from) {
+        let follows = *parent == self.tip.hash || mutated!(NoParentCheck);
+        if !follows || !ascending || !bounded || !self.is_other_member(&novel.from) {
             return;
         }
         let signer = novel.from;
         match count_once(&mut self.round.novels, novel.clone()) {
             Counted::New => {
+                self.note_unl_vote(signer, novel.body.unl_vote);
                 if self.missed.get(&signer).is_some_and(|missed| *missed >= HOST_MISSED_MAX)
                     && !self.presence.knows(&signer)
                     && self.links.contains(&signer)
@@ -185,13 +185,16 @@ impl Consensus {
 
     fn on_tc_forward(&mut self, forward: TcFwd) {
         let attempt = forward.tc.attempt();
+        if mutated!(RestartedTimer) && attempt == self.round.attempt {
+            self.set_attempt_timer();
+        }
         let known = self.round.tcs.contains_key(&attempt);
         if attempt < self.round.attempt || known {
             return;
         }
         let checker = self.checker();
         let valid = checker.tc(&forward.tc, forward.seq, attempt)
-            && checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref());
+            && (mutated!(TcFwdWithoutPolc) || checker.polc_of(forward.tc.high(), forward.seq, forward.polc.as_ref()));
         if !valid {
             return;
         }
@@ -252,7 +255,7 @@ impl Consensus {
 
     /// Whose votes are counted when they arrive. Mine were when they were signed; one that comes from elsewhere was
     /// signed by another process with my key, or by this one before its journal was lost.
-    fn is_other_member(&self, signer: &NodeKey) -> bool {
+    pub(super) fn is_other_member(&self, signer: &NodeKey) -> bool {
         *signer != self.params.me && self.is_member(signer)
     }
 
@@ -303,7 +306,7 @@ impl Consensus {
         if wanted
             && follows
             && candidate.inputs.len() <= INPUTS_MAX
-            && candidate.is_consistent(&self.users, self.users_root)
+            && candidate.is_consistent(&self.users, self.users_root, &self.unl)
         {
             self.round.candidates.insert(hash, candidate);
             self.fresh();
@@ -313,14 +316,13 @@ impl Consensus {
     fn on_closed(&mut self, from: NodeKey, closed: Closed) {
         let Closed { header, qc } = closed;
         if header.seq != self.round.seq {
-            if header.seq > self.round.seq && self.is_member(&from) {
-                let tip = self.peer_tips.entry(from).or_insert(0);
-                *tip = (*tip).max(header.seq);
+            if header.seq > self.round.seq {
+                self.heard_of_tip(from, header.seq);
                 self.ask_for_more();
             }
             return;
         }
-        let follows = header.parent == self.tip.hash
+        let follows = (header.parent == self.tip.hash || mutated!(NoParentCheck))
             && header.chain_id == self.scope.chain_id
             && header.unl_hash == self.scope.unl_hash
             && qc.vote.seq == header.seq
@@ -328,15 +330,13 @@ impl Consensus {
         if !follows || self.round.closed.is_some() || !self.checker().certificate::<Precommit>(&qc) {
             return;
         }
-        if self.is_member(&from) {
-            let tip = self.peer_tips.entry(from).or_insert(0);
-            *tip = (*tip).max(header.seq);
-        }
+        self.heard_of_tip(from, header.seq);
         let hash = qc.vote.ledger_hash;
         self.round.closed = Some((qc, from));
         // Of a ledger in which nobody said, came or went the header is all there is.
-        let empty = Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new() };
-        if empty.is_consistent(&self.users, self.users_root) {
+        let empty =
+            Candidate { header, inputs: Vec::new(), users_add: Vec::new(), users_del: Vec::new(), unl_change: None };
+        if empty.is_consistent(&self.users, self.users_root, &self.unl) {
             self.round.candidates.insert(hash, empty);
         }
         self.fresh();
@@ -425,8 +425,8 @@ impl Consensus {
                 // Who is that far behind, an observer before all, may hear from nobody how far there is to go.
                 self.send_status(from);
             }
-        } else if status.seq > self.tip.seq && self.is_member(&from) {
-            self.peer_tips.insert(from, status.seq);
+        } else if status.seq > self.tip.seq {
+            self.heard_of_tip(from, status.seq);
             self.ask_for_more();
         }
     }

@@ -1,15 +1,124 @@
 //! Running closed ledgers, one at a time, and agreeing on what each run led to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     Consensus, Effect, Execution,
-    header::{self, Candidate, ClosedLedger, ExecResult, Input},
-    journal::Record,
-    limits::EXECUTIONS_MAX,
-    messages::{Message, ResultCert, Signed},
+    header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
+    journal::{Record, is_time_up},
+    limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
+    messages::{Message, Overtime, ResultCert, Scope, Signed},
+    mutation::mutated,
+    overtime::Verdict,
 };
-use crate::types::{NodeKey, Sig, UserKey};
+use crate::types::{NodeKey, Seq, Sig, UserKey};
+
+/// Ledgers to be run, as many as may wait in memory: those that come next, without a gap.
+#[derive(Debug)]
+pub(super) struct Runs {
+    waiting: VecDeque<(Candidate, Vec<Input>)>,
+    /// Payload bytes of those.
+    bytes: usize,
+    /// The last ledger that waits, is being run or was run.
+    last: Seq,
+    pub running: Option<Running>,
+    /// The run that was cut, until it is decided what that means. No other one is handed out before.
+    pub cut: Option<Box<Execution>>,
+    /// A run to be handed out again, before all that wait.
+    pub again: Option<Box<Execution>>,
+    /// Users of the ledger that was handed out last.
+    users: BTreeSet<UserKey>,
+    /// The UNL that it fixed, ascending.
+    unl: Vec<NodeKey>,
+    /// Whether the next ones were asked of the database.
+    loading: bool,
+}
+
+/// A run that was handed out and has not ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Running {
+    pub seq: Seq,
+    /// Whether it was asked to end.
+    pub is_ending: bool,
+}
+
+/// What the journal knows of the last run.
+pub(super) struct LastRun {
+    pub result: Option<Signed<ExecResult>>,
+    pub adopted: Option<ExecResult>,
+    pub limited: Option<(ClosedLedger, Vec<Input>)>,
+    pub overtime: Option<Signed<Overtime>>,
+    /// As the ledger of `result` left them.
+    pub users: BTreeSet<UserKey>,
+    pub unl: Vec<NodeKey>,
+}
+
+impl Runs {
+    /// None, after the run of `executed`; `users` and `unl` are as that ledger left them.
+    pub fn after(executed: Seq, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) -> Runs {
+        Runs {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            last: executed,
+            running: None,
+            cut: None,
+            again: None,
+            users,
+            unl,
+            loading: false,
+        }
+    }
+
+    fn push(&mut self, candidate: Candidate, inputs: Vec<Input>) {
+        assert_eq!(candidate.header.seq, self.last + 1, "ledgers are run in order");
+        self.last += 1;
+        self.bytes += payload_bytes(&inputs);
+        self.waiting.push_back((candidate, inputs));
+    }
+
+    /// The next run, if none is under way.
+    fn next(&mut self) -> Option<Box<Execution>> {
+        if self.running.is_some() || self.cut.is_some() {
+            return None;
+        }
+        if let Some(again) = self.again.take() {
+            return Some(again);
+        }
+        let (candidate, inputs) = self.waiting.pop_front()?;
+        self.bytes -= payload_bytes(&inputs);
+        self.users = candidate.users_after(&self.users);
+        self.unl = candidate.unl_after(&self.unl);
+        Some(execution(&candidate, self.users.clone(), self.unl.clone(), inputs))
+    }
+
+    /// Ledgers that wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether one more ledger may wait here.
+    fn has_room(&self, inputs: &[Input]) -> bool {
+        let fits = self.waiting.is_empty() || self.bytes + payload_bytes(inputs) <= EXECUTIONS_BYTES_MAX;
+        fits && self.waiting.len() < EXECUTIONS_MAX
+    }
+
+    /// Whether there is room for as many as are loaded at once.
+    fn has_room_to_load(&self) -> bool {
+        self.waiting.len() <= EXECUTIONS_MAX / 2 && self.bytes <= EXECUTIONS_BYTES_MAX / 2
+    }
+}
+
+fn payload_bytes(inputs: &[Input]) -> usize {
+    inputs.iter().map(|input| input.payload.len()).sum()
+}
+
+/// What is told of a closed ledger to whoever runs it.
+fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, unl: Vec<NodeKey>, inputs: Vec<Input>) -> Box<Execution> {
+    let (header, hash) = (candidate.header.clone(), candidate.header.hash());
+    let inputs = header::execution_order(&header, inputs);
+    Box::new(Execution { header, hash, users, unl, inputs, is_limited: true })
+}
 
 impl Consensus {
     /// The agreed result of the tip, once it is known.
@@ -30,8 +139,17 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(std::mem::take(&mut self.running), "a run ends after it was asked for");
+        assert!(self.runs.running.take().is_some(), "a run ends after it was asked for");
         let seq = result.of_seq;
+        if self.redo == Some(seq) {
+            return self.redone(result);
+        }
+        assert_eq!(seq, self.executed + 1, "ledgers are run in order");
+        if self.verdict(seq) == Some(Verdict::Limited) && !is_time_up(&result) {
+            // It ended when it was being ended.
+            let limited = self.limited(seq, result.of_hash);
+            return self.sign_limited(limited, Vec::new());
+        }
         if let Some(agreed) = self.agreed.get(&seq)
             && agreed.result != result
         {
@@ -39,8 +157,17 @@ impl Consensus {
             let agreed = agreed.result.clone();
             return self.diverge(result, agreed);
         }
+        self.sign_result(result);
+    }
+
+    /// The only place that signs a RESULT.
+    pub(super) fn sign_result(&mut self, result: ExecResult) {
+        let seq = result.of_seq;
+        self.executed = seq;
         self.state_root = result.state_root;
-        let signed = self.sign(result.clone());
+        // Counted by the UNL that the ledger fixed, which may be another by now.
+        let scope = Scope { unl_hash: header::unl_hash(&self.runs.unl), ..self.scope };
+        let signed = self.sign_in(result.clone(), &scope);
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
         if self.is_member(&self.params.me) && seq == self.tip.seq {
@@ -49,11 +176,7 @@ impl Consensus {
             self.results.insert(self.params.me, signed);
             self.fresh();
         }
-        if !self.runs.is_empty() {
-            // The next run replaces the pre-state kept of this one.
-            self.effects.push(Effect::Sync);
-            self.run_next();
-        }
+        self.run_next();
         self.compare_results();
         self.ask_for_more();
     }
@@ -73,7 +196,15 @@ impl Consensus {
         if std::mem::replace(&mut self.split, false) {
             self.effects.push(Effect::SplitHealed(seq));
         }
-        if seq > self.settled && self.trusted {
+        self.note_agreed(agreed);
+    }
+
+    /// Keeps an agreed result until it is compared. Of a ledger that does not wait in memory the next header tells it
+    /// when that is loaded.
+    fn note_agreed(&mut self, agreed: ResultCert) {
+        let seq = agreed.result.of_seq;
+        if seq > self.settled && seq <= self.runs.last && self.trusted {
+            // The first one is kept: the signatures of a quorum prove it before the next header does.
             self.agreed.entry(seq).or_insert(agreed);
         }
     }
@@ -83,14 +214,25 @@ impl Consensus {
         let Some((&seq, mine)) = self.mine.first_key_value() else { return false };
         let Some(agreed) = self.agreed.get(&seq) else { return false };
         let (mine, agreed) = (mine.clone(), agreed.clone());
+        if mine != agreed.result && is_time_up(&mine) && self.redo(seq) {
+            return false;
+        }
         self.mine.remove(&seq);
         self.agreed.remove(&seq);
         self.settled = seq;
-        if mine == agreed.result {
-            self.effects.push(Effect::Deliver(Box::new(agreed)));
-        } else {
+        self.limited.take_if(|run| run.header.seq == seq);
+        let result = &agreed.result;
+        if mine != *result && is_time_up(result) {
+            self.undo(result);
+        } else if mine != *result {
+            if mutated!(SecondResult) {
+                let second = self.sign(result.clone());
+                self.effects.push(Effect::Broadcast(Message::Result(second)));
+            }
             self.diverge(mine, agreed.result);
+            return true;
         }
+        self.effects.push(Effect::Deliver(Box::new(agreed)));
         true
     }
 
@@ -98,8 +240,8 @@ impl Consensus {
         if std::mem::replace(&mut self.trusted, false) {
             self.agreed.clear();
             self.mine.clear();
-            self.runs.clear();
-            self.running = false;
+            self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
+            (self.limited, self.redo) = (None, None);
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -118,24 +260,28 @@ impl Consensus {
         }
     }
 
-    pub(super) fn restore_results(
-        &mut self,
-        result: Option<Signed<ExecResult>>,
-        unexecuted: &[(ClosedLedger, Vec<Input>)],
-    ) {
-        let Some(result) = result else { return };
-        let seq = result.body.of_seq;
-        match unexecuted.first() {
+    /// Goes on from the last run that the journal knows. `next` is the ledger after it.
+    pub(super) fn restore_results(&mut self, last: LastRun, next: Option<&Header>) {
+        if let Some(overtime) = last.overtime {
+            assert_eq!(overtime.body.of_hash, self.tip.hash, "OVERTIME is of the tip");
+            self.overtimes.insert(self.params.me, overtime);
+        }
+        let Some(result) = last.result else { return };
+        let (seq, outcome) = (result.body.of_seq, last.adopted.unwrap_or_else(|| result.body.clone()));
+        if is_time_up(&outcome) {
+            // Signed, maybe, before the state was put back.
+            self.effects.push(Effect::Undo { seq, state_root: outcome.state_root, senders: Vec::new() });
+        }
+        self.limited = last.limited.map(|(ledger, inputs)| execution(&ledger.candidate, last.users, last.unl, inputs));
+        self.mine.insert(seq, outcome);
+        match next {
             // The ledger after my last result says what was agreed.
-            Some((next, _)) => {
-                let agreed = next.candidate.header.result.clone();
-                if agreed != result.body {
-                    self.diverge(result.body, agreed);
-                }
+            Some(next) => {
+                self.agreed.insert(seq, by_header(&next.result));
+                self.settle_results();
             }
             None => {
                 assert_eq!(seq, self.tip.seq, "the tip is executed");
-                self.mine.insert(seq, result.body.clone());
                 if self.is_member(&self.params.me) {
                     self.results.insert(self.params.me, result);
                 }
@@ -143,52 +289,93 @@ impl Consensus {
         }
     }
 
-    pub(super) fn restore_executions(
-        &mut self,
-        unexecuted: Vec<(ClosedLedger, Vec<Input>)>,
-        mut users: BTreeSet<UserKey>,
-    ) {
+    pub(super) fn restore_executions(&mut self, unexecuted: Vec<(ClosedLedger, Vec<Input>)>) {
         let Some((first, _)) = unexecuted.first() else { return };
-        self.settled = first.candidate.header.seq - 1;
+        let first = first.candidate.header.seq;
+        self.settled = first - 1;
         if !self.trusted {
             return;
         }
         // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
-        self.effects.push(Effect::Rollback(first.candidate.header.seq));
-        for (at, (closed, inputs)) in unexecuted.iter().enumerate() {
-            users = closed.candidate.users_after(&users);
-            self.execute(&closed.candidate, users.clone(), inputs.clone());
-            if let Some((next, _)) = unexecuted.get(at + 1) {
-                let agreed = ResultCert { result: next.candidate.header.result.clone(), sigs: Vec::new() };
-                self.agreed.insert(closed.candidate.header.seq, agreed);
-            }
+        if self.redo.is_none() {
+            self.effects.push(Effect::Rollback(first));
+        }
+        self.queue_runs(unexecuted);
+    }
+
+    /// A ledger was closed: its run waits here if there is room and no other waits in the database.
+    pub(super) fn execute(&mut self, candidate: &Candidate, inputs: Vec<Input>) {
+        if self.runs.last + 1 == candidate.header.seq && self.runs.has_room(&inputs) {
+            self.runs.push(candidate.clone(), inputs);
+            self.run_next();
         }
     }
 
-    pub(super) fn execute(&mut self, candidate: &Candidate, users: BTreeSet<UserKey>, inputs: Vec<Input>) {
-        let header = candidate.header.clone();
-        let hash = header.hash();
-        let inputs = header::execution_order(&header, inputs);
-        self.runs.push_back(Box::new(Execution { header, hash, users, inputs }));
+    /// Asks the database for the ledgers that come next, once there is room for them.
+    pub(super) fn load_runs(&mut self) {
+        let behind = self.trusted && self.runs.last < self.tip.seq;
+        if behind && !self.runs.loading && self.runs.has_room_to_load() {
+            self.runs.loading = true;
+            self.effects.push(Effect::Load(self.runs.last + 1));
+        }
+    }
+
+    /// The database has read them.
+    pub(super) fn loaded(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        // What was asked for before this node's state was found to be another is of no use.
+        if self.trusted {
+            assert!(std::mem::take(&mut self.runs.loading), "ledgers are loaded when they were asked for");
+            assert!(!ledgers.is_empty(), "a closed ledger is in the database until it was run");
+            self.queue_runs(ledgers);
+        }
+    }
+
+    fn queue_runs(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        for (closed, inputs) in ledgers {
+            if closed.candidate.header.seq > 1 {
+                self.note_agreed(by_header(&closed.candidate.header.result));
+            }
+            // A header may show that the run before went wrong: then nothing is run on top of it.
+            while self.settle_results() {}
+            if !self.trusted {
+                return;
+            }
+            self.runs.push(closed.candidate, inputs);
+        }
+        // The last of them may be the tip, whose result may be agreed on already.
+        self.compare_results();
         self.run_next();
     }
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
-        if !self.running
-            && let Some(run) = self.runs.pop_front()
-        {
-            self.running = true;
-            self.effects.push(Effect::Execute(run));
+        let Some(mut run) = self.runs.next() else { return };
+        let seq = run.header.seq;
+        let verdict = self.verdict(seq);
+        if verdict == Some(Verdict::Limited) {
+            // Its time was up elsewhere: there is nothing to run.
+            return self.sign_limited_run(run);
         }
-    }
-
-    pub(super) fn has_room_to_execute(&self) -> bool {
-        self.unexecuted() < EXECUTIONS_MAX
+        // Of an older ledger the next header, which may still have to be loaded, says how the run ended.
+        run.is_limited = verdict.is_none() && seq == self.tip.seq;
+        if run.is_limited && self.overtimes.contains_key(&self.params.me) {
+            // It was cut before a restart, and waits for what the others say.
+            self.runs.cut = Some(run);
+            return;
+        }
+        self.runs.running = Some(Running { seq, is_ending: false });
+        // It replaces the pre-state kept of the run before, whose result must be on disk by then.
+        self.effects.push(Effect::Sync);
+        self.effects.push(Effect::Execute(run));
     }
 
     /// Closed ledgers not run yet.
-    pub(super) fn unexecuted(&self) -> usize {
-        self.runs.len() + usize::from(self.running)
+    pub(super) fn unexecuted(&self) -> Seq {
+        if self.trusted { self.tip.seq - self.executed } else { 0 }
     }
+}
+
+/// A result that a closed ledger says was agreed on.
+pub(super) fn by_header(result: &ExecResult) -> ResultCert {
+    ResultCert { result: result.clone(), sigs: Vec::new() }
 }

@@ -7,6 +7,7 @@ use super::{
     messages::{
         Advance, AdvanceVote, Certificate, Get, Message, Novel, Precommit, Prevote, Propose, Signed, Tc, TcFwd,
     },
+    mutation::mutated,
     rules,
     votes::Tally,
 };
@@ -130,9 +131,9 @@ impl Round {
         tc: Option<(Tc, Option<Certificate>)>,
     ) -> Round {
         let mut round = Round::new(seq);
-        let attempts =
-            [prevotes.keys().max().copied(), precommits.keys().max().copied(), tc.as_ref().map(|(tc, _)| tc.attempt())];
-        round.attempt = attempts.into_iter().flatten().max().unwrap_or(0);
+        let prevotes = if mutated!(ForgetPrevote) { BTreeMap::new() } else { prevotes };
+        let advance = if mutated!(ForgetAdvance) { None } else { advance };
+        let tc = if mutated!(ForgetTc) { None } else { tc };
         if let Some(novel) = &novel {
             round.novels.insert(novel.from, novel.clone());
         }
@@ -161,6 +162,14 @@ impl Round {
             }
             round.tcs.insert(tc.attempt(), tc);
         }
+        if mutated!(ForgetPolc) {
+            round.polcs.clear();
+            round.prevotes.clear();
+            for (attempt, vote) in &round.mine.prevotes {
+                round.prevotes.entry(*attempt).or_default().add(vote.clone());
+            }
+        }
+        round.attempt = rules::attempt_after_restart(&round.signed(), round.tcs.keys().max().copied());
         round
     }
 

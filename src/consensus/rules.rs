@@ -3,6 +3,7 @@
 //! Safety rests on these few lines, so they stand alone: the core asks them before each signature, and the exhaustive
 //! checker explores them. Source: `docs/protocol.md`, "The vote rule".
 
+use super::mutation::mutated;
 use crate::types::{Attempt, Hash};
 
 /// What this node has signed for one sequence number. All of it survives a restart.
@@ -30,7 +31,7 @@ pub fn may_prevote_first(signed: &Signed) -> bool {
 /// ADVANCE promised that no PRECOMMIT below it would follow.
 pub fn may_precommit(signed: &Signed, current: Attempt, attempt: Attempt) -> bool {
     attempt >= current
-        && signed.advance.is_none_or(|advance| advance <= attempt)
+        && (mutated!(PrecommitAfterAdvance) || signed.advance.is_none_or(|advance| advance <= attempt))
         && signed.precommit.is_none_or(|highest| attempt > highest)
 }
 
@@ -40,9 +41,23 @@ pub fn may_advance(signed: &Signed, current: Attempt, best_polc: Option<Attempt>
     attempt > current && below(signed.advance) && below(signed.prevote) && below(signed.precommit) && below(best_polc)
 }
 
+/// What an ADVANCE reports: the best POLC held, whatever its value.
+pub fn reported_high(best_polc: Option<(Attempt, Hash)>) -> Option<(Attempt, Hash)> {
+    if mutated!(HidePolc) { None } else { best_polc }
+}
+
+/// The attempt a node is in after a restart: that of its journaled Tc, or of a later vote. Who lost its Tc in a crash
+/// comes back in an earlier attempt, in which its votes bind it just the same.
+pub fn attempt_after_restart(signed: &Signed, tc: Option<Attempt>) -> Attempt {
+    [signed.prevote, signed.precommit, tc].into_iter().flatten().max().unwrap_or(0)
+}
+
 /// What a coordinator must propose by its Tc: the value of the highest POLC that a member of the Tc reported.
 /// `None`: free to derive one.
 pub fn propose_value(highs: impl Iterator<Item = Option<(Attempt, Hash)>>) -> Option<(Attempt, Hash)> {
+    if mutated!(IgnoreTcMaximum) {
+        return None;
+    }
     highs.flatten().max()
 }
 

@@ -11,6 +11,7 @@ use super::{
     messages::{
         Advance, AdvanceVote, Basis, Certificate, Message, Novel, Precommit, Prevote, Propose, ResultCert, Tc, Vote,
     },
+    mutation::mutated,
     round::{Round, Want},
     rules,
     votes::ATTEMPTS_MAX,
@@ -22,6 +23,7 @@ impl Consensus {
         loop {
             self.round.wanted.clear();
             let changed = self.settle_results()
+                || self.resolve_overtime()
                 || self.send_novel()
                 || self.prevote_first()
                 || self.follow_advances()
@@ -36,6 +38,7 @@ impl Consensus {
                 break;
             }
         }
+        self.load_runs();
         self.want_listed_inputs();
         self.fetch();
     }
@@ -50,7 +53,7 @@ impl Consensus {
         let started = self.round_started.expect("set at start");
         let earliest = started + self.params.min_round_ms;
         let latest = started + self.params.roundtime_ms.max(self.params.min_round_ms);
-        let work = !self.round.novels.is_empty() || (self.params.eager && self.pool.has_unproposed());
+        let work = !self.round.novels.is_empty() || (self.params.eager && self.has_work());
         let due = if work { earliest } else { latest };
         if self.now < due {
             self.effects.push(Effect::SetTimer(Timer::Pace, due));
@@ -66,21 +69,30 @@ impl Consensus {
             users_add,
             users_del,
             inputs,
-            unl_vote: None,
+            unl_vote: self.unl_vote,
             settlement: None,
         });
         self.effects.push(Effect::Persist(Record::Novel(Box::new(novel.clone()))));
         self.effects.push(Effect::Sync);
         self.effects.push(Effect::Broadcast(Message::Novel(novel.clone())));
+        self.unl_vote_told = true;
+        self.note_unl_vote(self.params.me, self.unl_vote);
         self.round.novels.insert(self.params.me, novel.clone());
         self.round.mine.novel = Some(novel);
         self.fresh();
         true
     }
 
-    /// My result of the tip is signed, or it is agreed on without me, or I have none to give.
+    /// Whether there is something to propose that no NOVEL of mine said yet.
+    fn has_work(&self) -> bool {
+        self.pool.has_unproposed() || self.unl_vote.is_some() && !self.unl_vote_told
+    }
+
+    /// My result of the tip, or that its run took too long here, is signed; or it is agreed on without me, or I have none
+    /// to give.
     fn round_may_start(&self) -> bool {
-        let signed = self.results.contains_key(&self.params.me);
+        let me = &self.params.me;
+        let signed = self.results.contains_key(me) || self.overtimes.contains_key(me);
         signed || !self.trusted || self.result_cert().is_some()
     }
 
@@ -138,7 +150,7 @@ impl Consensus {
         };
         if !cached {
             let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
-            let derived = self.with_before(|before| derive(before, &novels, &result));
+            let derived = self.derive(&novels, &result);
             self.round.derived = Some((count, derived));
         }
         match &self.round.derived.as_ref().expect("just set").1 {
@@ -156,12 +168,27 @@ impl Consensus {
         match self.round.determined {
             Some((novels, known)) if novels == count => known,
             _ => {
+                let Some(ResultCert { result, .. }) = self.result_cert() else { return false };
                 let novels: Vec<&Novel> = self.round.novels.values().map(|novel| &novel.body).collect();
-                let found = self.with_before(|before| determined(before, &novels));
+                let found = self.with_before(|before| determined(before, &novels, &result));
                 self.round.determined = Some((count, found));
                 found
             }
         }
+    }
+
+    /// The header after the last ledger that these novels and this result lead to.
+    fn derive(&self, novels: &[&Novel], result: &ExecResult) -> Derived {
+        let derived = self.with_before(|before| derive(before, novels, result));
+        #[cfg(test)]
+        if mutated!(ArrivalOrder)
+            && let Derived::Ready(mut candidate) = derived
+        {
+            candidate.inputs.sort_by_key(|id| super::mutation::arrival(self.params.me, *id));
+            candidate.header.inputs_root = super::header::inputs_root(&candidate.inputs);
+            return Derived::Ready(candidate);
+        }
+        derived
     }
 
     pub(super) fn with_before<T>(&self, work: impl FnOnce(&Before) -> T) -> T {
@@ -238,7 +265,8 @@ impl Consensus {
         if !allowed || attempt > ATTEMPTS_MAX || !self.is_member(&self.params.me) {
             return false;
         }
-        let high = best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash));
+        let high = rules::reported_high(best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash)));
+        let best_polc = best_polc.filter(|_| high.is_some());
         let vote = self.sign(AdvanceVote { seq: self.round.seq, attempt, high });
         let advance = Advance { vote: vote.clone(), polc: best_polc };
         self.effects.push(Effect::Persist(Record::Advance(Box::new(advance.clone()))));
@@ -336,9 +364,6 @@ impl Consensus {
     // ---- Rule D: close ------------------------------------------------------------------------------------------
 
     fn close_by_precommits(&mut self) -> bool {
-        if !self.has_room_to_execute() {
-            return false;
-        }
         let mut certificates = self.round.precommits.values().filter_map(|tally| tally.certificate(self.quorum));
         let Some(qc) = certificates.next_back() else { return false };
         let holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(from, _)| *from).collect();
@@ -352,9 +377,6 @@ impl Consensus {
     }
 
     fn close_by_certificate(&mut self) -> bool {
-        if !self.has_room_to_execute() {
-            return false;
-        }
         let Some((qc, from)) = self.round.closed.clone() else { return false };
         let mut holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
         holders.insert(from);
@@ -375,6 +397,9 @@ impl Consensus {
         assert_eq!(qc.vote.ledger_hash, hash, "the certificate is this ledger's");
         let ledger = ClosedLedger { candidate, qc };
         self.effects.push(Effect::Persist(Record::Ledger(Box::new(ledger.clone()))));
+        let unl = ledger.candidate.unl_after(&self.unl);
+        // In one transaction with the ledger: a vote that has done its work must not come back.
+        self.drop_settled_vote(&unl);
         self.effects.push(Effect::Sync);
         self.push_closed(&ledger);
         self.effects.push(Effect::Cancel(Timer::Attempt(self.round.attempt)));
@@ -404,19 +429,23 @@ impl Consensus {
             signed,
         });
         if header.seq > 1 {
-            self.agree(ResultCert { result: header.result.clone(), sigs: Vec::new() });
+            self.agree(super::results::by_header(&header.result));
         }
         self.tip = super::Tip::of(&header);
         self.results.clear();
+        self.overtimes.clear();
         self.split = false;
         // What this header says of the run before may show that mine went wrong: then nothing is run on top of it.
         while self.settle_results() {}
         if self.trusted {
-            self.execute(candidate, self.users.clone(), inputs);
+            self.execute(candidate, inputs);
         }
         let changed = candidate.users_add.iter().chain(&candidate.users_del).copied();
         self.presence.closed(changed, &self.users);
         self.count_missed();
+        if candidate.unl_change.is_some() {
+            self.switch_unl(unl);
+        }
         self.enter_seq(header.seq + 1);
     }
 
@@ -455,7 +484,10 @@ impl Consensus {
         self.fresh();
         let future = std::mem::take(&mut self.future);
         for ((from, ..), message) in future {
-            self.receive(from, message);
+            // Nobody has checked it: only now it is known for which UNL it must be signed.
+            if message.is_signed(&self.scope, &*self.crypto) {
+                self.receive(from, message);
+            }
         }
     }
 
@@ -482,6 +514,10 @@ impl Consensus {
             || self.round.mine.propose.as_ref().is_some_and(|sent| sent.body.attempt >= attempt)
             || !rules::may_prevote(&self.round.signed(), attempt)
         {
+            return false;
+        }
+        // Who was restarted in a round has not begun its first attempt since.
+        if mutated!(NoProposeAfterRestart) && !self.round.first_timer_started {
             return false;
         }
         let Some(tc) = self.round.tcs.get(&attempt).cloned() else { return false };
@@ -529,9 +565,16 @@ impl Consensus {
                 let holders = polc.sigs.iter().map(|(from, _)| *from).collect();
                 self.held(propose.body.ledger_hash, &holders)
             }
+            Basis::Novels(..) if mutated!(UnderivedPrevote) => {
+                self.held(propose.body.ledger_hash, &BTreeSet::from([propose.from]))
+            }
             Basis::Novels(novels, cert) => self.derive_proposed(propose.from, novels, &cert.result),
         };
         match candidate {
+            None if mutated!(ProposeOnce) => {
+                self.round.refused = Some(attempt);
+                true
+            }
             None => false,
             Some(candidate) if candidate.header.hash() == propose.body.ledger_hash => {
                 self.cast_prevote(attempt, candidate)
@@ -576,7 +619,7 @@ impl Consensus {
             }
         }
         let found: Vec<&Novel> = found.iter().collect();
-        match self.with_before(|before| derive(before, &found, result)) {
+        match self.derive(&found, result) {
             Derived::Ready(candidate) => Some(*candidate),
             Derived::Need(ids) => {
                 self.want_proposed_inputs(coordinator, ids);

@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Trouble,
-    store::{Kind, Store, Users, body_hash, closed, column, genesis, input, seq_of},
+    store::{Kind, Store, Users, body_hash, closed, column, genesis, input, seq_of, unl_changes, unl_vote},
 };
 use crate::{
     consensus::{
-        header::{self, Candidate, ClosedLedger, Genesis, Header, Input, InputKey},
-        journal::Journal,
-        messages::{Certificate, Precommit, Prevote, Signed},
+        LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
+        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey},
+        journal::{Journal, is_time_up},
+        messages::{Certificate, Overtime, Precommit, Prevote, Signed},
     },
-    types::{Attempt, Hash, Seq, UserKey},
+    types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
 
 /// Ledgers below the tip whose headers are read and chained at start; older ones are checked when they are asked for.
@@ -30,17 +31,40 @@ impl Store {
         };
         let result = self.last_result()?;
         journal.result = result;
-        for seq in self.known.executed + 1..=self.known.tip {
-            let ledger = self.whole(seq)?;
+        journal.adopted = self.adopted()?;
+        if journal.adopted.is_none()
+            && let Some(result) = journal.result.as_ref().filter(|result| is_time_up(&result.body))
+        {
+            let ledger = self.whole(result.body.of_seq)?;
             let inputs = self.inputs_of(&journal.genesis, &ledger)?;
-            journal.unexecuted.push((ledger, inputs));
+            journal.limited = Some((ledger, inputs));
         }
+        journal.unexecuted = self.ledgers_to_run(self.known.executed + 1)?;
         journal.users = self.read_users(Users::Tip, self.known.tip)?;
         journal.executed_users = self.read_users(Users::Executed, self.known.executed)?;
+        journal.unl = self.unl_after(&journal.genesis, self.known.tip)?;
+        journal.executed_unl = self.unl_after(&journal.genesis, self.known.executed)?;
+        journal.unl_vote = unl_vote(&self.db)?;
         journal.window = self.window(input_window)?;
         journal.pool = self.pool(&journal.genesis)?;
         self.round(&mut journal)?;
         Ok(Some(journal))
+    }
+
+    /// Ledgers from `first` on with their inputs, as many as are loaded at once.
+    pub(super) fn ledgers_to_run(&self, first: Seq) -> Result<Vec<(ClosedLedger, Vec<Input>)>, Trouble> {
+        let Some(genesis) = genesis(&self.db)? else { return Ok(Vec::new()) };
+        let (mut ledgers, mut bytes) = (Vec::new(), 0);
+        for seq in first..=self.known.tip {
+            if ledgers.len() == LOADED_LEDGERS_MAX || bytes > LOADED_BYTES_MAX {
+                break;
+            }
+            let ledger = self.whole(seq)?;
+            let inputs = self.inputs_of(&genesis, &ledger)?;
+            bytes += inputs.iter().map(|input| input.payload.len()).sum::<usize>();
+            ledgers.push((ledger, inputs));
+        }
+        Ok(ledgers)
     }
 
     /// The last ledgers follow each other without a gap, each with a certificate of its own hash.
@@ -51,6 +75,7 @@ impl Store {
         let mut rows = query.query([first as i64])?;
         let mut expected = first;
         let mut parent = (first == 1).then_some(chain_id);
+        let mut unl = (first == 1).then(|| header::unl_hash(&genesis.unl));
         while let Some(row) = rows.next()? {
             let seq = seq_of(row.get(0)?)?;
             let hash = Hash(row.get(1)?);
@@ -61,11 +86,13 @@ impl Store {
                 && header.hash() == hash
                 && header.chain_id == chain_id
                 && parent.is_none_or(|parent| parent == header.parent)
+                && unl.is_none_or(|unl| unl == header.unl_hash)
                 && (qc.vote.seq, qc.vote.ledger_hash) == (seq, hash);
             if !chained {
                 return Trouble::damaged(format!("ledger {expected} does not follow the one before"));
             }
             parent = Some(hash);
+            unl = Some(header.next_unl_hash);
             expected += 1;
         }
         match expected == self.known.tip + 1 {
@@ -96,17 +123,28 @@ impl Store {
         ledger.candidate.inputs.iter().map(read).collect()
     }
 
-    fn last_result(&self) -> Result<Option<Signed<header::ExecResult>>, Trouble> {
+    fn last_result(&self) -> Result<Option<Signed<ExecResult>>, Trouble> {
         if self.known.executed == 0 {
             return Ok(None);
         }
         let mut query = self.db.prepare("SELECT bytes FROM result WHERE seq = ?1")?;
         let mut rows = query.query([self.known.executed as i64])?;
         let Some(row) = rows.next()? else { return Trouble::damaged("the last result is missing") };
-        let result: Signed<header::ExecResult> = column(row, 0, "the last result")?;
+        let result: Signed<ExecResult> = column(row, 0, "the last result")?;
         match result.body.of_seq == self.known.executed {
             true => Ok(Some(result)),
             false => Trouble::damaged("the last result is of another ledger"),
+        }
+    }
+
+    fn adopted(&self) -> Result<Option<ExecResult>, Trouble> {
+        let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE key = 'adopted'")?;
+        let mut rows = query.query([])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let result: ExecResult = column(row, 0, "the adopted result")?;
+        match result.of_seq == self.known.executed {
+            true => Ok(Some(result)),
+            false => Trouble::damaged("the adopted result is of another ledger than the last one executed"),
         }
     }
 
@@ -118,18 +156,42 @@ impl Store {
         };
         let users: BTreeSet<UserKey> =
             self.db.prepare(sql)?.query_map([], |row| Ok(UserKey(row.get(0)?)))?.collect::<Result<_, _>>()?;
-        let wanted = match seq {
-            0 => header::users_root(&BTreeSet::new()),
-            _ => {
-                let mut query = self.db.prepare_cached("SELECT header FROM ledger WHERE seq = ?1")?;
-                let mut rows = query.query([seq as i64])?;
-                let Some(row) = rows.next()? else { return Trouble::damaged(format!("ledger {seq} is missing")) };
-                column::<Header>(row, 0, "a header")?.users_root
-            }
+        let wanted = match self.header(seq)? {
+            None => header::users_root(&BTreeSet::new()),
+            Some(header) => header.users_root,
         };
         match header::users_root(&users) == wanted {
             true => Ok(users),
             false => Trouble::damaged(format!("the users of ledger {seq} are not those of its header")),
+        }
+    }
+
+    /// The UNL that ledger `seq` fixed for the next.
+    fn unl_after(&self, genesis: &Genesis, seq: Seq) -> Result<Vec<NodeKey>, Trouble> {
+        let mut unl = genesis.unl.clone();
+        for (at, change) in unl_changes(&self.db, seq)? {
+            unl = match change.apply(&unl) {
+                Some(unl) => unl,
+                None => return Trouble::damaged(format!("the change of the UNL in ledger {at} does not apply")),
+            };
+        }
+        let Some(header) = self.header(seq)? else { return Ok(unl) };
+        match header::unl_hash(&unl) == header.next_unl_hash {
+            true => Ok(unl),
+            false => Trouble::damaged(format!("the UNL after ledger {seq} is not that of its header")),
+        }
+    }
+
+    /// The header of a ledger that must be here; `None` for ledger 0.
+    fn header(&self, seq: Seq) -> Result<Option<Header>, Trouble> {
+        if seq == 0 {
+            return Ok(None);
+        }
+        let mut query = self.db.prepare_cached("SELECT header FROM ledger WHERE seq = ?1")?;
+        let mut rows = query.query([seq as i64])?;
+        match rows.next()? {
+            Some(row) => column(row, 0, "a header").map(Some),
+            None => Trouble::damaged(format!("ledger {seq} is missing")),
         }
     }
 
@@ -204,6 +266,15 @@ impl Store {
                 }
                 kind if kind == Kind::Entered as i64 => {
                     journal.tc = Some(column(row, 2, "why I entered an attempt")?);
+                    next
+                }
+                kind if kind == Kind::Overtime as i64 => {
+                    let overtime: Signed<Overtime> = column(row, 2, "my overtime")?;
+                    let tip = journal.tip.as_ref().map(|tip| tip.candidate.header.hash());
+                    if Some(overtime.body.of_hash) != tip {
+                        return Trouble::damaged("an OVERTIME of another ledger than the last");
+                    }
+                    journal.overtime = Some(overtime);
                     next
                 }
                 other => return Trouble::damaged(format!("an unknown kind {other} of vote")),

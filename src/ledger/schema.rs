@@ -19,8 +19,8 @@ const APPLICATION_ID: i64 = 0x4850_4c47;
 /// A larger file is not read through at start: only [`CHECKED_ALWAYS`] and what is loaded are checked then.
 const CHECK_BYTES_MAX: u64 = 1 << 30;
 /// The small tables that voting rests on.
-const CHECKED_ALWAYS: [&str; 8] =
-    ["meta", "round", "candidate", "user_tip", "user_executed", "pooled", "result", "input_key"];
+const CHECKED_ALWAYS: [&str; 9] =
+    ["meta", "unl_change", "round", "candidate", "user_tip", "user_executed", "pooled", "result", "input_key"];
 /// Pages in the write-ahead log past which a commit moves them into the file itself, however busy the node is.
 const WAL_PAGES_MAX: i64 = 4_096;
 /// Length the write-ahead log is brought to for a running node: room for that many pages of 4 KiB with their headers.
@@ -40,6 +40,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT RO
 CREATE TABLE ledger (seq INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL, qc BLOB NOT NULL) STRICT;
 CREATE TABLE body (
     seq INTEGER PRIMARY KEY, inputs BLOB NOT NULL, users_add BLOB NOT NULL, users_del BLOB NOT NULL) STRICT;
+CREATE TABLE unl_change (seq INTEGER PRIMARY KEY, change BLOB NOT NULL) STRICT;
 CREATE TABLE input (n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE pooled (n INTEGER PRIMARY KEY, key BLOB NOT NULL) STRICT;
 CREATE TABLE input_key (seq INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
@@ -162,8 +163,25 @@ fn open_existing(path: &Path) -> Result<Connection, Trouble> {
     set(&db, "wal_autocheckpoint", &WAL_PAGES_MAX.to_string())?;
     // Takes the lock for good.
     db.execute_batch("BEGIN EXCLUSIVE; COMMIT;")?;
+    check_length(&db, path)?;
     check(&db, fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECK_BYTES_MAX))?;
     Ok(db)
+}
+
+/// Whether the file has whole pages. SQLite finds out when any of them is missing, but reads zeros for what is missing
+/// of the last one. A crash may cut that one too; then the write-ahead log still has it.
+fn check_length(db: &Connection, path: &Path) -> Result<(), Trouble> {
+    let page = u64::try_from(get(db, "page_size")?).unwrap_or(1).max(1);
+    // A file that cannot be looked at cannot be read either, which is told where it is.
+    let cut = || fs::metadata(path).map_or(0, |meta| meta.len() % page);
+    if cut() == 0 {
+        return Ok(());
+    }
+    db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+    match cut() {
+        0 => Ok(()),
+        rest => Trouble::damaged(format!("its last page has {rest} of {page} bytes: the file was cut")),
+    }
 }
 
 /// Whether the tables are the right ones, and the pages under them sound: under all (`whole`) or under the small ones.

@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     consensus::{
-        header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey},
+        header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
         journal::{Journal, Record},
         merkle,
-        messages::{Advance, Certificate, Closed, Evidence, Signed, Tc},
+        messages::{Advance, Certificate, Closed, Evidence, Overtime, Signed, Tc},
     },
     types::{Attempt, Hash, Seq, UserKey},
 };
@@ -55,6 +55,8 @@ pub(super) enum Kind {
     Precommit = 2,
     Advance = 3,
     Entered = 4,
+    /// Of the tip, whose run took too long: said in the round after it, like the result it stands for.
+    Overtime = 5,
 }
 
 /// The two sets of users that are kept.
@@ -171,6 +173,12 @@ impl Store {
         find().map_err(self.failed("read a ledger"))
     }
 
+    /// Closed ledgers from `first` on with their inputs, ascending without a gap, as many as are loaded at once for their
+    /// runs. Nothing of them was deleted as long as they were not run; what lacks is damage.
+    pub fn to_run(&self, first: Seq) -> Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError> {
+        self.ledgers_to_run(first).map_err(self.failed("read the ledgers to be run"))
+    }
+
     /// Headers and certificates from `first` on, ascending without a gap; at most `count` and [`HEADERS_READ_MAX`].
     pub fn header_range(&self, first: Seq, count: usize) -> Result<Vec<Closed>, LedgerError> {
         let read = || -> Result<Vec<Closed>, Trouble> {
@@ -186,6 +194,11 @@ impl Store {
             Ok(headers)
         };
         read().map_err(self.failed("read headers"))
+    }
+
+    /// The changes of the UNL by ledger, ascending, since the chain began.
+    pub fn unl_changes(&self) -> Result<Vec<(Seq, UnlChange)>, LedgerError> {
+        unl_changes(&self.db, self.known.tip).map_err(self.failed("read the changes of the UNL"))
     }
 
     /// An input by its id, whether it is ledgered or waits; `None` when it never came or was deleted.
@@ -337,6 +350,9 @@ impl Change<'_> {
             Record::Entered(tc, polc) => self.entered(tc, polc.as_ref()),
             Record::Ledger(closed) => self.close(closed),
             Record::Result(result) => self.result(result),
+            Record::Overtime(overtime) => self.overtime(overtime),
+            Record::Adopted(result) => self.adopted(result),
+            Record::UnlVote(vote) => self.unl_vote(vote.as_ref()),
         }
     }
 
@@ -424,7 +440,7 @@ impl Change<'_> {
 
     fn close(&mut self, closed: &ClosedLedger) -> Result<(), Trouble> {
         let ClosedLedger { candidate, qc } = closed;
-        let Candidate { header, inputs, users_add, users_del } = candidate;
+        let Candidate { header, inputs, users_add, users_del, unl_change } = candidate;
         let hash = header.hash();
         let seq = header.seq;
         if seq != self.known.tip + 1 || Some(header.parent) != self.known.tip_hash {
@@ -451,6 +467,10 @@ impl Change<'_> {
         self.db
             .prepare_cached("INSERT INTO body (seq, inputs, users_add, users_del) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![row, encode(inputs), encode(users_add), encode(users_del)])?;
+        if let Some(change) = unl_change {
+            let mut insert = self.db.prepare_cached("INSERT INTO unl_change (seq, change) VALUES (?1, ?2)")?;
+            insert.execute(params![row, encode(change)])?;
+        }
         self.users(Users::Tip, users_add, users_del)?;
         self.db.prepare_cached("DELETE FROM round")?.execute([])?;
         self.db.prepare_cached("DELETE FROM candidate")?.execute([])?;
@@ -458,6 +478,17 @@ impl Change<'_> {
         self.known.tip_hash = Some(hash);
         self.closed += 1;
         self.ledgered += inputs.len();
+        Ok(())
+    }
+
+    fn unl_vote(&mut self, vote: Option<&UnlChange>) -> Result<(), Trouble> {
+        match vote {
+            Some(vote) => self
+                .db
+                .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('unl_vote', ?1)")?
+                .execute([encode(vote)])?,
+            None => self.db.prepare_cached("DELETE FROM meta WHERE key = 'unl_vote'")?.execute([])?,
+        };
         Ok(())
     }
 
@@ -492,7 +523,29 @@ impl Change<'_> {
         self.users(Users::Executed, &body.users_add, &body.users_del)?;
         let mut insert = self.db.prepare_cached("INSERT INTO result (seq, bytes) VALUES (?1, ?2)")?;
         insert.execute(params![seq as i64, encode(result)])?;
+        self.db.prepare_cached("DELETE FROM meta WHERE key = 'adopted'")?.execute([])?;
         self.known.executed = seq;
+        Ok(())
+    }
+
+    fn overtime(&mut self, overtime: &Signed<Overtime>) -> Result<(), Trouble> {
+        let (of_seq, tip) = (overtime.body.of_seq, self.known.tip);
+        if of_seq != tip {
+            return Trouble::contradiction(format!("an OVERTIME of ledger {of_seq}, but {tip} is the last"));
+        }
+        self.said(Kind::Overtime, 0, encode(overtime))
+    }
+
+    fn adopted(&mut self, result: &ExecResult) -> Result<(), Trouble> {
+        let Known { executed, .. } = *self.known;
+        if result.of_seq != executed {
+            let of_seq = result.of_seq;
+            return Trouble::contradiction(format!(
+                "ledger {of_seq}'s result adopted, but {executed} was executed last"
+            ));
+        }
+        let mut insert = self.db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('adopted', ?1)")?;
+        insert.execute([encode(result)])?;
         Ok(())
     }
 
@@ -626,6 +679,25 @@ pub(super) fn genesis(db: &Connection) -> Result<Option<Genesis>, Trouble> {
     rows.next()?.map(|row| column(row, 0, "the genesis")).transpose()
 }
 
+/// What the operator of this node votes for.
+pub(super) fn unl_vote(db: &Connection) -> Result<Option<UnlChange>, Trouble> {
+    let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'unl_vote'")?;
+    let mut rows = query.query([])?;
+    rows.next()?.map(|row| column(row, 0, "the vote for a change of the UNL")).transpose()
+}
+
+/// The changes of the UNL by ledger, ascending, in ledgers from 1 to `last`. They are never deleted.
+pub(super) fn unl_changes(db: &Connection, last: Seq) -> Result<Vec<(Seq, UnlChange)>, Trouble> {
+    let last = row_seq(last).unwrap_or(i64::MAX);
+    let mut query = db.prepare_cached("SELECT seq, change FROM unl_change WHERE seq <= ?1 ORDER BY seq")?;
+    let mut rows = query.query([last])?;
+    let mut changes = Vec::new();
+    while let Some(row) = rows.next()? {
+        changes.push((seq_of(row.get(0)?)?, column(row, 1, "a change of the UNL")?));
+    }
+    Ok(changes)
+}
+
 pub(super) fn body(db: &Connection, seq: Seq) -> Result<Option<Body>, Trouble> {
     let Some(row) = row_seq(seq) else { return Ok(None) };
     let mut query = db.prepare_cached("SELECT inputs, users_add, users_del FROM body WHERE seq = ?1")?;
@@ -647,7 +719,12 @@ pub(super) fn closed(db: &Connection, seq: Seq) -> Result<Option<ClosedLedger>, 
     let header: Header = column(row, 0, "a header")?;
     let qc = column(row, 1, "a certificate")?;
     let Some(Body { inputs, users_add, users_del }) = body(db, seq)? else { return Ok(None) };
-    Ok(Some(ClosedLedger { candidate: Candidate { header, inputs, users_add, users_del }, qc }))
+    let unl_change = {
+        let mut query = db.prepare_cached("SELECT change FROM unl_change WHERE seq = ?1")?;
+        let mut rows = query.query([header.seq as i64])?;
+        rows.next()?.map(|row| column(row, 0, "a change of the UNL")).transpose()?
+    };
+    Ok(Some(ClosedLedger { candidate: Candidate { header, inputs, users_add, users_del, unl_change }, qc }))
 }
 
 pub(super) fn input(db: &Connection, id: &Hash) -> Result<Option<Input>, Trouble> {

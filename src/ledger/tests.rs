@@ -14,14 +14,16 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     consensus::{
-        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, VERSION},
+        LOADED_LEDGERS_MAX,
+        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
         journal::Journal,
         merkle,
         messages::{
-            Advance, AdvanceVote, Certificate, Message, Novel, Precommit, Prevote, Signed, StatusMsg, Tc, Vote,
+            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Signed, StatusMsg, Tc,
+            Vote,
         },
     },
-    types::{Attempt, Challenge, NodeKey, Sig, Status},
+    types::{Attempt, Challenge, LimitKind, NodeKey, Sig, Status},
 };
 
 /// Deterministic numbers (splitmix64), so that a seed replays.
@@ -96,8 +98,8 @@ fn candidate(journal: &Journal, mut inputs: Vec<Hash>, add: Vec<UserKey>, del: V
             seq: journal.seq() + 1,
             parent: parent.map_or(journal.genesis.chain_id(), Header::hash),
             time_ms: 1_000,
-            unl_hash: header::unl_hash(&journal.genesis.unl),
-            next_unl_hash: header::unl_hash(&journal.genesis.unl),
+            unl_hash: header::unl_hash(&journal.unl),
+            next_unl_hash: header::unl_hash(&journal.unl),
             users_root: Hash::ZERO,
             n_users: 0,
             inputs_root: header::inputs_root(&inputs),
@@ -109,6 +111,7 @@ fn candidate(journal: &Journal, mut inputs: Vec<Hash>, add: Vec<UserKey>, del: V
         inputs,
         users_add: add,
         users_del: del,
+        unl_change: None,
     };
     let users = candidate.users_after(&journal.users);
     candidate.header.users_root = header::users_root(&users);
@@ -121,16 +124,27 @@ fn closed(candidate: Candidate) -> Record {
     Record::Ledger(Box::new(ClosedLedger { candidate, qc: certificate(vote) }))
 }
 
-fn result_of(journal: &Journal) -> Option<Record> {
+fn result_of(journal: &Journal, status: Status) -> Option<Record> {
     let (ledger, _) = journal.unexecuted.first()?;
     Some(Record::Result(Box::new(signed(ExecResult {
         of_seq: ledger.candidate.header.seq,
         of_hash: ledger.candidate.header.hash(),
         state_root: Hash([6; 32]),
         outputs_root: Hash::ZERO,
-        status: Status::Ok,
+        status,
         unl_req: None,
     }))))
+}
+
+/// That the time limit struck in the run of the tip.
+fn overtime(journal: &Journal) -> Option<Record> {
+    let of_hash = journal.tip.as_ref()?.candidate.header.hash();
+    Some(Record::Overtime(Box::new(signed(Overtime { of_seq: journal.seq(), of_hash }))))
+}
+
+fn random_change(rng: &mut Rng) -> UnlChange {
+    let node = NodeKey([rng.below(6) as u8; 32]);
+    if rng.below(2) == 0 { UnlChange::Add(node) } else { UnlChange::Remove(node) }
 }
 
 fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Record> {
@@ -142,9 +156,15 @@ fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Re
         // With repetitions, and users who are there or gone already: whoever serves a body may write it so.
         let add = (0..rng.below(3)).map(|_| user(rng.below(6))).collect();
         let del = (0..rng.below(3)).map(|_| user(rng.below(6))).collect();
-        candidate(journal, inputs, add, del)
+        let mut candidate = candidate(journal, inputs, add, del);
+        let change = random_change(rng);
+        if let Some(unl) = change.apply(&journal.unl) {
+            candidate.unl_change = Some(change);
+            candidate.header.next_unl_hash = header::unl_hash(&unl);
+        }
+        candidate
     };
-    Some(match rng.below(14) {
+    Some(match rng.below(17) {
         0..4 => {
             *nonce += 1;
             Record::Input(Box::new(new_input(rng, *nonce)))
@@ -199,7 +219,16 @@ fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Re
             Record::Entered(Tc { votes }, (rng.below(2) == 0).then_some(polc))
         }
         11 => closed(body(rng)),
-        _ => result_of(journal)?,
+        12 => Record::UnlVote((rng.below(3) > 0).then(|| random_change(rng))),
+        13 if journal.overtime.is_none() => overtime(journal)?,
+        14 => {
+            let result = journal.result.as_ref()?.body.clone();
+            Record::Adopted(Box::new(ExecResult { state_root: Hash(rng.bytes()), ..result }))
+        }
+        _ => {
+            let status = [Status::Ok, Status::Exit(1), Status::Limit(LimitKind::Time)][rng.below(3) as usize];
+            result_of(journal, status)?
+        }
     })
 }
 
@@ -244,9 +273,11 @@ fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
                 store = Store::open(dir.path()).unwrap();
             }
             // Not `assert_eq`: a journal fills screens.
-            assert!(store.load(WINDOW).unwrap().as_ref() == Some(&journal), "seed {seed} step {step}");
+            assert!(store.load(WINDOW).unwrap() == Some(journal.clone().opened()), "seed {seed} step {step}");
         }
         assert!(journal.seq() > 5 && journal.result.is_some(), "seed {seed} closed and executed ledgers");
+        assert_eq!(rows(&store, "unl_change") as usize, store.unl_changes().unwrap().len());
+        assert!(rows(&store, "unl_change") > 0, "seed {seed} changed the UNL");
         // Nothing is left behind: of the round when its ledger is closed, of inputs that were forgotten.
         let record = closed(candidate(&journal, vec![], vec![], vec![]));
         commit(&mut store, &mut journal, vec![record], WINDOW);
@@ -256,6 +287,32 @@ fn any_sequence_of_records_reads_back_as_the_journal_that_memory_makes_of_it() {
         assert_eq!(rows(&store, "input") as usize, journal.pool.len() + ledgered, "seed {seed}");
         assert!(rows(&store, "input_key") <= WINDOW as i64 + 1, "seed {seed}");
     }
+}
+
+#[test]
+fn ledgers_are_loaded_for_their_runs_as_the_journal_says_a_bounded_number_and_number_of_bytes_at_once() {
+    const WINDOW: u64 = 1_000;
+    let (dir, mut journal) = (folder(), Journal::new(genesis()));
+    let mut store = new_store(dir.path());
+    store.load(WINDOW).unwrap();
+    // The first ones are large: a few of them are as much as is loaded at once.
+    for nonce in 0..12 + LOADED_LEDGERS_MAX as u64 {
+        let payload = vec![nonce as u8; if nonce < 12 { 3 << 20 } else { 9 }];
+        let input = Input { payload, origin: Origin::User { sig: Sig([1; 64]) }, ..new_input(&mut Rng(1), nonce) };
+        let id = input.id(&genesis().chain_id());
+        let body = candidate(&journal, vec![id], vec![], vec![]);
+        commit(&mut store, &mut journal, vec![Record::Input(Box::new(input)), closed(body)], WINDOW);
+    }
+    assert_eq!(store.load(WINDOW).unwrap().unwrap().unexecuted.len(), 6, "5 are 15 MiB, 6 are over 16");
+    for (first, loaded) in [(1, 6), (7, 6), (13, LOADED_LEDGERS_MAX), (14, LOADED_LEDGERS_MAX - 1)] {
+        let ledgers = store.to_run(first).unwrap();
+        assert!(ledgers == journal.load(first), "from {first}");
+        assert_eq!((ledgers.len(), ledgers[0].0.candidate.header.seq), (loaded, first));
+    }
+    // A body that is gone before its run is damage, and named.
+    store.db.execute("DELETE FROM body WHERE seq = 20", []).unwrap();
+    let error = store.to_run(15).unwrap_err();
+    assert!(error.is_damage() && error.to_string().contains("ledger 20"), "{error}");
 }
 
 #[test]
@@ -308,7 +365,7 @@ fn what_contradicts_the_database_changes_nothing() {
         Record::Prevote(signed(Prevote(vote(candidate.header.hash()))), Box::new(candidate.clone()))
     };
     let later = {
-        let Some(Record::Result(mut result)) = result_of(&journal) else { unreachable!() };
+        let Some(Record::Result(mut result)) = result_of(&journal, Status::Ok) else { unreachable!() };
         result.body.of_seq = 2;
         Record::Result(result)
     };
@@ -322,17 +379,17 @@ fn what_contradicts_the_database_changes_nothing() {
         ("an input ledgered twice", vec![closed(candidate(&journal, vec![id], vec![], vec![]))]),
         ("an input nobody holds", vec![closed(candidate(&journal, vec![Hash([1; 32])], vec![], vec![]))]),
         ("a result out of order", vec![later]),
-        ("a result twice", vec![result_of(&journal).unwrap(), result_of(&journal).unwrap()]),
+        ("a result twice", vec![result_of(&journal, Status::Ok).unwrap(), result_of(&journal, Status::Ok).unwrap()]),
     ] {
         let mut batch = vec![Write::from(Record::Input(Box::new(new_input(&mut rng, 2))))];
         batch.extend(records.into_iter().map(Write::from));
         let error = store.commit(&batch).unwrap_err();
         assert!(matches!(error, LedgerError::Contradiction { .. }), "{what}: {error}");
-        assert!(store.load(100).unwrap().unwrap() == journal, "{what}");
+        assert!(store.load(100).unwrap().unwrap() == journal.clone().opened(), "{what}");
     }
     // And it goes on from there.
     commit(&mut store, &mut journal, vec![closed(second)], 100);
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -370,7 +427,7 @@ fn the_past_can_be_asked_for() {
         outputs
     };
     let run = |seq, outputs: &Outputs| Write::Outputs { seq, outputs: outputs.clone() };
-    store.commit(&[run(1, &two), run(1, &one), Write::from(result_of(&journal).unwrap())]).unwrap();
+    store.commit(&[run(1, &two), run(1, &one), Write::from(result_of(&journal, Status::Ok).unwrap())]).unwrap();
     store.commit(&[run(2, &two)]).unwrap();
     assert_eq!(store.outputs(1).unwrap(), Some(sorted(one)));
     store.commit(&[run(2, &vec![])]).unwrap();
@@ -393,7 +450,7 @@ fn agreed_outputs_of_one_user_come_in_pages_with_their_leaves_and_name_what_is_m
         let ledger = closed(next);
         commit(store, &mut journal, vec![ledger], WINDOW);
         if let Some(outputs) = outputs {
-            let result = result_of(&journal).unwrap();
+            let result = result_of(&journal, Status::Ok).unwrap();
             store.commit(&[Write::Outputs { seq, outputs }]).unwrap();
             commit(store, &mut journal, vec![result], WINDOW);
         }
@@ -458,7 +515,7 @@ fn an_input_that_comes_again_after_its_ledger_changes_nothing() {
     store.commit(&[Record::Input(Box::new(again)).into(), Record::Forget(vec![id]).into()]).unwrap();
     commit(&mut store, &mut journal, vec![Record::Input(Box::new(other))], 100);
     assert_eq!(store.input(&id).unwrap(), Some(input));
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -513,13 +570,13 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
     }
     store.commit(&all).unwrap();
     assert_eq!(rows(&store, "body"), unexecuted as i64, "nothing that was not executed is deleted");
-    assert!(store.load(WINDOW).unwrap().unwrap() == journal);
+    assert!(store.load(WINDOW).unwrap().unwrap() == journal.clone().opened());
 
     // Now they are, all but the last two, with an output each.
     let mut all = Vec::new();
     for seq in 1..=unexecuted - 2 {
         all.push(Write::Outputs { seq, outputs: vec![(user(1), vec![1])] });
-        let record = result_of(&journal).unwrap();
+        let record = result_of(&journal, Status::Ok).unwrap();
         journal.apply(record.clone(), WINDOW);
         all.push(Write::from(record));
     }
@@ -544,7 +601,7 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
     assert_eq!(rows(&store, "pooled"), 0);
     assert!(rows(&store, "input_key") < BODIES_KEPT as i64, "keys go with the window");
     store.close().unwrap();
-    assert!(Store::open(dir.path()).unwrap().load(WINDOW).unwrap().unwrap() == journal);
+    assert!(Store::open(dir.path()).unwrap().load(WINDOW).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -557,7 +614,7 @@ fn a_large_old_body_is_deleted_over_several_commits() {
     let mut all: Vec<Record> = inputs.into_iter().map(|input| Record::Input(Box::new(input))).collect();
     all.push(closed(candidate(&journal, ids, vec![], vec![])));
     commit(&mut store, &mut journal, all, 100_000);
-    let executed = vec![result_of(&journal).unwrap()];
+    let executed = vec![result_of(&journal, Status::Ok).unwrap()];
     commit(&mut store, &mut journal, executed, 100_000);
     let mut left = Vec::new();
     for _ in 0..BODIES_KEPT {
@@ -594,7 +651,7 @@ fn some_history() -> TempDir {
         ];
         commit(&mut store, &mut journal, records, 100);
         if nonce < 18 {
-            let executed = vec![result_of(&journal).unwrap()];
+            let executed = vec![result_of(&journal, Status::Ok).unwrap()];
             commit(&mut store, &mut journal, executed, 100);
         }
     }
@@ -745,13 +802,13 @@ fn room_made_in_the_log_is_used_by_commits_and_hides_none_of_them() {
     fs::copy(database(dir.path()), database(crashed.path())).unwrap();
     fs::copy(wal(dir.path()), wal(crashed.path())).unwrap();
     let mut store = Store::open(crashed.path()).unwrap();
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
     store.preallocate().unwrap();
     close_some(&mut store, &mut journal);
     store.checkpoint().unwrap();
     close_some(&mut store, &mut journal);
     store.close().unwrap();
-    assert!(Store::open(crashed.path()).unwrap().load(100).unwrap().unwrap() == journal);
+    assert!(Store::open(crashed.path()).unwrap().load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -769,7 +826,7 @@ fn a_commit_that_the_disk_has_no_room_for_changes_nothing() {
     let error = store.commit(&batch).unwrap_err();
     assert!(matches!(error, LedgerError::Sqlite { .. }), "{error}");
     assert_eq!(store.tip(), 1);
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
     // With room again, the same goes through.
     store.db.execute_batch("PRAGMA max_page_count = 100000").unwrap();
     store.commit(&batch).unwrap();
@@ -800,7 +857,7 @@ fn crash_child() {
         add(&mut journal, Record::Input(Box::new(input)));
         let body = candidate(&journal, vec![id], vec![user(seq)], vec![]);
         add(&mut journal, closed(body));
-        let executed = result_of(&journal).unwrap();
+        let executed = result_of(&journal, Status::Ok).unwrap();
         add(&mut journal, executed);
         batch.push(Write::Outputs { seq, outputs: vec![(user(seq), seq.to_le_bytes().to_vec())] });
         ledger.commit(batch).blocking_recv().unwrap().unwrap();
@@ -899,7 +956,7 @@ fn the_thread_commits_in_order_and_a_read_sees_what_was_handed_over_before_it() 
         assert!(matches!(other.stop().await, Err(LedgerError::Closed)));
     });
     assert!(!dir.path().join("hist/ledger.db-wal").exists(), "the log was moved into the file");
-    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal);
+    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -920,7 +977,7 @@ fn nothing_is_committed_after_a_commit_that_failed() {
         assert_eq!(ledger.closed(1).await.unwrap(), journal.tip, "it is still read");
         assert!(matches!(ledger.stop().await, Err(LedgerError::Contradiction { .. })));
     });
-    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal);
+    assert!(Store::open(dir.path()).unwrap().load(100).unwrap().unwrap() == journal.clone().opened());
 }
 
 #[test]
@@ -940,5 +997,5 @@ fn a_full_ledger_goes_to_disk_in_two_commits() {
     let stored = begun.elapsed();
     store.commit(&[record.into()]).unwrap();
     println!("16,384 inputs stored in {stored:?}, ledgered in {:?}", begun.elapsed() - stored);
-    assert!(store.load(100).unwrap().unwrap() == journal);
+    assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
 }

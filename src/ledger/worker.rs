@@ -106,6 +106,11 @@ impl Ledger {
         self.read(move |store| store.by_hash(&hash)).await
     }
 
+    /// See [`Store::to_run`].
+    pub async fn to_run(&self, first: Seq) -> Answer<Vec<(ClosedLedger, Vec<Input>)>> {
+        self.read(move |store| store.to_run(first)).await
+    }
+
     /// See [`Store::header_range`].
     pub async fn header_range(&self, first: Seq, count: usize) -> Answer<Vec<Closed>> {
         self.read(move |store| store.header_range(first, count)).await

@@ -8,7 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use nix::sys::statvfs::statvfs;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use crate::{
@@ -28,12 +29,19 @@ use crate::{
 
 /// Paths and users told of one run when results differ. Cut beyond it: a person needs the first few.
 const DETAILS_MAX: usize = 1_000;
+/// For a run that may take its time: long enough for everybody, and short enough for arithmetic on clocks.
+const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Runs that this machine, not the contract, made fail, before the node gives up.
 const LOCAL_FAILURES_MAX: u32 = 3;
 /// Messages of the party line between the run and the node. Past it the contract's next write waits.
 const NPL_OUT_MAX: usize = 256;
 /// Messages of peers waiting for the run. Past it they are dropped: the party line is best effort.
 pub const NPL_IN_MAX: usize = 8_192;
+
+/// Bytes that must be free where the state is, before a run and behind it. With fewer a write of the contract may have
+/// failed, here and nowhere else: what came of that is nothing to vote for, so the node stops. The next start runs the
+/// ledger again.
+const DISK_FREE_BYTES_MIN: u128 = 8 << 20;
 
 /// Why a run has no result. It is this machine's fault, so nothing is voted.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +52,18 @@ pub enum ExecError {
     /// Its state could not be kept, hashed or restored.
     #[error("cannot keep the contract's state")]
     State(#[from] StateError),
+    /// The contract may have been denied what other nodes' machines gave it.
+    #[error(
+        "the disk is full: {path} has {free_kib} KiB left, and a run of the contract needs {} KiB of room; nothing is lost: \
+         make room and start the node again",
+        DISK_FREE_BYTES_MIN >> 10
+    )]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// What is left.
+        free_kib: u128,
+    },
     /// The state is not the one that the last ledger left.
     #[error(
         "state/ has root {found}, but the last executed ledger left {expected}: somebody changed it; undo the change, or go \
@@ -55,6 +75,15 @@ pub enum ExecError {
         /// On disk.
         found: Hash,
     },
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By itself.
+    Ran(Box<Ran>),
+    /// The time limit struck on this machine's clock, or the run was ended from outside. The state is as before.
+    Cut(Box<Execution>),
 }
 
 /// What one run led to.
@@ -173,6 +202,16 @@ impl Executor {
         .await
     }
 
+    /// Makes state/ what it was before the last run, which had this root: the run has no effect.
+    pub async fn undo(&self, root: Hash) -> Result<(), ExecError> {
+        self.blocking(move |held| {
+            held.root = root;
+            Ok(())
+        })
+        .await?;
+        self.rollback().await
+    }
+
     /// Keeps state/ under diag/ for the operator. `fresh` says that it is as the run in question left it; else the
     /// process began later, and what an earlier one kept is better.
     pub async fn give_up(&self, seq: Seq, fresh: bool) -> Result<PathBuf, ExecError> {
@@ -200,10 +239,37 @@ impl Executor {
         }
     }
 
-    /// Runs the contract for one closed ledger. Dropping the future kills the run; the state is then to be rolled back.
-    pub async fn run(&self, execution: &Execution, unl: &[NodeKey], port: NplPort) -> Result<Ran, ExecError> {
+    /// Runs the contract for one closed ledger, until it has ended or `end` resolves. Dropping the future kills the run;
+    /// the state is then to be rolled back.
+    pub async fn run(
+        &self,
+        execution: Box<Execution>,
+        port: NplPort,
+        end: oneshot::Receiver<()>,
+    ) -> Result<Ended, ExecError> {
+        let before = self.blocking(|held| Ok(held.root)).await?;
+        let ran = {
+            let run = std::pin::pin!(self.run_to_end(&execution, port));
+            tokio::select! {
+                biased;
+                ran = run => ran?,
+                Ok(()) = end => None,
+            }
+        };
+        if let Some(ran) = ran {
+            return Ok(Ended::Ran(Box::new(ran)));
+        }
+        self.launcher.settled().await?;
+        // It may have been ended when its post-state was there already.
+        self.undo(before).await?;
+        Ok(Ended::Cut(execution))
+    }
+
+    /// `None`: over its time, and killed.
+    async fn run_to_end(&self, execution: &Execution, port: NplPort) -> Result<Option<Ran>, ExecError> {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
+        self.check_room()?;
         self.blocking(move |held| {
             let root = held.root;
             if held.state.snapshot_info().is_some_and(|(_, kept)| kept == root) {
@@ -220,11 +286,11 @@ impl Executor {
         })
         .await?;
 
-        let report = self.launch(execution, unl, port).await?;
+        let report = self.launch(execution, port).await?;
+        self.check_room()?;
         let mut status = match report.end {
             End::Status(status) => status,
-            // Signed directly; see `docs/decisions.md`.
-            End::Overtime => Status::Limit(LimitKind::Time),
+            End::Overtime => return Ok(None),
         };
         let (root, leaves) = self
             .blocking(move |held| {
@@ -262,22 +328,25 @@ impl Executor {
         let told = outputs.iter().zip(&output_leaves).take(DETAILS_MAX);
         let details =
             Details { result: result.clone(), leaves, outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect() };
-        Ok(Ran {
-            hash: execution.hash,
-            result,
-            outputs,
-            leaves: output_leaves,
-            details,
-            elapsed: started.elapsed(),
-            contract: report.elapsed,
-        })
+        let (elapsed, contract) = (started.elapsed(), report.elapsed);
+        let hash = execution.hash;
+        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, elapsed, contract }))
+    }
+
+    /// Whether the disk has room for what a contract writes.
+    pub fn check_room(&self) -> Result<(), ExecError> {
+        let path = self.plan.dir.join("state");
+        // A file system that does not say may have any number.
+        let Ok(disk) = statvfs(&path) else { return Ok(()) };
+        let free = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());
+        if free >= DISK_FREE_BYTES_MIN { Ok(()) } else { Err(ExecError::DiskFull { path, free_kib: free >> 10 }) }
     }
 
     /// Runs the contract, again when this machine made it fail.
-    async fn launch(&self, execution: &Execution, unl: &[NodeKey], mut port: NplPort) -> Result<RunReport, ExecError> {
+    async fn launch(&self, execution: &Execution, mut port: NplPort) -> Result<RunReport, ExecError> {
         let mut failures = 0;
         loop {
-            match self.launcher.run(self.spec(execution, unl), port).await {
+            match self.launcher.run(self.spec(execution), port).await {
                 Ok(report) => return Ok(report),
                 Err(error) => {
                     failures += 1;
@@ -298,7 +367,7 @@ impl Executor {
         }
     }
 
-    fn spec(&self, execution: &Execution, unl: &[NodeKey]) -> RunSpec {
+    fn spec(&self, execution: &Execution) -> RunSpec {
         let plan = &self.plan;
         let mut users: Vec<UserInput> = execution
             .inputs
@@ -313,13 +382,16 @@ impl Executor {
             args: plan.args.clone(),
             dir: plan.dir.clone(),
             env: plan.env.clone(),
-            limits: plan.limits.clone(),
+            limits: Limits {
+                wall: if execution.is_limited { plan.limits.wall } else { UNLIMITED },
+                ..plan.limits.clone()
+            },
             facts: Facts {
                 lcl: execution.hash,
                 seq: execution.header.seq,
                 time_ms: execution.header.time_ms,
                 pubkey: plan.me,
-                unl: unl.to_vec(),
+                unl: execution.unl.clone(),
                 seed: Hash::tagged("hp/seed/1", &execution.hash),
                 contract: plan.contract,
                 private: plan.private.clone(),

@@ -172,12 +172,13 @@ impl Node {
         let (genesis, state) = genesis(&config, &mut store, state).await?;
         let shared = config.shared();
         let journal = store.load(config.consensus.input_window)?.expect("the genesis is stored");
-        let root = journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root);
-        let cut = !journal.unexecuted.is_empty();
+        let root = journal.state_root();
+        let cut = journal.may_need_rollback();
         let seq = journal.seq();
 
         let launcher = Launcher::start(exe)?;
         let executor = Executor::new(launcher, state, root, &config);
+        executor.check_room()?;
         if !cut {
             executor.verify().await?;
         }
@@ -235,6 +236,7 @@ impl Node {
             timers: Default::default(),
             jobs: VecDeque::new(),
             running: None,
+            end_run: None,
             halted_runs: false,
             line: PartyLine::default(),
             line_counters: Default::default(),

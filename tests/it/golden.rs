@@ -141,6 +141,7 @@ fn candidate() -> Candidate {
     let mut inputs = vec![user_input().id(&chain_id), session_input().id(&chain_id)];
     inputs.sort();
     let users = BTreeSet::from([user().user_key()]);
+    let unl_change = UnlChange::Add(NodeKey([0xad; 32]));
     let header = Header {
         ver: 1,
         chain_id,
@@ -148,7 +149,7 @@ fn candidate() -> Candidate {
         parent: hash(4),
         time_ms: 1_700_000_005_000,
         unl_hash: scope().unl_hash,
-        next_unl_hash: scope().unl_hash,
+        next_unl_hash: unl_hash(&unl_change.apply(&genesis().unl).expect("a stranger")),
         users_root: users_root(&users),
         n_users: 1,
         inputs_root: inputs_root(&inputs),
@@ -157,7 +158,13 @@ fn candidate() -> Candidate {
         result: result(),
         settlement: Some(Settlement { seq: 3, ch: hash(1), tx: hash(2), confirmed_length: 77, txv: hash(3) }),
     };
-    Candidate { header, inputs, users_add: vec![user().user_key()], users_del: vec![UserKey([0xde; 32])] }
+    Candidate {
+        header,
+        inputs,
+        users_add: vec![user().user_key()],
+        users_del: vec![UserKey([0xde; 32])],
+        unl_change: Some(unl_change),
+    }
 }
 
 fn vote(attempt: u32) -> Vote {
@@ -750,8 +757,11 @@ fn any_message() -> impl Strategy<Value = Message> {
         Just(Get::Presence),
         any::<u64>().prop_map(Get::Details),
     ];
-    let candidate = (any_header(), vec(any_hash(), 0..3), vec(any_user(), 0..3), vec(any_user(), 0..3))
-        .prop_map(|(header, inputs, users_add, users_del)| Candidate { header, inputs, users_add, users_del });
+    let lists = (vec(any_hash(), 0..3), vec(any_user(), 0..3), vec(any_user(), 0..3));
+    let candidate = (any_header(), lists, any_change()).prop_map(|(header, lists, unl_change)| {
+        let (inputs, users_add, users_del) = lists;
+        Candidate { header, inputs, users_add, users_del, unl_change }
+    });
     let details = (any_result(), vec((any_bytes(), any_hash()), 0..3), vec((any_user(), any_hash()), 0..3))
         .prop_map(|(result, leaves, outputs)| Details { result, leaves, outputs });
     prop_oneof![

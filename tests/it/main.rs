@@ -5,4 +5,5 @@ mod cluster;
 mod contract;
 mod golden;
 mod net;
+mod shim;
 mod tidy;

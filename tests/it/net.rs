@@ -44,11 +44,16 @@ pub fn hp() -> &'static Path {
 
 /// Runs a test on one thread, as the product does.
 pub fn block_on<T>(test: impl Future<Output = T>) -> T {
+    block_on_for(2 * DEADLINE, test)
+}
+
+/// The same for a test that may take so long.
+pub fn block_on_for<T>(longest: Duration, test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime")
-        .block_on(async { timeout(2 * DEADLINE, test).await.expect("a test ends in time") })
+        .block_on(async { timeout(longest, test).await.expect("a test ends in time") })
 }
 
 /// The contract that misbehaves when it is told to, compiled once.
@@ -75,8 +80,17 @@ fn built(once: &'static OnceLock<(TempDir, PathBuf)>, name: &str) -> &'static Pa
 
 /// Compiles a program of tests/it/programs.
 pub fn compile(source: &str, to: &Path) {
+    compile_with(&["-O1"], source, to);
+}
+
+/// Compiles what is loaded into a program before its C library.
+pub fn compile_preload(source: &str, to: &Path) {
+    compile_with(&["-O1", "-shared", "-fPIC"], source, to);
+}
+
+fn compile_with(options: &[&str], source: &str, to: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/programs").join(source);
-    let done = Sync::new("cc").args(["-O1", "-o"]).arg(to).arg(&source).status().expect("a C compiler");
+    let done = Sync::new("cc").args(options).arg("-o").arg(to).arg(&source).status().expect("a C compiler");
     assert!(done.success(), "{} compiles", source.display());
 }
 
@@ -157,6 +171,8 @@ pub struct TestNode {
     pub url: String,
     /// What the node has for its key; the network's tests may speak for it.
     pub secret: Option<SecretKey>,
+    /// Words before the program's name, for a node that is to run in surroundings of its own: `env`, `nsenter`.
+    pub wrapper: Vec<String>,
     running: Option<(Child, Option<ChildStdin>)>,
 }
 
@@ -200,7 +216,7 @@ impl Net {
             document.set("pubport", "0");
             set(at, &mut document);
             write_config(&dir, document.text());
-            nodes.push(TestNode { dir, url: String::new(), secret: Some(secret.clone()), running: None });
+            nodes.push(TestNode { secret: Some(secret.clone()), ..TestNode::of(dir) });
         }
         Net { nodes, _folder: folder }
     }
@@ -219,9 +235,7 @@ impl Net {
 
     /// A network of the folders as they are.
     pub fn of(folder: TempDir, dirs: Vec<PathBuf>) -> Net {
-        let nodes =
-            dirs.into_iter().map(|dir| TestNode { dir, url: String::new(), secret: None, running: None }).collect();
-        Net { nodes, _folder: folder }
+        Net { nodes: dirs.into_iter().map(TestNode::of).collect(), _folder: folder }
     }
 
     /// Starts every node that does not run.
@@ -268,6 +282,10 @@ impl Net {
 }
 
 impl TestNode {
+    fn of(dir: PathBuf) -> TestNode {
+        TestNode { dir, url: String::new(), secret: None, wrapper: Vec::new(), running: None }
+    }
+
     /// Starts the process and waits until it is up.
     pub async fn start(&mut self) {
         let (mut child, mut lines) = self.spawn();
@@ -299,7 +317,9 @@ impl TestNode {
 
     fn spawn(&self) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("node.log")).expect("a log");
-        let mut child = Command::new(hp())
+        let mut words = self.wrapper.iter().map(AsRef::as_ref).chain([hp().as_os_str()]);
+        let mut child = Command::new(words.next().expect("the program at least"))
+            .args(words)
             .args(["run", "--child"])
             .arg(&self.dir)
             .stdin(Stdio::piped())

@@ -128,8 +128,12 @@ fn test_modules(source: &Source) -> Vec<String> {
         _ => source.path.trim_end_matches(".rs").to_owned(),
     };
     let items = source.code.split("#[cfg(test)]").skip(1);
-    let declared = items.filter_map(|item| item.trim_start().strip_prefix("mod ")?.split_once(';'));
-    declared.filter(|(name, _)| name.chars().all(is_word)).map(|(name, _)| format!("{folder}/{name}.rs")).collect()
+    let module = |item: &'_ str| {
+        let item = item.trim_start();
+        item.strip_prefix("pub(crate) ").unwrap_or(item).strip_prefix("mod ").map(str::to_owned)
+    };
+    let declared = items.filter_map(module).filter_map(|item| Some(item.split_once(';')?.0.to_owned()));
+    declared.filter(|name| name.chars().all(is_word)).map(|name| format!("{folder}/{name}.rs")).collect()
 }
 
 fn is_word(c: char) -> bool {
@@ -381,6 +385,7 @@ fn the_core_imports_types_alone_and_nothing_that_differs_between_machines() {
                 ["crate", "super", "self", "Self", "std", "core", "borsh", "thiserror", "clippy"].contains(&first);
             // Types and modules of its own are the rest.
             let is_own = first.starts_with(char::is_uppercase)
+                || source.code.contains(&format!("macro_rules! {first} "))
                 || core.iter().any(|file| file.path.ends_with(&format!("/{first}.rs")))
                 || ["u8", "u16", "u32", "u64", "usize", "i32", "str"].contains(&first);
             if !is_crate && !is_own {
@@ -615,4 +620,16 @@ fn a_core_that_is_not_pure_is_found_out() {
     let lines: Vec<&str> = complaints.0.lines().map(|line| line.trim_start().split(": ").next().unwrap()).collect();
     let at = |line: usize| format!("src/consensus/x.rs:{line}");
     assert_eq!(lines, [at(2), at(3), at(4), at(2), at(4)], "{}", complaints.0);
+}
+
+#[test]
+fn every_test_that_the_documentation_names_is_there() {
+    let code: String = rust_files(&["src", "tests"]).into_iter().map(|source| source.code).collect();
+    let is_test = |part: &&str| part.matches('_').count() >= 3 && part.chars().all(|c| is_word(c) && !c.is_uppercase());
+    let document = include_str!("../../docs/verification.md");
+    let named: BTreeSet<&str> = document.split('`').filter(is_test).collect();
+    assert!(named.len() > 20, "tests are not where this test looks for them");
+    for name in named {
+        assert!(code.contains(&format!("fn {name}(")), "docs/verification.md names a test {name}, which is gone");
+    }
 }

@@ -1,9 +1,12 @@
 //! The deterministic simulator: one seed is one run of a whole network over the real core.
 //!
 //! `world` has nodes, links, disks, clocks and faults; `properties` what must hold; `plans` draws a run from a seed;
-//! `schedules` scripts the ones that random search may not show.
+//! `schedules` and `lies` script the ones that random search may not show; `mutations` sees that mistakes are found.
 
 mod crypto;
+mod lies;
+mod mutations;
+mod overtime;
 mod plans;
 mod properties;
 mod rng;
@@ -37,11 +40,25 @@ const EXPECTED: &[&str] = &[
     "caught up three ledgers or more",
     "evidence",
     "diverged",
+    "OVERTIME to limit",
+    "OVERTIME re-executed",
+    "runs ended because their time was up elsewhere",
+    "runs undone",
+    "restarts with a journaled OVERTIME",
     "delivered",
+    "UNL changed by operators",
+    "UNL changed by the contract",
+    "members removed",
+    "restarts with a vote for the UNL",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {
-    catch_unwind(AssertUnwindSafe(|| plans::run(seed))).map_err(|panic| {
+    caught(|| plans::run(seed))
+}
+
+/// What it panics with, as an error.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
     })

@@ -2,16 +2,22 @@
 
 use std::collections::BTreeSet;
 
+use hotpocket::consensus::header::UnlChange;
+
 use super::{
-    properties::{Coverage, quorum},
+    properties::{Coverage, changed, quorum},
     rng::Rng,
-    world::{Config, Happening, Manner, World},
+    world::{Config, Happening, Manner, NO_LIMIT_MS, World},
 };
 
 /// Ledgers that everybody sound must close once faults are over.
 const LEDGERS_AFTER: u64 = 3;
 /// Milliseconds in which they must.
 const SETTLE_MS: u64 = 60_000;
+/// How often all operators vote for each change once faults are over, in turns because each has one vote at a time.
+const VOTES: usize = 4;
+/// How long each of these votes stands at least.
+const VOTE_MS: u64 = 3_000;
 
 /// The configuration of a seed, for a report.
 pub fn describe(seed: u64) -> String {
@@ -45,10 +51,14 @@ fn config(rng: &mut Rng) -> Config {
         let member = members.remove(rng.index(members.len()));
         manners[member] = Manner::Flips(rng.within(1, 6));
     }
+    // Now and then runs take about as long as they may. While somebody lies or is away, nobody may decide what that means.
+    let run_ms = rng.pick(&[(0, 2), (1, 20), (1, 20), (50, 400)]);
+    let limit_ms = if rng.chance(25) { rng.within(run_ms.0 + 1, run_ms.1.max(run_ms.0 + 2)) } else { NO_LIMIT_MS };
+    let endless = if limit_ms < NO_LIMIT_MS { rng.pick(&[0, 0, 10]) } else { 0 };
     let latency = rng.pick(&[(1, 1), (1, 5), (1, 30), (10, 60), (0, 120)]);
     Config {
         n,
-        observers: usize::from(rng.chance(15)),
+        observers: rng.pick(&[0, 0, 0, 0, 0, 0, 0, 1, 1, 2]),
         threshold,
         manners,
         roundtime_ms: rng.pick(&[100, 300, 1000]),
@@ -59,7 +69,9 @@ fn config(rng: &mut Rng) -> Config {
         input_window: rng.pick(&[65_536, 65_536, 65_536, 3, 10]),
         latency_ms: latency,
         disk_ms: rng.pick(&[(0, 0), (0, 3), (1, 20)]),
-        run_ms: rng.pick(&[(0, 2), (1, 20), (1, 20), (50, 400)]),
+        run_ms,
+        limit_ms,
+        endless,
         wall_off_ms: rng.pick(&[0, 50, 5_000, 3_600_000]),
         drift_permille: rng.pick(&[0, 5, 50]),
         loss: rng.pick(&[0, 0, 0, 5, 10, 25]),
@@ -100,12 +112,79 @@ fn plan(world: &mut World, length: u64) {
             world.plan(at, what.clone());
         }
     }
+    plan_changes(world, length);
     if faulty < n - quorum && world.rng.chance(20) {
         let honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
         let node = honest[world.rng.index(honest.len())];
         world.nodes[node].dead = true;
     }
     world.plan(length, Happening::Gst);
+}
+
+/// In some runs the UNL changes, by the operators' votes and by the contract. Only so that whichever of the changes are
+/// made, in whatever order, there are no more faulty members than the run could bear without them.
+fn plan_changes(world: &mut World, length: u64) {
+    if !world.rng.chance(35) {
+        return;
+    }
+    let mut changes: Vec<UnlChange> = Vec::new();
+    for _ in 0..world.rng.within(1, 3) {
+        let node = world.rng.index(world.cfg.singles());
+        let key = world.key(node);
+        let change = if node < world.cfg.n { UnlChange::Remove(key) } else { UnlChange::Add(key) };
+        if !changes.contains(&change) {
+            changes.push(change);
+            if !all_bearable(world, &changes) {
+                changes.pop();
+            }
+        }
+    }
+    let count = changes.len();
+    for (at, change) in changes.into_iter().enumerate() {
+        if world.rng.chance(40) {
+            let at = world.rng.within(0, length);
+            world.plan(at, Happening::Request(change));
+            continue;
+        }
+        // Some vote in the middle of it, some of them think better of it, and in the end all agree: one after the other,
+        // because a node has one vote.
+        let (first, percent) = (world.rng.within(0, length), world.rng.within(20, 100));
+        world.plan(first, Happening::Operators(Some(change), percent));
+        if world.rng.chance(30) {
+            let later = first + world.rng.within(10, 500);
+            world.plan(later, Happening::Operators(None, 50));
+        }
+        world.wanted.push(change);
+        for turn in 0..VOTES {
+            let place = turn * count + at;
+            world.plan(length + 300 + VOTE_MS * place as u64, Happening::Operators(Some(change), 100));
+        }
+    }
+}
+
+/// Whether the run may go on as it was meant to with each subset of these changes made.
+fn all_bearable(world: &World, changes: &[UnlChange]) -> bool {
+    let first: BTreeSet<_> = (0..world.cfg.n).map(|node| world.key(node)).collect();
+    let faulty: BTreeSet<_> = (0..world.cfg.n)
+        .filter(|node| world.cfg.manners[*node] != Manner::Honest)
+        .map(|node| world.key(node))
+        .collect();
+    // One more may be made to stay down.
+    let spare = |unl: &BTreeSet<_>| {
+        let quorum = quorum(unl.len(), world.cfg.threshold);
+        let faulty = unl.intersection(&faulty).count();
+        (faulty < 2 * quorum - unl.len(), (unl.len() - quorum).checked_sub(faulty))
+    };
+    let (_, live) = spare(&first);
+    let mut unls = vec![first];
+    for change in changes {
+        let more: Vec<BTreeSet<_>> = unls.iter().filter_map(|unl| changed(unl, *change)).collect();
+        unls.extend(more);
+    }
+    unls.iter().all(|unl| {
+        let (safe, spare) = spare(unl);
+        safe && (live.is_none() || spare >= live)
+    })
 }
 
 /// Runs a seed; panics with what was violated.
@@ -119,17 +198,19 @@ pub fn run(seed: u64) -> Coverage {
     let mut world = World::new(cfg, rng);
     plan(&mut world, length);
     world.run(length, |world| world.gst);
-    let live = faulty <= n - quorum;
+    // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
+    let all_speak = faulty == 0 && world.nodes.iter().all(|node| !node.dead);
+    let live = faulty <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
     let goal = world.watch.tip() + LEDGERS_AFTER;
     if live {
         let done = world.run(length + SETTLE_MS, |world| {
             let closed = world.sound().all(|node| world.seq(node) >= goal);
-            closed && world.now > length + 300 && world.unledgered().is_empty()
+            closed && world.now > length + 300 && world.unledgered().is_empty() && world.outstanding().is_empty()
         });
-        let open = world.unledgered();
+        let (open, wanted) = (world.unledgered(), world.outstanding());
         assert!(
             done,
-            "L1: ledger {goal} is not closed by all, or these inputs are not: {open:?}: {}",
+            "L1: ledger {goal} is not closed by all, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
             world.describe()
         );
     } else {

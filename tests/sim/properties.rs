@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use hotpocket::{
     consensus::{
         Execution,
-        header::{ClosedLedger, ExecResult, Genesis, Input, InputKey, execution_order},
+        header::{ClosedLedger, ExecResult, Genesis, Input, InputKey, Origin, UnlChange, execution_order},
         journal::Journal,
         merkle,
-        messages::{Evidence, Message, ResultCert, Scope, Signable},
+        messages::{Evidence, Message, ResultCert, Signable},
     },
-    types::{Attempt, Hash, NodeKey, Seq, Status, UserKey},
+    types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
 
 use super::crypto::signature;
@@ -46,6 +46,34 @@ pub fn quorum(n: usize, threshold: u8) -> usize {
 /// What a node may sign once: kind, ledger (or the hash of one), attempt.
 type Slot = (usize, &'static str, Seq, Hash, Attempt);
 
+/// A payload by which a user has the contract ask for a change of the UNL.
+pub fn request_payload(change: UnlChange) -> Vec<u8> {
+    match change {
+        UnlChange::Add(node) => vec![b'u', b'+', node.0[0]],
+        UnlChange::Remove(node) => vec![b'u', b'-', node.0[0]],
+    }
+}
+
+/// What the contract asks for: the first request in the order of execution.
+fn requested(run: &Execution) -> Option<UnlChange> {
+    let parse = |input: &Input| match input.payload[..] {
+        [b'u', b'+', node] => Some(UnlChange::Add(NodeKey([node; 32]))),
+        [b'u', b'-', node] => Some(UnlChange::Remove(NodeKey([node; 32]))),
+        _ => None,
+    };
+    run.inputs.iter().flat_map(|(_, inputs)| inputs).find_map(parse)
+}
+
+/// The UNL after a change, by this file's own reckoning; `None` when it may not be made.
+pub fn changed(unl: &BTreeSet<NodeKey>, change: UnlChange) -> Option<BTreeSet<NodeKey>> {
+    let mut after = unl.clone();
+    let different = match change {
+        UnlChange::Add(node) => after.insert(node),
+        UnlChange::Remove(node) => after.remove(&node),
+    };
+    (different && !after.is_empty()).then_some(after)
+}
+
 /// The contract of this world: state is a running hash over everything that an execution sees.
 pub fn run_contract(before: Hash, run: &Execution) -> ExecResult {
     let inputs: Vec<(UserKey, Vec<Hash>)> = run
@@ -53,7 +81,7 @@ pub fn run_contract(before: Hash, run: &Execution) -> ExecResult {
         .iter()
         .map(|(user, inputs)| (*user, inputs.iter().map(|input| Hash::tagged("sim/payload", &input.payload)).collect()))
         .collect();
-    let state_root = Hash::tagged("sim/state", &(before, run.header.seq, &run.users, &inputs));
+    let state_root = Hash::tagged("sim/state", &(before, run.header.seq, &run.users, &run.unl, &inputs));
     let mut leaves: Vec<(UserKey, Hash)> = inputs
         .iter()
         .map(|(user, inputs)| (*user, merkle::output_leaf(user, &Hash::tagged("sim/output", &(state_root, inputs)).0)))
@@ -65,8 +93,32 @@ pub fn run_contract(before: Hash, run: &Execution) -> ExecResult {
         state_root,
         outputs_root: merkle::root(leaves.into_iter().map(|(_, leaf)| leaf).collect()),
         status: Status::Ok,
+        unl_req: requested(run),
+    }
+}
+
+/// What comes of a run whose time was up: nothing.
+pub fn limited(before: Hash, run: &Execution) -> ExecResult {
+    ExecResult {
+        of_seq: run.header.seq,
+        of_hash: run.hash,
+        state_root: before,
+        outputs_root: Hash::ZERO,
+        status: Status::Limit(LimitKind::Time),
         unl_req: None,
     }
+}
+
+/// What executing a ledger may lead to: two things, of which the nodes agree on one.
+pub struct Outcome {
+    /// When the run comes to its end.
+    pub ran: ExecResult,
+    /// When its time was up.
+    pub limited: ExecResult,
+    /// The agreed one, once somebody said so.
+    pub agreed: Option<ExecResult>,
+    /// Honest members on whose clock the time was up.
+    overtimes: BTreeSet<usize>,
 }
 
 /// An input that a node keeps until it is ledgered, or until its last ledger is closed without it.
@@ -76,6 +128,10 @@ pub struct Promise {
     pub key: InputKey,
     /// Whose disk it is on.
     pub node: usize,
+    /// Who vouches for it, and for that node's pool: one of them out of the UNL, and nobody owes it any more.
+    pub hosts: [NodeKey; 2],
+    /// The last ledger that was closed when it was made.
+    pub since: Seq,
     /// The last ledger that may have it.
     pub max_ledger: Seq,
 }
@@ -83,15 +139,20 @@ pub struct Promise {
 /// Everything seen of one run of the world.
 pub struct Watch {
     genesis: Genesis,
-    scope: Scope,
-    quorum: usize,
+    chain_id: Hash,
+    /// The UNL that closes ledger 1, and that after each ledger of the chain.
+    unls: Vec<BTreeSet<NodeKey>>,
+    /// Members whose operators ever voted for a change.
+    asked: BTreeMap<UnlChange, BTreeSet<NodeKey>>,
+    /// In which ledger each former member was last taken out.
+    removed: BTreeMap<NodeKey, Seq>,
     input_window: u64,
-    /// By member.
-    honest: Vec<bool>,
+    /// Those that may break the protocol.
+    liars: BTreeSet<NodeKey>,
     /// The chain, from ledger 1: hash, ledger.
     pub chain: Vec<(Hash, ClosedLedger)>,
     /// What executing each ledger of it must lead to.
-    pub results: Vec<ExecResult>,
+    pub outcomes: Vec<Outcome>,
     keys: BTreeMap<InputKey, Seq>,
     signed: BTreeMap<Slot, Hash>,
     /// By member and ledger: the highest ADVANCE and the highest PRECOMMIT that left.
@@ -107,20 +168,17 @@ pub struct Watch {
 
 impl Watch {
     /// For a new chain.
-    pub fn new(genesis: Genesis, input_window: u64, honest: Vec<bool>) -> Watch {
-        let scope = Scope {
-            chain_id: Hash::tagged("hp/genesis/1", &genesis),
-            unl_hash: hotpocket::consensus::header::unl_hash(&genesis.unl),
-        };
-        let quorum = quorum(genesis.unl.len(), genesis.threshold);
+    pub fn new(genesis: Genesis, input_window: u64, liars: BTreeSet<NodeKey>) -> Watch {
         Watch {
+            chain_id: Hash::tagged("hp/genesis/1", &genesis),
+            unls: vec![genesis.unl.iter().copied().collect()],
             genesis,
-            scope,
-            quorum,
+            asked: BTreeMap::new(),
+            removed: BTreeMap::new(),
             input_window,
-            honest,
+            liars,
             chain: Vec::new(),
-            results: Vec::new(),
+            outcomes: Vec::new(),
             keys: BTreeMap::new(),
             signed: BTreeMap::new(),
             promised: BTreeMap::new(),
@@ -145,25 +203,73 @@ impl Watch {
             return;
         }
         assert_eq!(at, self.chain.len(), "S1: node {node} closed ledger {} without its parent", header.seq);
-        let parent = self.chain.last().map_or(self.scope.chain_id, |(hash, _)| *hash);
+        let parent = self.chain.last().map_or(self.chain_id, |(hash, _)| *hash);
         assert_eq!(header.parent, parent, "S1: ledger {} has another parent", header.seq);
-        let before = self.results.last().cloned().unwrap_or_else(|| self.genesis.result());
-        assert_eq!(header.result, before, "S6: ledger {} tells another result", header.seq);
+        match header.seq {
+            1 => assert_eq!(header.result, self.genesis.result(), "S6: the first ledger tells another result"),
+            seq => self.agrees(node, &header.result, &format!("S6: ledger {seq} tells another result")),
+        }
+        let before = header.result.clone();
         assert_eq!(inputs.len(), ledger.candidate.inputs.len(), "S5: ledger {} with all its inputs", header.seq);
         for input in inputs {
             let last = self.keys.insert(input.key(), header.seq);
             let again = last.is_some_and(|last| last + self.input_window >= header.seq);
             assert!(!again, "S4: an input of ledger {last:?} again in ledger {}", header.seq);
         }
+        self.check_unl(ledger, &before);
         let run = Execution {
             header: header.clone(),
             hash,
             users: users.clone(),
+            unl: self.unl().iter().copied().collect(),
             inputs: execution_order(header, inputs.to_vec()),
+            is_limited: true,
         };
-        self.results.push(run_contract(before.state_root, &run));
+        let (ran, limited) = (run_contract(before.state_root, &run), limited(before.state_root, &run));
+        self.outcomes.push(Outcome { ran, limited, agreed: None, overtimes: BTreeSet::new() });
         self.chain.push((hash, ledger.clone()));
         self.check_listed(header.seq);
+    }
+
+    /// The next UNL is this one, but for what the contract asked for, or else a quorum of operators.
+    fn check_unl(&mut self, ledger: &ClosedLedger, before: &ExecResult) {
+        let header = &ledger.candidate.header;
+        let unl = self.unl().clone();
+        assert_eq!(header.unl_hash, unl_hash(&unl), "S2: the UNL of ledger {}", header.seq);
+        let change = ledger.candidate.unl_change;
+        let after = change.map_or(unl.clone(), |change| changed(&unl, change).expect("a change that can be made"));
+        assert_eq!(header.next_unl_hash, unl_hash(&after), "S2: the UNL after ledger {}", header.seq);
+        let request = before.unl_req.filter(|change| changed(&unl, *change).is_some());
+        match (request, change) {
+            (Some(_), _) => {
+                assert_eq!(change, request, "ledger {} makes the change that the contract asked for", header.seq);
+                self.seen.hit("UNL changed by the contract");
+            }
+            (None, Some(change)) => {
+                let nobody = BTreeSet::new();
+                let for_it = self.asked.get(&change).unwrap_or(&nobody);
+                let votes = unl.iter().filter(|node| self.liars.contains(node) || for_it.contains(node)).count();
+                let needed = quorum(unl.len(), self.genesis.threshold);
+                assert!(votes >= needed, "ledger {}: {change:?} has {votes} votes of {needed}", header.seq);
+                self.seen.hit("UNL changed by operators");
+            }
+            (None, None) => {}
+        }
+        if let Some(UnlChange::Remove(node)) = change {
+            self.removed.insert(node, header.seq);
+            self.seen.hit("members removed");
+        }
+        self.unls.push(after);
+    }
+
+    /// An operator has voted at an honest member.
+    pub fn voted(&mut self, node: NodeKey, change: UnlChange) {
+        self.asked.entry(change).or_default().insert(node);
+    }
+
+    /// The UNL after the last ledger that an honest node stored.
+    pub fn unl(&self) -> &BTreeSet<NodeKey> {
+        self.unls.last().expect("there is a first")
     }
 
     /// S2, by a verifier of its own.
@@ -171,13 +277,14 @@ impl Watch {
         let qc = &ledger.qc;
         let seq = ledger.candidate.header.seq;
         assert_eq!((qc.vote.seq, qc.vote.ledger_hash), (seq, hash), "S2: node {node}: the certificate is another's");
-        let digest = Hash::tagged(
-            "hp/precommit/1",
-            &(self.scope.chain_id, self.scope.unl_hash, seq, qc.vote.attempt, qc.vote.ledger_hash),
-        );
+        let at = usize::try_from(seq).expect("small") - 1;
+        let unl = self.unls.get(at).expect("a ledger is stored after its parent");
+        let digest =
+            Hash::tagged("hp/precommit/1", &(self.chain_id, unl_hash(unl), seq, qc.vote.attempt, qc.vote.ledger_hash));
         let signers: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
-        assert!(signers.iter().all(|signer| self.genesis.unl.contains(signer)), "S2: signed by a stranger");
-        assert!(signers.len() >= self.quorum, "S2: node {node}: {} signers of ledger {seq}", signers.len());
+        assert!(signers.iter().all(|signer| unl.contains(signer)), "S2: signed by a stranger");
+        let needed = quorum(unl.len(), self.genesis.threshold);
+        assert!(signers.len() >= needed, "S2: node {node}: {} signers of ledger {seq}", signers.len());
         for (signer, sig) in &qc.sigs {
             assert_eq!(*sig, signature(signer, &digest), "S2: node {node}: a signature in ledger {seq}");
         }
@@ -186,9 +293,11 @@ impl Watch {
     /// L2: what all honest members listed is in the ledger, unless its key is.
     fn check_listed(&mut self, seq: Seq) {
         let Some(listed) = self.listed.get(&seq) else { return };
-        let honest = self.honest.iter().filter(|honest| **honest).count();
+        let at = usize::try_from(seq).expect("small") - 1;
+        let unl = &self.unls[at];
+        let liars = unl.intersection(&self.liars).count();
         // With more liars than a quorum does without, they can outvote the rest's lists.
-        if listed.len() < honest || self.honest.len() - honest > self.honest.len() - self.quorum {
+        if listed.len() < unl.len() - liars || liars > unl.len() - quorum(unl.len(), self.genesis.threshold) {
             return;
         }
         let mut lists = listed.values();
@@ -196,7 +305,6 @@ impl Watch {
         for list in lists {
             all.retain(|id| list.contains(id));
         }
-        let at = usize::try_from(seq).expect("small") - 1;
         let Some((_, ledger)) = self.chain.get(at) else { return };
         for id in all {
             let there = ledger.candidate.inputs.binary_search(&id).is_ok() || self.rivals.contains(&id);
@@ -219,6 +327,11 @@ impl Watch {
             Message::Result(m) if m.from == me => {
                 let on_disk = disk.result.as_ref().is_some_and(|result| result.body.of_seq >= m.body.of_seq);
                 ((node, "RESULT", m.body.of_seq, digest(&m.body), m.body.of_hash, 0), on_disk)
+            }
+            Message::Overtime(m) if m.from == me => {
+                let seq = m.body.of_seq;
+                let on_disk = closed(seq + 1) || disk.overtime.as_ref() == Some(m);
+                ((node, "OVERTIME", seq, digest(&m.body), m.body.of_hash, 0), on_disk)
             }
             Message::Prevote(m) if m.from == me => {
                 let vote = m.body.0;
@@ -284,36 +397,65 @@ impl Watch {
     /// A run of a sound contract has ended: S6.
     pub fn executed(&self, node: usize, result: &ExecResult) {
         let at = usize::try_from(result.of_seq).expect("small") - 1;
-        assert_eq!(result, &self.results[at], "S6: node {node} got another state of ledger {}", result.of_seq);
+        assert_eq!(result, &self.outcomes[at].ran, "S6: node {node} got another state of ledger {}", result.of_seq);
     }
 
     /// Outputs go to users: S3, S5.
     pub fn delivered(&mut self, node: usize, agreed: &ResultCert) {
         let result = &agreed.result;
-        let at = usize::try_from(result.of_seq).expect("small") - 1;
-        assert_eq!(Some(result), self.results.get(at), "S3: node {node} delivers what the chain did not lead to");
+        self.agrees(node, result, "S3: delivers what the chain did not lead to");
         self.seen.hit("delivered");
         if agreed.sigs.is_empty() {
             return self.seen.hit("delivered by the next header");
         }
-        let digest = Hash::tagged("hp/result/1", &(self.scope.chain_id, self.scope.unl_hash, result));
+        // Signed by the UNL that the ledger fixed, which decides the next one.
+        let unl = &self.unls[usize::try_from(result.of_seq).expect("small")];
+        let digest = Hash::tagged("hp/result/1", &(self.chain_id, unl_hash(unl), result));
         let signers: BTreeSet<NodeKey> = agreed.sigs.iter().map(|(signer, _)| *signer).collect();
-        assert!(signers.iter().all(|signer| self.genesis.unl.contains(signer)), "S3: signed by a stranger");
-        assert!(signers.len() >= self.quorum, "S3: node {node}: {} signers of a result", signers.len());
+        assert!(signers.is_subset(unl), "S3: signed by a stranger");
+        let needed = quorum(unl.len(), self.genesis.threshold);
+        assert!(signers.len() >= needed, "S3: node {node}: {} signers of a result", signers.len());
         let genuine = |(signer, sig): &(NodeKey, _)| *sig == signature(signer, &digest);
         assert!(agreed.sigs.iter().all(genuine), "S3: node {node}: a signature of result {}", result.of_seq);
     }
 
+    /// An honest member has it on disk that the time was up on its clock.
+    pub fn overtime(&mut self, node: usize, seq: Seq) {
+        let at = usize::try_from(seq).expect("small") - 1;
+        self.outcomes[at].overtimes.insert(node);
+    }
+
+    /// A node takes a result for the agreed one: there is one, and only if enough clocks said so its time was up.
+    fn agrees(&mut self, node: usize, result: &ExecResult, what: &str) {
+        let at = usize::try_from(result.of_seq).expect("small") - 1;
+        let outcome = self.outcomes.get_mut(at).unwrap_or_else(|| panic!("{what}: node {node}, {result:?}"));
+        let first = outcome.agreed.get_or_insert_with(|| result.clone());
+        assert_eq!(result, first, "{what}: node {node}");
+        if *result == outcome.limited {
+            // The UNL that the ledger fixed, which decides the next one.
+            let unl = &self.unls[at + 1];
+            let (liars, overtimes) = (unl.intersection(&self.liars).count(), outcome.overtimes.len());
+            let needed = quorum(unl.len(), self.genesis.threshold);
+            assert!(overtimes + liars >= needed, "S6: over its time on {overtimes} nodes: {result:?}");
+            self.seen.hit("OVERTIME to limit");
+        } else {
+            assert_eq!(*result, outcome.ran, "{what}: node {node}");
+            if !outcome.overtimes.is_empty() {
+                self.seen.hit("OVERTIME re-executed");
+            }
+        }
+    }
+
     /// A node is accused of signing two different things.
     pub fn evidence(&mut self, node: usize, evidence: &Evidence) {
-        let accused = self.genesis.unl.binary_search(&evidence.signer).expect("a member");
-        assert!(!self.honest[accused], "S7: node {node} shows that node {accused} contradicts itself: {evidence:?}");
+        let accused = evidence.signer;
+        assert!(self.liars.contains(&accused), "S7: node {node} shows that {accused} contradicts itself: {evidence:?}");
         self.seen.hit("evidence");
     }
 
     /// The chain's name.
     pub fn chain_id(&self) -> Hash {
-        self.scope.chain_id
+        self.chain_id
     }
 
     /// Whether an input of this key is in the chain.
@@ -321,10 +463,33 @@ impl Watch {
         self.keys.contains_key(key)
     }
 
+    /// A promise to keep an input, made by a node that has this on its disk.
+    pub fn promise(&mut self, node: usize, me: NodeKey, input: &Input, disk: &Journal) {
+        let host = match input.origin {
+            Origin::User { .. } => me,
+            Origin::Session { host, .. } => host,
+        };
+        if disk.unl.contains(&me) && disk.unl.contains(&host) {
+            let (key, hosts, since) = (input.key(), [me, host], disk.seq());
+            let promise = Promise { key, node, hosts, since, max_ledger: input.max_ledger };
+            self.durable.insert(input.id(&self.chain_id), promise);
+        }
+    }
+
+    /// Whether an input is still to be ledgered: it is not, its time is not over, and nobody needed has left the UNL.
+    pub fn is_owed(&self, promise: &Promise) -> bool {
+        let left = |host: &NodeKey| self.removed.get(host).is_some_and(|seq| *seq > promise.since);
+        !self.is_ledgered(&promise.key) && self.tip() < promise.max_ledger && !promise.hosts.iter().any(left)
+    }
+
     /// Last ledger that an honest node stored.
     pub fn tip(&self) -> Seq {
         self.chain.len() as Seq
     }
+}
+
+fn unl_hash(unl: &BTreeSet<NodeKey>) -> Hash {
+    Hash::tagged("hp/unl/1", unl)
 }
 
 fn digest<T: Signable>(body: &T) -> Hash {

@@ -17,11 +17,11 @@ use super::{
 };
 
 /// Nodes that are linked and wait for the first round.
-fn calm(n: usize, threshold: u8) -> World {
+pub fn calm(n: usize, threshold: u8) -> World {
     linked(Config::calm(n, threshold), 1)
 }
 
-fn linked(cfg: Config, seed: u64) -> World {
+pub fn linked(cfg: Config, seed: u64) -> World {
     let mut world = World::new(cfg, Rng::new(seed));
     world.run(LINKED_MS, |_| false);
     world
@@ -31,33 +31,33 @@ fn linked(cfg: Config, seed: u64) -> World {
 const LINKED_MS: u64 = 40;
 
 /// Decides about messages of a round by kind and attempt, from and to whom.
-fn filter(world: &mut World, mut drop: impl FnMut(u64, usize, usize, &Message) -> bool + 'static) {
+pub fn filter(world: &mut World, mut drop: impl FnMut(u64, usize, usize, &Message) -> bool + 'static) {
     world.filter = Some(Box::new(move |now, from, to, message| match drop(now, from, to, message) {
         true => Fate::Drop,
         false => Fate::Pass,
     }));
 }
 
-fn is(message: &Message, kind: &str, seq: Seq, attempt: Attempt) -> bool {
+pub fn is(message: &Message, kind: &str, seq: Seq, attempt: Attempt) -> bool {
     message.kind() == kind && message.round_seq() == Some(seq) && message.round_attempt() == attempt
 }
 
-fn all_at(world: &World, seq: Seq) -> bool {
+pub fn all_at(world: &World, seq: Seq) -> bool {
     world.sound().all(|node| world.seq(node) >= seq)
 }
 
-fn attempt(world: &World, node: usize) -> Attempt {
+pub fn attempt(world: &World, node: usize) -> Attempt {
     world.nodes[node].core.as_ref().map_or(0, |core| core.summary().attempt)
 }
 
-fn inputs_in_chain(world: &World) -> usize {
+pub fn inputs_in_chain(world: &World) -> usize {
     world.watch.chain.iter().map(|(_, ledger)| ledger.candidate.inputs.len()).sum()
 }
 
 // ---- What made others fork or halt ------------------------------------------------------------------------------
 
 #[test]
-fn inputs_that_arrive_in_another_order_make_one_ledger() {
+pub fn inputs_that_arrive_in_another_order_make_one_ledger() {
     let mut world = linked(Config { eager: false, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
     for node in 0..4 {
         // Each host has its own input first.
@@ -190,7 +190,7 @@ fn power_cut_after(world: &mut World, kind: &'static str, lost: usize) {
 }
 
 #[test]
-fn votes_journaled_before_a_power_cut_of_all_are_shown_again_and_lead_on() {
+pub fn votes_journaled_before_a_power_cut_of_all_are_shown_again_and_lead_on() {
     for n in [1, 2, 3, 4, 5, 7] {
         for kind in ["PREVOTE", "PRECOMMIT", "NOVEL"] {
             let mut world = calm(n, 80);
@@ -207,7 +207,7 @@ fn votes_journaled_before_a_power_cut_of_all_are_shown_again_and_lead_on() {
 }
 
 #[test]
-fn a_power_cut_after_the_precommits_loses_no_input() {
+pub fn a_power_cut_after_the_precommits_loses_no_input() {
     let mut world = calm(4, 75);
     (0..4).for_each(|node| world.input(node, vec![node as u8; 100]));
     power_cut_after(&mut world, "PRECOMMIT", 12);
@@ -232,7 +232,7 @@ fn a_node_that_missed_every_advance_follows_by_the_forwarded_certificate() {
 }
 
 #[test]
-fn the_attempt_survives_a_power_cut_of_all() {
+pub fn the_attempt_survives_a_power_cut_of_all() {
     for cut_in in 1..4 {
         let mut world = calm(4, 75);
         let healed = Rc::new(Cell::new(false));
@@ -253,7 +253,7 @@ fn the_attempt_survives_a_power_cut_of_all() {
 }
 
 #[test]
-fn who_left_an_attempt_alone_before_a_power_cut_shows_the_others_the_way_into_it() {
+pub fn who_left_an_attempt_alone_before_a_power_cut_shows_the_others_the_way_into_it() {
     for (dead, ahead) in (0..5).flat_map(|dead| (0..5).map(move |ahead| (dead, ahead))).filter(|(a, b)| a != b) {
         let mut world = calm(5, 80);
         world.nodes[dead].dead = true;
@@ -286,7 +286,7 @@ fn who_left_an_attempt_alone_before_a_power_cut_shows_the_others_the_way_into_it
 }
 
 #[test]
-fn a_certificate_sent_again_and_again_does_not_hold_up_the_attempt() {
+pub fn a_certificate_sent_again_and_again_does_not_hold_up_the_attempt() {
     let mut world = calm(4, 80);
     let forward = Rc::new(Cell::new(None));
     let seen = forward.clone();
@@ -354,6 +354,24 @@ fn a_node_that_was_away_for_a_hundred_ledgers_is_back_in_a_second_of_running_the
     let done = world.run(back + 2000, |world| world.seq(3) + 1 >= world.watch.tip());
     assert!(done, "{}", world.describe());
     assert!(world.run(world.now + 1000, |world| world.nodes[3].disk.state.0 + 1 >= world.watch.tip()));
+}
+
+#[test]
+fn a_node_whose_runs_lag_by_hundreds_of_ledgers_goes_on_closing_and_voting_and_runs_them_all() {
+    let mut world = linked(Config { roundtime_ms: 20, ..Config::calm(5, 80) }, 1);
+    world.nodes[4].slow_ms = 200;
+    assert!(world.run(60_000, |world| world.seq(4) >= 300), "{}", world.describe());
+    assert!(world.nodes[4].disk.state.0 < 60, "its runs lag");
+    assert!(world.seq(4) + 1 >= world.watch.tip(), "it is not behind in closing: {}", world.describe());
+    let key = NodeKey([5; 32]);
+    let late = &world.watch.chain[200..];
+    let signed = late.iter().filter(|(_, ledger)| ledger.qc.sigs.iter().any(|(signer, _)| *signer == key));
+    assert!(signed.count() > 0, "its votes are in certificates");
+    // A process that begins with hundreds of them does not need them all in memory.
+    world.crash(4);
+    world.nodes[4].slow_ms = 0;
+    assert!(world.run(world.now + 20_000, |world| world.nodes[4].disk.state.0 >= 300), "{}", world.describe());
+    assert!(world.watch.seen.of("ledgers loaded for their runs") > 5);
 }
 
 #[test]

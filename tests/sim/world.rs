@@ -16,7 +16,7 @@ use std::{
 use hotpocket::{
     consensus::{
         Consensus, Effect, Event, Execution, Timer,
-        header::{Candidate, ClosedLedger, Genesis, Input, VERSION},
+        header::{Candidate, ClosedLedger, Genesis, Input, UnlChange, VERSION},
         journal::{Journal, Record},
         messages::Message,
     },
@@ -24,7 +24,7 @@ use hotpocket::{
 };
 
 use super::{
-    properties::{Promise, Watch},
+    properties::{Promise, Watch, changed, request_payload},
     rng::Rng,
 };
 use trace::trace;
@@ -83,6 +83,10 @@ pub struct Config {
     pub disk_ms: (u64, u64),
     /// A run takes this long.
     pub run_ms: (u64, u64),
+    /// The wall-time limit of a run.
+    pub limit_ms: u64,
+    /// Percent of ledgers whose run never ends by itself.
+    pub endless: u64,
     /// Wall clocks differ by up to this.
     pub wall_off_ms: u64,
     /// Clocks run faster or slower by up to this many thousandths.
@@ -112,6 +116,8 @@ impl Config {
             latency_ms: (1, 1),
             disk_ms: (0, 0),
             run_ms: (1, 1),
+            limit_ms: NO_LIMIT_MS,
+            endless: 0,
             wall_off_ms: 0,
             drift_permille: 0,
             loss: 0,
@@ -161,6 +167,10 @@ pub enum Happening {
     SignedInput,
     /// A user comes or goes.
     User,
+    /// Operators of so many percent of the honest nodes that are up vote for a change of the UNL, or withdraw their vote.
+    Operators(Option<UnlChange>, u64),
+    /// A user has the contract ask for one.
+    Request(UnlChange),
     /// An input of long ago comes again.
     Replay,
     /// Faults end.
@@ -171,7 +181,8 @@ enum Ev {
     Deliver { from: usize, to: usize, epoch: u64, message: Rc<Message> },
     Timer { node: usize, life: u32, timer: Timer, setting: u64 },
     Commit { node: usize, life: u32 },
-    Ran { node: usize, life: u32 },
+    Ran { node: usize, life: u32, run: u64, cut: bool },
+    Load { node: usize, life: u32, first: Seq },
     Notice { node: usize, life: u32, peer: usize },
     Connect { a: usize, b: usize },
     Restart { node: usize },
@@ -215,13 +226,18 @@ pub struct Node {
     timers: BTreeMap<Timer, u64>,
     settings: u64,
     runs: VecDeque<Box<Execution>>,
-    running: bool,
+    /// The run under way, by its number among all runs of the world.
+    running: Option<u64>,
+    /// Its runs take this much longer than the configuration says.
+    pub slow_ms: u64,
     crash_in: Option<u32>,
     mono_off: i64,
     drift: i64,
     wall_off: i64,
     /// Epoch of the link to each other node, as far as this one knows that it is up.
     view: Vec<Option<u64>>,
+    /// To whom it broadcasts.
+    unl: Vec<NodeKey>,
     /// Users here, with the number of their session.
     users: BTreeMap<UserKey, u64>,
     nonce: u64,
@@ -235,6 +251,8 @@ pub struct Node {
     pub dead: bool,
     /// Twins: whom this one talks with.
     pub mask: u64,
+    /// Scripted schedules only: how long its runs take.
+    pub run_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -265,10 +283,17 @@ pub struct World {
     links: BTreeMap<(usize, usize), Link>,
     last_arrival: BTreeMap<(usize, usize), u64>,
     silent: BTreeSet<(usize, usize)>,
+    /// Changes of the UNL that all operators vote for in the end.
+    pub wanted: Vec<UnlChange>,
     sessions: u64,
     sent_inputs: Vec<Input>,
     signed_nonce: u64,
+    /// Runs begun so far.
+    begun: u64,
 }
+
+/// Longer than anything in this world lasts.
+pub const NO_LIMIT_MS: u64 = 1 << 40;
 
 const WALL_START_MS: WallMs = 1_700_000_000_000;
 
@@ -285,8 +310,8 @@ impl World {
             state_root: Hash([1; 32]),
             time_ms: WALL_START_MS,
         };
-        let honest = cfg.manners.iter().map(|manner| manner.is_honest()).collect();
-        let watch = Watch::new(genesis.clone(), cfg.input_window, honest);
+        let liars = keys.iter().zip(&cfg.manners).filter(|(_, manner)| !manner.is_honest()).map(|(key, _)| *key);
+        let watch = Watch::new(genesis.clone(), cfg.input_window, liars.collect());
         let twins = (0..cfg.n).filter(|member| cfg.manners[*member] == Manner::Twins);
         let members: Vec<usize> = (0..cfg.singles()).chain(twins).collect();
         let count = members.len();
@@ -314,12 +339,14 @@ impl World {
                 timers: BTreeMap::new(),
                 settings: 0,
                 runs: VecDeque::new(),
-                running: false,
+                running: None,
+                slow_ms: 0,
                 crash_in: None,
                 mono_off: 0,
                 drift: 0,
                 wall_off: 0,
                 view: vec![None; count],
+                unl: Vec::new(),
                 users: BTreeMap::new(),
                 nonce: 0,
                 delivered: None,
@@ -327,6 +354,7 @@ impl World {
                 diverged: false,
                 dead: false,
                 mask,
+                run_ms: None,
             });
         }
         let mut world = World {
@@ -342,9 +370,11 @@ impl World {
             links: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
             silent: BTreeSet::new(),
+            wanted: Vec::new(),
             sessions: 0,
             sent_inputs: Vec::new(),
             signed_nonce: 0,
+            begun: 0,
         };
         // Twins share a mask, the second has its complement; some of the others see both.
         for at in world.cfg.singles()..count {
@@ -409,7 +439,12 @@ impl World {
                 self.commit(node);
                 self.pump(node);
             }
-            Ev::Ran { node, life } if self.nodes[node].life == life => self.ran(node),
+            Ev::Ran { node, life, run, cut } if self.nodes[node].life == life => self.ran(node, run, cut),
+            Ev::Load { node, life, first } if self.nodes[node].life == life => {
+                self.watch.seen.hit("ledgers loaded for their runs");
+                let ledgers = self.nodes[node].disk.journal.load(first).to_vec();
+                self.handle(node, Event::Loaded(ledgers));
+            }
             Ev::Notice { node, life, peer } if self.nodes[node].life == life => self.look_at_link(node, peer),
             Ev::Connect { a, b } => self.connect(a, b),
             Ev::Restart { node } if self.nodes[node].core.is_none() && !self.nodes[node].dead => {
@@ -420,7 +455,7 @@ impl World {
                 }
             }
             Ev::Happen(what) => self.take_place(what),
-            Ev::Commit { .. } | Ev::Ran { .. } | Ev::Notice { .. } | Ev::Restart { .. } => {}
+            Ev::Commit { .. } | Ev::Ran { .. } | Ev::Load { .. } | Ev::Notice { .. } | Ev::Restart { .. } => {}
         }
     }
 
@@ -456,6 +491,18 @@ impl World {
                 if let Some(node) = self.any_honest() {
                     let bytes = if self.rng.chance(70) { self.rng.index(40) } else { self.rng.index(3000) };
                     self.input(node, vec![b'x'; bytes]);
+                }
+            }
+            Happening::Operators(vote, percent) => {
+                for node in 0..self.nodes.len() {
+                    if self.nodes[node].manner.is_honest() && self.rng.chance(percent) {
+                        self.vote(node, vote);
+                    }
+                }
+            }
+            Happening::Request(change) => {
+                if let Some(node) = self.any_honest() {
+                    self.input(node, request_payload(change));
                 }
             }
             Happening::SignedInput => self.signed_input(),
@@ -497,6 +544,21 @@ impl World {
         }
     }
 
+    /// An operator votes at a node that is up.
+    pub fn vote(&mut self, node: usize, vote: Option<UnlChange>) {
+        let me = &self.nodes[node];
+        let Some(core) = &me.core else { return };
+        if let Some(change) = vote.filter(|_| core.unl().contains(&me.key)) {
+            self.watch.voted(me.key, change);
+        }
+        self.handle(node, Event::UnlVote(vote));
+    }
+
+    /// The key of a member or observer.
+    pub fn key(&self, node: usize) -> NodeKey {
+        self.nodes[node].key
+    }
+
     // ---- Looking at it ------------------------------------------------------------------------------------------
 
     /// Last ledger on a node's disk.
@@ -511,11 +573,14 @@ impl World {
 
     /// Inputs that a sound node promised to keep and that are neither in the chain nor expired.
     pub fn unledgered(&self) -> Vec<Promise> {
-        let open = |promise: &&Promise| {
-            let expired = self.watch.tip() >= promise.max_ledger;
-            !self.nodes[promise.node].dead && !self.watch.is_ledgered(&promise.key) && !expired
-        };
+        let open = |promise: &&Promise| !self.nodes[promise.node].dead && self.watch.is_owed(promise);
         self.watch.durable.values().filter(open).copied().collect()
+    }
+
+    /// Changes that all operators vote for and that no ledger made.
+    pub fn outstanding(&self) -> Vec<UnlChange> {
+        let open = |change: &&UnlChange| changed(self.watch.unl(), **change).is_some();
+        self.wanted.iter().filter(open).copied().collect()
     }
 
     /// One line a node.

@@ -378,7 +378,7 @@ fn two_processes_with_one_key_stop_nobody_and_the_others_tell_of_them() {
     });
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir(to).expect("made");
     for entry in fs::read_dir(from).expect("a folder").flatten() {
         match entry.file_type().expect("a kind") {

@@ -1,13 +1,17 @@
 //! Networks of real processes: they agree, survive kill -9 and power cuts, and lose or repeat nothing.
 
 mod bad_input;
+mod crowd;
 mod dev;
 mod divergence;
 mod faults;
 mod legacy;
+mod overtime;
 mod rows;
 mod signed;
+mod surroundings;
 mod torture;
+mod weather;
 
 use nix::sys::signal::Signal;
 

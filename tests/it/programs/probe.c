@@ -5,6 +5,7 @@
 //   fail    writes half of the state and exits with 3
 //   hang    writes half of the state and sleeps for ever
 //   wait    goes on only when a file "gate" appears in the contract folder
+//   nap     takes three seconds where a file "slow" is in the contract folder
 //   loud    writes 1 MB to stdout and to stderr
 //   folder  writes state/deep/er/file
 //   differ  writes this node's own key into state/differ: another content on every node
@@ -78,6 +79,10 @@ static void obey(const char *word, const char *half, int out) {
     if (!strncmp(word, "wait", 4)) {
         store("state/inputs", half);
         while (access("gate", F_OK)) usleep(10000);
+    }
+    if (!strncmp(word, "nap", 3)) {
+        store("state/inputs", half);
+        if (!access("slow", F_OK)) sleep(3);
     }
     if (!strncmp(word, "big", 3)) {
         static char much[1000000];

@@ -92,6 +92,13 @@ impl World {
             return;
         }
         let key = self.nodes[from].key;
+        // As at the real node's edge: what is of another round is not looked at, or by the core when it gets there.
+        let Some(core) = &self.nodes[to].core else { return };
+        let now = message.round_seq().is_none_or(|seq| seq == core.round_seq());
+        if now && !message.is_signed(&core.scope(), &TableCrypto(key)) {
+            assert!(!self.nodes[from].manner.is_honest(), "node {to} refuses a signature that node {from} passes on");
+            return;
+        }
         let tip = |world: &World| world.nodes[to].core.as_ref().map(|core| core.summary().seq);
         let before = if matches!(message, Message::Closed(_)) { tip(self) } else { None };
         self.handle(to, Event::Message(key, message.clone()));

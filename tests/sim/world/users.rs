@@ -13,8 +13,12 @@ use super::World;
 
 impl World {
     pub(super) fn any_honest(&mut self) -> Option<usize> {
-        let up = |node: &usize| self.nodes[*node].core.is_some() && self.nodes[*node].manner.is_honest();
-        let honest: Vec<usize> = (0..self.cfg.n).filter(up).collect();
+        // An observer takes no inputs that it would have to vouch for.
+        let serves = |node: &usize| {
+            let node = &self.nodes[*node];
+            node.manner.is_honest() && node.core.as_ref().is_some_and(|core| core.unl().contains(&node.key))
+        };
+        let honest: Vec<usize> = (0..self.cfg.singles()).filter(serves).collect();
         (!honest.is_empty()).then(|| honest[self.rng.index(honest.len())])
     }
 

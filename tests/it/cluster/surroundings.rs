@@ -1,0 +1,167 @@
+//! Nodes whose machine is at fault, while users go on: a wrong clock, a full disk, a damaged database.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::Stdio,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::sys::signal::Signal;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+    time::timeout,
+};
+
+use super::{crowd::Crowd, faults::copy_folder};
+use crate::net::{DEADLINE, Net, block_on, compile_preload, plain, record, write_config};
+
+const HOUR_S: i64 = 3_600;
+
+/// How far the last ledger's time is ahead of this machine's clock.
+async fn ahead_s(net: &Net) -> i64 {
+    let status = net.nodes[0].status_where("the node answers", |status| status["time_ms"].is_u64()).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("later than 1970").as_secs();
+    status["time_ms"].as_i64().expect("just seen") / 1_000 - i64::try_from(now).expect("soon")
+}
+
+#[test]
+fn clocks_an_hour_off_change_ledger_time_only_when_more_nodes_have_them_than_may_lie() {
+    block_on(async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let preload = folder.path().join("preload.so");
+        compile_preload("preload.c", &preload);
+        let mut net = Net::new(5, record(), plain);
+        let set = |nodes: &[usize], seconds: i64| {
+            for at in nodes {
+                fs::write(folder.path().join(at.to_string()), seconds.to_string()).expect("written");
+            }
+        };
+        for (at, node) in net.nodes.iter_mut().enumerate() {
+            let clock = folder.path().join(at.to_string());
+            let preload = format!("LD_PRELOAD={}", preload.display());
+            node.wrapper = vec!["env".to_owned(), preload, format!("HP_TEST_CLOCK={}", clock.display())];
+        }
+        set(&[3], HOUR_S);
+        net.start_all().await;
+        Crowd::around(&mut net, 5, async |net, crowd| {
+            crowd.more_answers(10).await;
+            assert!(ahead_s(net).await.abs() < 120, "one of five");
+            // While they run, as when somebody sets them.
+            set(&[3, 4], -HOUR_S);
+            crowd.more_answers(10).await;
+            assert!(ahead_s(net).await.abs() < 120, "two of five, behind");
+            set(&[3, 4], HOUR_S);
+            crowd.more_answers(10).await;
+            assert!(ahead_s(net).await.abs() < 120, "two of five, ahead");
+            set(&[2], HOUR_S);
+            crowd.more_answers(10).await;
+            assert!(ahead_s(net).await > HOUR_S - 120, "three of five are the network's clock");
+            // Ledger time stands still until the clocks have come there.
+            set(&[2, 3, 4], 0);
+            crowd.more_answers(10).await;
+            assert!(ahead_s(net).await > HOUR_S - 120, "it never goes back");
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_node_with_a_truncated_database_refuses_and_goes_on_with_a_copy_of_anothers_as_the_guide_says() {
+    block_on(async {
+        let mut net = Net::up_with(5, record(), plain).await;
+        Crowd::around(&mut net, 3, async |net, crowd| {
+            crowd.more_answers(30).await;
+            net.nodes[4].signal(Signal::SIGTERM);
+            assert_eq!(net.nodes[4].ended().await, Some(0));
+            let file = net.nodes[4].dir.join("hist/ledger.db");
+            let whole = fs::read(&file).expect("the database");
+            for len in [whole.len() / 2, whole.len() - 1, 4_096, 100, 0] {
+                fs::write(&file, &whole[..len]).expect("written");
+                let (code, log) = net.nodes[4].start_fails().await;
+                let said = log.lines().last().unwrap_or_default().to_owned();
+                assert_eq!(code, Some(4), "cut to {len} of {} bytes: {said}", whole.len());
+                assert!(said.contains("ledger.db") && said.contains("docs/operating.md"), "{said}");
+            }
+            crowd.more_answers(10).await;
+            // "Too far behind": both stopped, hist/ and state/ of the other one.
+            net.nodes[3].signal(Signal::SIGTERM);
+            assert_eq!(net.nodes[3].ended().await, Some(0));
+            for folder in ["hist", "state"] {
+                fs::remove_dir_all(net.nodes[4].dir.join(folder)).expect("removed");
+                copy_folder(&net.nodes[3].dir.join(folder), &net.nodes[4].dir.join(folder));
+            }
+            net.start_all().await;
+            crowd.more_answers(10).await;
+            // It is one of the four that are needed.
+            net.nodes[3].kill().await;
+            crowd.more_answers(10).await;
+            net.start_all().await;
+        })
+        .await;
+    });
+}
+
+/// A small file system of its own at a folder, in name spaces that end with the child. What was in the folder stands in
+/// it too. `None` where an ordinary user may not make one.
+async fn small_disk(dir: &Path, size: &str) -> Option<tokio::process::Child> {
+    let script = r#"mount -t tmpfs -o size="$1" none "$0" && echo ready && exec cat"#;
+    let mut child = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script])
+        .arg(dir)
+        .arg(size)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .ok()?;
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let line = timeout(DEADLINE, lines.next_line()).await.expect("it says something, or ends").expect("text");
+    (line.as_deref() == Some("ready")).then_some(child)
+}
+
+/// Writes until nothing more fits.
+fn fill(file: &Path) {
+    let mut ballast = fs::File::create(file).expect("a file");
+    while ballast.write_all(&[0; 4_096]).is_ok() {}
+}
+
+#[test]
+fn a_full_disk_stops_the_node_before_it_votes_for_what_came_of_it_and_with_room_it_goes_on() {
+    block_on(async {
+        let mut net = Net::new(5, record(), plain);
+        let config = fs::read_to_string(net.nodes[4].dir.join("cfg/hp.cfg")).expect("there");
+        let Some(disk) = small_disk(&net.nodes[4].dir, "64m").await else {
+            return println!("skipped: no name spaces for users here");
+        };
+        let holder = disk.id().expect("it runs");
+        let node = &mut net.nodes[4];
+        node.dir = Path::new(&format!("/proc/{holder}/root")).join(node.dir.strip_prefix("/").expect("absolute"));
+        node.wrapper =
+            ["nsenter", "-t", &holder.to_string(), "-U", "-m", "--preserve-credentials"].map(str::to_owned).to_vec();
+        write_config(&node.dir, &config);
+        net.start_all().await;
+        Crowd::around(&mut net, 5, async |net, crowd| {
+            crowd.more_answers(20).await;
+            let ballast = net.nodes[4].dir.join("ballast");
+            fill(&ballast);
+            assert_eq!(net.nodes[4].ended().await, Some(1));
+            crowd.more_answers(20).await;
+            let (code, log) = net.nodes[4].start_fails().await;
+            assert_eq!(code, Some(1), "there is no room yet");
+            assert!(log.contains("make room") || log.contains("disk is full"), "{log}");
+            fs::remove_file(ballast).expect("removed");
+            net.start_all().await;
+            crowd.follow(net);
+            crowd.more_answers(20).await;
+            let status = net.nodes[4].status_where("it answers", |status| status["seq"].is_u64()).await;
+            assert_eq!(status["diverged"], false, "it voted for nothing that a full disk led to");
+        })
+        .await;
+        for node in &mut net.nodes {
+            node.kill().await;
+        }
+    });
+}
