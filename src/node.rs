@@ -97,6 +97,8 @@ pub struct Node {
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
+    /// Answers to operators that wait for the disk.
+    answers: Vec<(oneshot::Sender<serde_json::Value>, serde_json::Value)>,
     executor: Executor,
     from_runs_tx: mpsc::Sender<FromRun>,
     from_runs: mpsc::Receiver<FromRun>,
@@ -193,7 +195,7 @@ impl Node {
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(peer) = self.served.recv() => self.on_served(peer),
                 Some(told) = self.told.recv() => self.on_told(told),
-                Some(asked) = self.requests.recv() => self.on_request(asked),
+                Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
@@ -481,6 +483,7 @@ impl Node {
                 }
             }
         }
+        self.give_answers();
         Ok(())
     }
 

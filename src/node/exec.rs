@@ -323,8 +323,10 @@ impl Executor {
         };
         let output_leaves: Vec<Hash> = outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect();
         let outputs_root = merkle::root(output_leaves.clone());
+        // Of a run that fails after all, because of what it left in state/, nothing takes effect.
+        let unl_req = report.unl_request.filter(|_| status == Status::Ok);
         let result =
-            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req: None };
+            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req };
         let told = outputs.iter().zip(&output_leaves).take(DETAILS_MAX);
         let details =
             Details { result: result.clone(), leaves, outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect() };
