@@ -339,6 +339,16 @@ pub struct Evidence {
     pub second: Vec<u8>,
 }
 
+/// Who signed, which kind, ledger and attempt: what may be said once.
+pub type Slot = (NodeKey, &'static str, Seq, Attempt);
+
+impl Evidence {
+    /// The slot that was used twice; `None` when this is no evidence.
+    pub fn slot(&self) -> Option<Slot> {
+        Message::try_from_slice(&self.first).ok()?.slot()
+    }
+}
+
 /// Everything that travels between nodes after the hello.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Message {
@@ -407,7 +417,7 @@ impl Message {
 
     /// Who signed, which kind, ledger and attempt: two different messages in one slot are evidence. `None` for
     /// messages that may be repeated with other content.
-    pub fn slot(&self) -> Option<(NodeKey, &'static str, Seq, Attempt)> {
+    pub fn slot(&self) -> Option<Slot> {
         let signer = match self {
             Message::Novel(m) => m.from,
             Message::Result(m) => m.from,

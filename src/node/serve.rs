@@ -177,13 +177,13 @@ impl Node {
     }
 
     pub(super) fn keep_evidence(&mut self, evidence: Evidence) {
-        if evidence.signer == self.config.key {
-            let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
-            error!("{what}");
-            self.report.alert(what.to_owned());
-        }
-        let kinds = wire::decode::<Message>(&evidence.first).map_or("message", |message| message.kind());
-        if self.report.evidence(evidence.signer, kinds) {
+        let Some((signer, kind, seq, attempt)) = evidence.slot() else { return };
+        if self.report.evidence(signer, kind, (seq, attempt)) {
+            if signer == self.config.key {
+                let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
+                error!("{what}");
+                self.report.alert(what.to_owned());
+            }
             self.batch.push(Write::Evidence(Box::new(evidence)));
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
+use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control, report::Report};
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
@@ -176,6 +176,8 @@ impl Node {
         let cut = journal.may_need_rollback();
         let seq = journal.seq();
 
+        let mut report = Report::default();
+        report.restore_evidence(store.proven()?);
         let launcher = Launcher::start(exe)?;
         let executor = Executor::new(launcher, state, root, &config);
         executor.check_room()?;
@@ -247,7 +249,7 @@ impl Node {
             serving: Default::default(),
             served_tx,
             served,
-            report: Default::default(),
+            report,
             _lock: lock,
         };
         Ok((node, banner))
