@@ -215,6 +215,8 @@ pub enum Query {
     Inputs(Vec<Hash>),
     /// What a run did.
     Details(Seq),
+    /// What a run said on the party line.
+    Npl(Hash),
 }
 
 /// Where this node stands, for people.

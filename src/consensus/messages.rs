@@ -315,6 +315,8 @@ pub enum Get {
     Presence,
     /// What the run of this ledger changed, for finding out why results differ.
     Details(Seq),
+    /// NPL_GET: what the receiver's contract said on the party line in its run of this ledger.
+    Npl(Hash),
 }
 
 /// What one run did, for people who must find out why results differ.

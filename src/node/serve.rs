@@ -15,6 +15,7 @@ use crate::{
         messages::{Details, Evidence, Get, Message},
     },
     ledger::Write,
+    mesh::Class,
     types::{Hash, NodeKey, Seq},
     wire,
 };
@@ -31,6 +32,15 @@ impl Node {
         if let Query::Details(seq) = query {
             if let Some(details) = self.runs.get(&seq).and_then(|kept| kept.details.clone()) {
                 self.send(to, &Message::Details(Box::new(details)));
+            }
+            return;
+        }
+        if let Query::Npl(ledger) = query {
+            for message in self.line.again(ledger, to) {
+                if let Err(error) = self.mesh.send(&to, Class::Vote, message) {
+                    debug!(peer = %to.short(), %error, "the party line is not told again");
+                    break;
+                }
             }
             return;
         }
@@ -60,7 +70,7 @@ impl Node {
                     .inputs(ids)
                     .await
                     .map(|found| found.into_iter().for_each(|input| send(Message::Input(input)))),
-                Query::Details(_) => Ok(()),
+                Query::Details(_) | Query::Npl(_) => Ok(()),
             };
             if let Err(error) = outcome {
                 warn!(peer = %to.short(), error = &error as &dyn std::error::Error, "cannot answer a peer");

@@ -213,6 +213,10 @@ impl Node {
 
         let banner = Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
         debug!(nofile, "open files allowed");
+        let mut line = PartyLine::default();
+        line.closed(core.summary().lcl);
+        // Whatever run there was, was cut; a run of an older ledger has nobody to talk to.
+        let rerun = cut.then(|| core.summary().lcl);
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
         let node = Node {
@@ -239,7 +243,8 @@ impl Node {
             running: None,
             end_run: None,
             halted_runs: false,
-            line: PartyLine::default(),
+            line,
+            rerun,
             line_counters: Default::default(),
             sessions: Default::default(),
             linked: BTreeSet::new(),

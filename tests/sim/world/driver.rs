@@ -371,7 +371,7 @@ impl World {
                     answers.extend(found.map(Message::Input));
                 }
             }
-            Query::Details(_) => {}
+            Query::Details(_) | Query::Npl(_) => {}
         }
         if self.nodes[node].manner == Manner::Withholds {
             return;
