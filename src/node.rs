@@ -98,6 +98,8 @@ pub struct Node {
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
+    /// Answers to operators that wait for the disk.
+    answers: Vec<(oneshot::Sender<serde_json::Value>, serde_json::Value)>,
     executor: Executor,
     from_runs_tx: mpsc::Sender<FromRun>,
     from_runs: mpsc::Receiver<FromRun>,
@@ -183,7 +185,7 @@ impl Node {
                 }
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(peer) = self.served.recv() => self.on_served(peer),
-                Some(asked) = self.requests.recv() => self.on_request(asked),
+                Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
@@ -524,6 +526,7 @@ impl Node {
                 }
             }
         }
+        self.give_answers();
         Ok(())
     }
 

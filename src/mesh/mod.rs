@@ -64,6 +64,9 @@ pub const BULK_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Longest application part of a hello.
 pub const HELLO_BYTES_MAX: usize = CONTROL_BYTES_MAX - 1024;
 
+/// Addresses to dial that came after the start.
+pub const ADDED_MAX: usize = 64;
+
 /// Messages from the connections' tasks to the mesh's. Past it a connection waits before its next step.
 const MESSAGES_MAX: usize = 1_024;
 
@@ -263,6 +266,8 @@ impl Default for Timing {
 #[derive(Debug, Clone)]
 struct Control {
     unl: BTreeSet<NodeKey>,
+    /// Addresses to dial beside the configured ones, in the order they came.
+    added: Vec<(String, u16)>,
     stop: bool,
 }
 
@@ -349,7 +354,7 @@ impl Mesh {
         getrandom::fill(&mut boot).expect("the operating system gives random bytes");
         let hello = Hello { version: hello::VERSION, boot, listen_port: local_addr.port(), app: config.hello };
         let (to_manager, messages) = mpsc::channel(MESSAGES_MAX);
-        let (control, controlled) = watch::channel(Control { unl: config.unl, stop: false });
+        let (control, controlled) = watch::channel(Control { unl: config.unl, added: Vec::new(), stop: false });
         let shared = Arc::new(Shared::default());
         let context = Context {
             timing,
@@ -421,6 +426,21 @@ impl Mesh {
     /// The UNL from now on. Links to nodes that left it end when only members are admitted.
     pub fn set_unl(&self, unl: BTreeSet<NodeKey>) {
         self.control.send_modify(|control| control.unl = unl);
+    }
+
+    /// Dials this address too, as if it were configured. `false` when there are [`ADDED_MAX`] of them already.
+    pub fn add_peer(&self, host: &str, port: u16) -> bool {
+        let peer = (host.to_owned(), port);
+        let mut room = true;
+        self.control.send_if_modified(|control| {
+            let known = control.added.contains(&peer);
+            room = known || control.added.len() < ADDED_MAX;
+            if room && !known {
+                control.added.push(peer);
+            }
+            room && !known
+        });
+        room
     }
 
     /// Ends all links and stops listening; returns when that is done. No event comes afterwards:

@@ -216,7 +216,7 @@ impl Manager {
                     if changed.is_err() || self.control.borrow().stop {
                         break;
                     }
-                    self.on_unl_changed();
+                    self.on_controlled();
                 }
                 Some(message) = self.messages.recv() => self.on_message(message),
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -522,8 +522,11 @@ impl Manager {
         }
     }
 
-    fn on_unl_changed(&mut self) {
-        let unl = self.control.borrow_and_update().unl.clone();
+    fn on_controlled(&mut self) {
+        let Control { unl, added, .. } = self.control.borrow_and_update().clone();
+        for (host, port) in added {
+            self.book.configure(host, port, Instant::now());
+        }
         self.book.retain(|key| unl.contains(key));
         if self.admit == Admit::Unl {
             for link in self.shared.links().iter().filter(|link| !unl.contains(&link.peer)) {

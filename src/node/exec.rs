@@ -321,8 +321,10 @@ impl Executor {
         };
         let outputs_root =
             merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        // Of a run that fails after all, because of what it left in state/, nothing takes effect.
+        let unl_req = report.unl_request.filter(|_| status == Status::Ok);
         let result =
-            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req: None };
+            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req };
         let told = outputs.iter().take(DETAILS_MAX);
         let details = Details {
             result: result.clone(),

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{Node, exec::Ran};
 use crate::{
-    config::Config,
+    config::{Config, Tolerance},
     consensus::header::{ClosedLedger, ExecResult},
     ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
     mesh::peer_id_text,
@@ -261,7 +261,7 @@ impl Node {
             "peer_id": peer_id_text(&self.config.key),
             "contract": self.config.contract.id.to_string(),
             "chain": self.core.chain_id().to_string(),
-            "role": if self.core.unl().contains(&self.config.key) { "member" } else { "observer" },
+            "role": self.role(),
             "seq": summary.seq,
             "lcl": summary.lcl.to_string(),
             "time_ms": summary.time_ms,
@@ -275,6 +275,8 @@ impl Node {
             "live": names(&live_members),
             "suspects": names(&summary.suspects),
             "quorum": quorum.q,
+            "threshold": self.config.consensus.threshold,
+            "unl_changes": self.unl_pending(),
             "links": links,
             "users": summary.users,
             "local_users": self.gateway.as_ref().map_or(0, |gateway| gateway.users()),
@@ -305,9 +307,15 @@ pub struct Banner {
 }
 
 impl Banner {
-    pub(super) fn new(config: &Config, seq: Seq, peers: SocketAddr, users: Option<SocketAddr>) -> Banner {
-        let tolerance = config.tolerance().to_string();
-        let role = if config.is_member() { "" } else { "  (not in the UNL: observer)" };
+    pub(super) fn new(
+        config: &Config,
+        unl: &[NodeKey],
+        seq: Seq,
+        peers: SocketAddr,
+        users: Option<SocketAddr>,
+    ) -> Banner {
+        let tolerance = Tolerance { n: unl.len(), threshold: config.consensus.threshold }.to_string();
+        let role = if unl.contains(&config.key) { "" } else { "  (not in the UNL: observer)" };
         let users = match users {
             Some(address) => format!("ws://{address}"),
             None => "no user port (pubport is not set)".to_owned(),

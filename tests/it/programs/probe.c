@@ -13,6 +13,8 @@
 //   npl     says hello on the party line and exits without reading it
 //   talk    says hello on the party line, reads it to its end, and tells stdout how many it heard
 //   roll    the same, but it reads only when a file "gate" appears in the contract folder
+//   unl     writes the whole input to the network as a request
+//   who     keeps the keys of the UNL in state/unl
 //   fifo    leaves something in state/ that nodes cannot agree on
 //   big     writes 1 MB to the user before its output
 //   dump    keeps what it was given, JSON and environment, in state/
@@ -66,6 +68,12 @@ static int party_line(void) {
     if (sscanf(npl, "\"npl\":[%d,%d]", &fds[0], &fds[1]) != 2 || write(fds[1], "hello", 5) < 0) exit(9);
     close(fds[1]);
     return fds[0];
+}
+
+static void request(const char *line) {
+    int fd;
+    if (sscanf(strstr(json, "\"control\":"), "\"control\":%d", &fd) != 1) exit(9);
+    if (write(fd, line, strlen(line)) < 0) exit(9);
 }
 
 static void obey(const char *word, const char *half, int out) {
@@ -126,6 +134,13 @@ static void obey(const char *word, const char *half, int out) {
         }
         _exit(0);
     }
+    if (!strncmp(word, "unl ", 4)) request(word);
+    if (!strncmp(word, "who", 3)) {
+        char *list = strstr(json, "\"unl\":[") + 6, *end = strchr(list, ']') + 1;
+        *end = 0;
+        store("state/unl", list);
+        *end = ',';
+    }
     if (!strncmp(word, "npl", 3)) party_line();
     if (!strncmp(word, "talk", 4) || !strncmp(word, "roll", 4)) {
         FILE *line = fdopen(party_line(), "r");
@@ -151,7 +166,7 @@ int main(int argc, char **argv) {
     read_json();
     long long ever = load("state/inputs");
     char *users = strstr(json, "\"user\":{");
-    char word[16];
+    char word[200];
     int in, out;
     char *at = users ? users + 8 : "";
     static char block[1 << 16];
