@@ -37,6 +37,7 @@ use crate::{
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
         header::{ClosedLedger, ExecResult, Input},
+        journal::Record,
         messages::{Details, Get, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -56,6 +57,8 @@ const FRAMES_A_TURN: usize = 64;
 const LINE_MAX: usize = 256;
 /// Effects waiting for the disk. Past it peers and users wait, which they feel as back pressure.
 const EFFECTS_MAX: usize = 65_536;
+/// Bytes of the same, as far as peers' requests and inputs make them.
+const EFFECTS_BYTES_MAX: usize = 64 << 20;
 /// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
 const SESSIONS_MAX: usize = 65_536;
 
@@ -105,6 +108,7 @@ pub struct Node {
     from_runs: mpsc::Receiver<FromRun>,
 
     effects: VecDeque<Effect>,
+    effects_bytes: usize,
     /// To be written with the next commit.
     batch: Vec<Write>,
     /// The commit that the effects wait for.
@@ -171,7 +175,7 @@ impl Node {
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let open = self.effects.len() < EFFECTS_MAX;
+            let open = self.effects.len() < EFFECTS_MAX && self.effects_bytes < EFFECTS_BYTES_MAX;
             tokio::select! {
                 Some(done) = commit_done(&mut self.committing) => self.committed(done)?,
                 Some(event) = self.mesh_events.recv(), if open => {
@@ -223,6 +227,7 @@ impl Node {
 
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         let effects = self.core.on(event, self.now(), wall_ms());
+        self.effects_bytes += effects.iter().map(weight).sum::<usize>();
         self.effects.extend(effects);
         self.perform()
     }
@@ -493,6 +498,7 @@ impl Node {
     fn perform(&mut self) -> Result<(), NodeError> {
         while self.committing.is_none() {
             let Some(effect) = self.effects.pop_front() else { break };
+            self.effects_bytes -= weight(&effect);
             match effect {
                 Effect::Persist(record) => self.batch.push(Write::Record(record)),
                 Effect::Sync => self.commit(),
@@ -541,6 +547,7 @@ impl Node {
     fn gather_batch(&mut self) {
         let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
             std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
+        self.effects_bytes -= records.iter().map(weight).sum::<usize>();
         self.effects = rest;
         self.batch.extend(records.into_iter().map(|effect| match effect {
             Effect::Persist(record) => Write::Record(record),
@@ -702,6 +709,18 @@ impl Node {
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
+    }
+}
+
+/// What an effect holds in memory that peers or users decide the size of, roughly.
+fn weight(effect: &Effect) -> usize {
+    match effect {
+        Effect::Send(_, Message::Input(input)) | Effect::Broadcast(Message::Input(input)) => input.payload.len(),
+        Effect::Send(_, Message::Candidate(body)) => 32 * body.inputs.len(),
+        Effect::Send(_, Message::Novel(novel)) => 32 * novel.body.inputs.len(),
+        Effect::Persist(Record::Input(input)) => input.payload.len(),
+        Effect::Evidence(evidence) => evidence.first.len() + evidence.second.len(),
+        _ => 0,
     }
 }
 

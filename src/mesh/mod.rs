@@ -43,7 +43,7 @@ use self::{
     frame::{CONTROL_BYTES_MAX, Kind},
     hello::Hello,
     link::{Context, Link},
-    queue::PushError,
+    queue::{Budget, PushError},
     swarm::{Manager, Parts},
 };
 use crate::{crypto::SecretKey, types::NodeKey};
@@ -60,6 +60,13 @@ pub const BULK_QUEUE_FRAMES_MAX: usize = 1_024;
 
 /// Bytes of the same.
 pub const BULK_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes waiting for all peers outside the UNL together, on both streams: a full ledger's inputs for a few observers at
+/// a time. Past it theirs count as full queues, whoever of them it is that reads nothing. Members have their own.
+pub const STRANGERS_QUEUES_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Bytes of one peer's frames that the node has not dropped yet. Past it the peer waits.
+pub const INCOMING_BYTES_MAX: usize = VOTE_FRAME_BYTES_MAX + BULK_FRAME_BYTES_MAX;
 
 /// Longest application part of a hello.
 pub const HELLO_BYTES_MAX: usize = CONTROL_BYTES_MAX - 1024;
@@ -272,10 +279,18 @@ struct Control {
 }
 
 /// The links that are up, shared between the handles and the mesh's task.
-#[derive(Default)]
 struct Shared {
     links: Mutex<BTreeMap<NodeKey, Arc<Link>>>,
     overflows: AtomicU64,
+    /// What waits for peers outside the UNL.
+    strangers: Arc<Budget>,
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        let strangers = Arc::new(Budget::new(STRANGERS_QUEUES_BYTES_MAX));
+        Shared { links: Mutex::default(), overflows: AtomicU64::new(0), strangers }
+    }
 }
 
 impl Shared {
@@ -333,8 +348,8 @@ pub struct Mesh {
 impl Mesh {
     /// Starts listening and dialling, on the current tokio runtime. Returns when it listens.
     ///
-    /// `events` is the way to everything that happens; while it is full, peers wait. It holds up to its capacity in
-    /// frames of up to [`BULK_FRAME_BYTES_MAX`], so a few hundred are enough.
+    /// `events` is the way to everything that happens; while it is full, peers wait. Of each peer it holds frames of
+    /// [`INCOMING_BYTES_MAX`] at most.
     ///
     /// Errors when the address cannot be listened on, or the hello is too long.
     pub async fn start(config: MeshConfig, events: mpsc::Sender<MeshEvent>) -> Result<Mesh, MeshError> {

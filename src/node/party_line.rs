@@ -14,12 +14,13 @@ use crate::{
 
 /// Ledgers whose messages are kept before this node runs them. Beyond, the oldest are dropped.
 const WAITING_LEDGERS_MAX: usize = 4;
+/// Bytes of one peer's messages for one ledger that are kept, or passed to the run: what its contract may write, and what
+/// the messages cost beside it. Past it they are dropped. As much is kept of the own run's.
+const PEER_BYTES_MAX: u64 = NPL_LEDGER_BYTES_MAX + (1 << 20);
+/// What a message costs beside its bytes, against many empty ones.
+const MESSAGE_COST_BYTES: u64 = 64;
 /// Ledgers remembered as run, so that late messages are not kept for them.
 const DONE_MAX: usize = 64;
-/// What a message costs beside its bytes, against many small ones.
-const MESSAGE_COST_BYTES: u64 = 64;
-/// Most that is taken of one peer for one run, and kept of this node's own run. The rest is dropped.
-const RUN_BYTES_MAX: u64 = NPL_LEDGER_BYTES_MAX + (1 << 20);
 /// Messages of this node's run that are kept, to be told again: a peer's queue has room for twice as many. The rest is
 /// not told again.
 const SENT_MAX: usize = 16_384;
@@ -68,7 +69,7 @@ impl Heard {
         };
         let (counters, bytes) = self.0.entry(*from).or_default();
         let cost = len as u64 + MESSAGE_COST_BYTES;
-        let new = *bytes + cost <= RUN_BYTES_MAX && counters.insert(counter);
+        let new = *bytes + cost <= PEER_BYTES_MAX && counters.insert(counter);
         *bytes += if new { cost } else { 0 };
         new
     }
@@ -141,7 +142,7 @@ impl PartyLine {
     /// This node's run of `ledger` says something to the others. It is kept until the next ledger is closed.
     pub fn said(&mut self, ledger: Hash, message: Bytes) {
         let cost = message.len() as u64 + MESSAGE_COST_BYTES;
-        if self.last == Some(ledger) && self.sent.len() < SENT_MAX && self.sent_bytes + cost <= RUN_BYTES_MAX {
+        if self.last == Some(ledger) && self.sent.len() < SENT_MAX && self.sent_bytes + cost <= PEER_BYTES_MAX {
             self.sent_bytes += cost;
             self.sent.push(message);
         }
@@ -184,6 +185,21 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_is_heard_up_to_its_bytes_in_one_ledger_before_and_during_the_run() {
+        let mut line = PartyLine::default();
+        let ours = Hash([1; 32]);
+        let piece = |from| NplIn::Data { from: NodeKey([from; 32]), data: Bytes::from(vec![0; 1 << 20]) };
+        (0..12).for_each(|counter| line.heard(ours, counter, piece(1)));
+        let (tx, mut rx) = mpsc::channel(64);
+        line.begin(ours, tx);
+        (12..24).for_each(|counter| line.heard(ours, counter, piece(1)));
+        line.heard(ours, 0, piece(2));
+        let heard = std::iter::from_fn(|| rx.try_recv().ok()).collect::<Vec<NplIn>>();
+        assert_eq!(heard.iter().filter(|message| **message == piece(1)).count(), 16, "17 MiB less what they cost");
+        assert_eq!(heard.last(), Some(&piece(2)), "another peer");
+    }
+
+    #[test]
     fn invented_ledgers_push_out_each_other_only() {
         let mut line = PartyLine::default();
         for i in 0..100 {
@@ -207,17 +223,6 @@ mod tests {
         line.heard(ours, 0, data(2, "a"));
         let heard: Vec<NplIn> = std::iter::from_fn(|| rx.try_recv().ok()).collect();
         assert_eq!(heard, [data(1, "a"), data(1, "b"), data(2, "a")]);
-    }
-
-    #[test]
-    fn a_peer_over_its_bytes_is_not_kept() {
-        let mut line = PartyLine::default();
-        let ours = Hash([1; 32]);
-        let much = Bytes::from(vec![0; 1 << 20]);
-        for counter in 0..40 {
-            line.heard(ours, counter, NplIn::Data { from: NodeKey([1; 32]), data: much.clone() });
-        }
-        assert_eq!(line.waiting[&ours].messages.len() as u64, RUN_BYTES_MAX / (much.len() as u64 + 64));
     }
 
     #[test]

@@ -239,6 +239,7 @@ impl Node {
             from_runs_tx,
             from_runs,
             effects: VecDeque::new(),
+            effects_bytes: 0,
             batch: Vec::new(),
             committing: None,
             timers: Default::default(),
