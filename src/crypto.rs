@@ -128,6 +128,11 @@ pub fn verify(public: &[u8; 32], message: &[u8], sig: &Sig) -> bool {
     }
 }
 
+/// Whether these bytes are a public key that somebody can sign with.
+pub fn is_key(public: &[u8; 32]) -> bool {
+    point(public).is_some_and(|key| !key.is_weak())
+}
+
 fn point(public: &[u8; 32]) -> Option<VerifyingKey> {
     POINTS.with_borrow_mut(|points| {
         if let Some(point) = points.get(public) {
@@ -145,6 +150,16 @@ fn point(public: &[u8; 32]) -> Option<VerifyingKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_a_curve_point_that_a_secret_stands_behind() {
+        assert!(is_key(&SecretKey::from_seed([7; 32]).node_key().0));
+        // The neutral element, for which anything is a signature, and bytes that are no point.
+        let mut neutral = [0; 32];
+        neutral[0] = 1;
+        assert!(!is_key(&neutral) && !is_key(&[0; 32]));
+        assert!((0..=255).any(|byte| VerifyingKey::from_bytes(&[byte; 32]).is_err() && !is_key(&[byte; 32])));
+    }
 
     #[test]
     fn the_tagged_hash_is_sha512_of_length_tag_and_borsh() {

@@ -28,7 +28,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     control::{Asked, Control},
-    exec::{ExecError, Executor, Ran},
+    exec::{Ended, ExecError, Executor},
     party_line::PartyLine,
 };
 pub use self::{report::Banner, start::NodeError};
@@ -37,6 +37,7 @@ use crate::{
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
         header::{ClosedLedger, ExecResult, Input},
+        journal::Record,
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
@@ -56,6 +57,8 @@ const FRAMES_A_TURN: usize = 64;
 const LINE_MAX: usize = 256;
 /// Effects waiting for the disk. Past it peers and users wait, which they feel as back pressure.
 const EFFECTS_MAX: usize = 65_536;
+/// Bytes of the same, as far as peers' requests and inputs make them.
+const EFFECTS_BYTES_MAX: usize = 64 << 20;
 /// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
 const SESSIONS_MAX: usize = 65_536;
 
@@ -65,8 +68,10 @@ const BOOTS_MAX: usize = 8;
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
 enum FromRun {
+    /// A run that waited for its turn when it was to be ended.
+    NotBegun(Box<Execution>),
     Line(Hash, NplOut),
-    Ran(Box<Result<Ran, ExecError>>),
+    Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
     /// Ledgers to be run, out of the database.
     Loaded(Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError>),
@@ -76,6 +81,8 @@ enum FromRun {
 #[derive(Debug)]
 enum Job {
     Rollback,
+    /// To the state of this root.
+    Undo(Hash),
     Run(Box<Execution>),
 }
 
@@ -94,11 +101,14 @@ pub struct Node {
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
+    /// Answers to operators that wait for the disk.
+    answers: Vec<(oneshot::Sender<serde_json::Value>, serde_json::Value)>,
     executor: Executor,
     from_runs_tx: mpsc::Sender<FromRun>,
     from_runs: mpsc::Receiver<FromRun>,
 
     effects: VecDeque<Effect>,
+    effects_bytes: usize,
     /// To be written with the next commit.
     batch: Vec<Write>,
     /// The commit that the effects wait for.
@@ -106,6 +116,8 @@ pub struct Node {
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
+    /// Ends the run of this ledger.
+    end_run: Option<(Seq, oneshot::Sender<()>)>,
     halted_runs: bool,
 
     line: PartyLine,
@@ -137,6 +149,12 @@ struct Kept {
     compared: BTreeSet<NodeKey>,
 }
 
+impl Kept {
+    fn new(senders: Vec<UserKey>) -> Kept {
+        Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() }
+    }
+}
+
 impl Node {
     /// Runs until `stop` resolves or something breaks that the node cannot do without. Ends what it started.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
@@ -155,7 +173,7 @@ impl Node {
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let open = self.effects.len() < EFFECTS_MAX;
+            let open = self.effects.len() < EFFECTS_MAX && self.effects_bytes < EFFECTS_BYTES_MAX;
             tokio::select! {
                 Some(done) = commit_done(&mut self.committing) => self.committed(done)?,
                 Some(event) = self.mesh_events.recv(), if open => {
@@ -169,7 +187,7 @@ impl Node {
                 }
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(peer) = self.served.recv() => self.on_served(peer),
-                Some(asked) = self.requests.recv() => self.on_request(asked),
+                Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
@@ -207,6 +225,7 @@ impl Node {
 
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         let effects = self.core.on(event, self.now(), wall_ms());
+        self.effects_bytes += effects.iter().map(weight).sum::<usize>();
         self.effects.extend(effects);
         self.perform()
     }
@@ -385,6 +404,7 @@ impl Node {
                 self.speak_on_line(ledger_hash, out);
                 Ok(())
             }
+            FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
             FromRun::RolledBack(done) => {
                 self.running = None;
                 done?;
@@ -392,9 +412,23 @@ impl Node {
                 Ok(())
             }
             FromRun::Loaded(ledgers) => self.handle(Event::Loaded(ledgers?)),
-            FromRun::Ran(ran) => {
+            FromRun::Ended(ended) => {
                 self.running = None;
-                let ran = (*ran)?;
+                self.end_run = None;
+                let ran = match ended? {
+                    Ended::Ran(ran) => *ran,
+                    Ended::Cut(execution) => {
+                        self.line.end(execution.hash);
+                        self.line_counters.remove(&execution.hash);
+                        warn!(
+                            seq = execution.header.seq,
+                            "the contract's run was cut; the nodes find out whether its time was up"
+                        );
+                        self.handle(Event::Overtime(execution))?;
+                        self.next_job();
+                        return Ok(());
+                    }
+                };
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
@@ -447,6 +481,7 @@ impl Node {
     fn perform(&mut self) -> Result<(), NodeError> {
         while self.committing.is_none() {
             let Some(effect) = self.effects.pop_front() else { break };
+            self.effects_bytes -= weight(&effect);
             match effect {
                 Effect::Persist(record) => self.batch.push(Write::Record(record)),
                 Effect::Sync => self.commit(),
@@ -460,6 +495,8 @@ impl Node {
                 }
                 Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
+                Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
+                Effect::EndRun(seq) => self.end_run(seq),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
                 Effect::Load(first) => self.load(first),
                 Effect::Deliver(result) => self.deliver(&result),
@@ -478,6 +515,7 @@ impl Node {
                 }
             }
         }
+        self.give_answers();
         Ok(())
     }
 
@@ -492,6 +530,7 @@ impl Node {
     fn gather_batch(&mut self) {
         let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
             std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
+        self.effects_bytes -= records.iter().map(weight).sum::<usize>();
         self.effects = rest;
         self.batch.extend(records.into_iter().map(|effect| match effect {
             Effect::Persist(record) => Write::Record(record),
@@ -541,32 +580,59 @@ impl Node {
                 let rolled_back = executor.rollback().await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
+            Job::Undo(root) => tokio::spawn(async move {
+                let rolled_back = executor.undo(root).await;
+                let _ = done.send(FromRun::RolledBack(rolled_back)).await;
+            }),
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
-                let senders = execution.inputs.iter().map(|(user, _)| *user).collect();
-                let kept = Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() };
-                self.runs.insert(execution.header.seq, kept);
+                self.runs.insert(execution.header.seq, Kept::new(execution.senders()));
+                let (end_run, end) = oneshot::channel();
+                self.end_run = Some((execution.header.seq, end_run));
                 let hash = execution.hash;
                 tokio::spawn(async move {
-                    let run = executor.run(&execution, port);
+                    let run = executor.run(execution, port, end);
                     tokio::pin!(run);
-                    let ran = loop {
+                    let ended = loop {
                         tokio::select! {
                             biased;
                             Some(out) = ends.out.recv() => {
                                 let _ = done.send(FromRun::Line(hash, out)).await;
                             }
-                            ran = &mut run => break ran,
+                            ended = &mut run => break ended,
                         }
                     };
                     while let Ok(out) = ends.out.try_recv() {
                         let _ = done.send(FromRun::Line(hash, out)).await;
                     }
-                    let _ = done.send(FromRun::Ran(Box::new(ran))).await;
+                    let _ = done.send(FromRun::Ended(ended)).await;
                 })
             }
         });
+    }
+
+    /// The run of a ledger has no effect: its state is put back, its outputs are dropped.
+    fn undo(&mut self, seq: Seq, state_root: Hash, senders: Vec<UserKey>) {
+        self.report.timed_out(seq);
+        self.batch.push(Write::Outputs { seq, outputs: Vec::new() });
+        self.runs.entry(seq).or_insert_with(|| Kept::new(senders)).outputs.clear();
+        self.enqueue(Job::Undo(state_root));
+    }
+
+    /// Ends the run of a ledger that is under way, or still waits for its turn.
+    fn end_run(&mut self, seq: Seq) {
+        if let Some((_, end)) = self.end_run.take_if(|(running, _)| *running == seq) {
+            // It may have ended by itself just now, and said so.
+            let _ = end.send(());
+            return;
+        }
+        let waits = |job: &Job| matches!(job, Job::Run(execution) if execution.header.seq == seq);
+        if let Some(Job::Run(execution)) = self.jobs.iter().position(waits).and_then(|at| self.jobs.remove(at)) {
+            // Not at once: this effect may be one of the event that is being handled.
+            let done = self.from_runs_tx.clone();
+            tokio::spawn(async move { done.send(FromRun::NotBegun(execution)).await });
+        }
     }
 
     // ---- Users --------------------------------------------------------------------------------------------------
@@ -624,6 +690,18 @@ impl Node {
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
+    }
+}
+
+/// What an effect holds in memory that peers or users decide the size of, roughly.
+fn weight(effect: &Effect) -> usize {
+    match effect {
+        Effect::Send(_, Message::Input(input)) | Effect::Broadcast(Message::Input(input)) => input.payload.len(),
+        Effect::Send(_, Message::Candidate(body)) => 32 * body.inputs.len(),
+        Effect::Send(_, Message::Novel(novel)) => 32 * novel.body.inputs.len(),
+        Effect::Persist(Record::Input(input)) => input.payload.len(),
+        Effect::Evidence(evidence) => evidence.first.len() + evidence.second.len(),
+        _ => 0,
     }
 }
 

@@ -10,6 +10,7 @@ mod new;
 mod rekey;
 mod run;
 mod status;
+mod unl;
 
 use std::{
     ffi::OsString,
@@ -89,6 +90,7 @@ Examples:
   hp new second --join mynode/cfg/hp.cfg        another node of the same contract
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
+  hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
@@ -112,6 +114,7 @@ enum Command {
     Client(client::ClientArgs),
     Dev(dev::Dev),
     Status(status::Status),
+    Unl(unl::Unl),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -138,6 +141,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Client(args) => client::main(args),
         Command::Dev(dev) => dev.run(),
         Command::Status(status) => status.run(),
+        Command::Unl(unl) => unl.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -180,8 +180,9 @@ fn report(config: &Config, other: Option<&Config>) -> String {
         line(format_args!("before any node of the network runs for the first time:"));
         line(format_args!("{}", unl_line(config.key)));
         line(format_args!(
-            "A network that has run cannot take members in yet: leave `unl` as it is, and the node observes."
+            "When the network has run, leave `unl` as it is. The node observes until a quorum of the operators votes it in:"
         ));
+        line(format_args!("  hp unl add {}", config.key));
         line(format_args!(""));
         line(format_args!("{}", peer_note(other)));
         if config.peerport == other.peerport {

@@ -36,7 +36,7 @@ pub(super) struct Rekey {
     /// Change the key although hist/ holds a history.
     ///
     /// With a new key the node is no member any more: it observes. The votes that the old key has given stay binding
-    /// for that key alone, and a network that has run cannot take members in yet.
+    /// for that key alone. A quorum of the operators can vote the new key in and the old one out (`hp unl`).
     #[arg(long)]
     force: bool,
 }

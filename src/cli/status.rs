@@ -1,6 +1,10 @@
 //! `hp status`: asks a running node where it stands.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -30,31 +34,36 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self) -> Outcome {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-        let asked = async { tokio::time::timeout(ANSWER_TIME, control::ask(&self.dir, &Request::Status)).await };
-        let status = match runtime.block_on(asked) {
-            Ok(answer) => answer.map_err(|error| self.failure(error))?,
-            Err(_) => {
-                let (dir, after) = (self.dir.display(), ANSWER_TIME.as_secs());
-                let what = anyhow::anyhow!("the node in {dir} runs, but does not answer within {after} s");
-                return Err(Failure::new(Exit::NoAnswer, what));
-            }
-        };
+        let status = ask(&self.dir, &Request::Status)?;
         if self.json { answer(&format!("{status}\n")) } else { answer(&text(&status)) }
     }
+}
 
-    fn failure(&self, error: io::Error) -> Failure {
-        let path = control::path(&self.dir);
-        let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-        let what = if nobody {
-            format!("no node runs in {} (nobody answers at {})", self.dir.display(), path.display())
-        } else {
-            format!("cannot ask the node at {}", path.display())
-        };
-        let exit = if nobody { Exit::NoAnswer } else { Exit::Failed };
-        Failure::new(exit, anyhow::Error::new(error).context(what))
+/// Asks the node that runs in a folder.
+pub(super) fn ask(dir: &Path, request: &Request) -> Result<Value, Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let asked = async { tokio::time::timeout(ANSWER_TIME, control::ask(dir, request)).await };
+    match runtime.block_on(asked) {
+        Ok(answer) => answer.map_err(|error| failure(dir, error)),
+        Err(_) => {
+            let (dir, after) = (dir.display(), ANSWER_TIME.as_secs());
+            let what = anyhow::anyhow!("the node in {dir} runs, but does not answer within {after} s");
+            Err(Failure::new(Exit::NoAnswer, what))
+        }
     }
+}
+
+fn failure(dir: &Path, error: io::Error) -> Failure {
+    let path = control::path(dir);
+    let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+    let what = if nobody {
+        format!("no node runs in {} (nobody answers at {})", dir.display(), path.display())
+    } else {
+        format!("cannot ask the node at {}", path.display())
+    };
+    let exit = if nobody { Exit::NoAnswer } else { Exit::Failed };
+    Failure::new(exit, anyhow::Error::new(error).context(what))
 }
 
 /// The status for a person: a line each for what matters.
@@ -93,8 +102,11 @@ fn text(status: &Value) -> String {
     }
     let run = &status["last_run"];
     if let (Some(seq), Some(how)) = (run["seq"].as_u64(), run["status"].as_str()) {
-        let outputs = run["output_bytes"].as_u64().unwrap_or(0);
-        lines.push(("last run", format!("ledger {seq}: {how}, {} ms, {outputs} bytes of output", run["contract_ms"])));
+        // A run that was over its time has no more to tell.
+        let more = run["contract_ms"].as_f64().map_or(String::new(), |ms| {
+            format!(", {ms} ms, {} bytes of output", run["output_bytes"].as_u64().unwrap_or(0))
+        });
+        lines.push(("last run", format!("ledger {seq}: {how}{more}")));
     }
     lines.push(("ports", format!("peers {}, users {}", word("peer_address"), word("user_address"))));
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
@@ -105,6 +117,9 @@ fn text(status: &Value) -> String {
             "evidence",
             format!("{} signed two different {} messages ({count} times)", text("node"), text("kind")),
         ));
+    }
+    for pending in list("unl_changes") {
+        lines.push(("unl vote", super::unl::pending_text(&pending)));
     }
     for alert in list("alerts") {
         lines.push(("ALERT", alert.as_str().unwrap_or_default().to_owned()));
@@ -150,6 +165,7 @@ mod tests {
             "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
             "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2}],
+            "unl_changes": [{"change": "remove", "node": "cc", "by": ["aa"], "needed": 3}],
         });
         let expected = "\
 node      aa (member), up 5 s, pid 7
@@ -164,6 +180,7 @@ missing   bb
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output
 ports     peers 127.0.0.1:1, users -
 evidence  bb signed two different NOVEL messages (2 times)
+unl vote  remove cc: 1 of 3 votes (aa)
 ALERT     look
 ";
         assert_eq!(text(&status), expected);

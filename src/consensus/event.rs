@@ -58,6 +58,9 @@ pub enum Event {
     UnlVote(Option<UnlChange>),
     /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
+    /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
+    /// it was before.
+    Overtime(Box<Execution>),
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
     /// at once.
     Loaded(Vec<(ClosedLedger, Vec<Input>)>),
@@ -112,6 +115,15 @@ pub struct Execution {
     pub unl: Vec<NodeKey>,
     /// Users with inputs, in execution order.
     pub inputs: Vec<(UserKey, Vec<Input>)>,
+    /// Whether the wall-time limit ends the run. Not once it is known that the run ends: then it may take its time.
+    pub is_limited: bool,
+}
+
+impl Execution {
+    /// Users who sent something.
+    pub fn senders(&self) -> Vec<UserKey> {
+        self.inputs.iter().map(|(user, _)| *user).collect()
+    }
 }
 
 /// What is to be done.
@@ -141,9 +153,21 @@ pub enum Effect {
     },
     /// Make state/ what it was before this ledger's run.
     Rollback(Seq),
+    /// The run of this ledger, if there was one, has no effect, because its time was up: make state/ what it was before
+    /// it, if it is not, and drop its outputs.
+    Undo {
+        /// The ledger.
+        seq: Seq,
+        /// Root of the state before it, and so after it.
+        state_root: Hash,
+        /// Users who sent something, as far as they are known: they are told when the result is agreed.
+        senders: Vec<UserKey>,
+    },
     /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
     /// then the pre-state of this one may be needed again.
     Execute(Box<Execution>),
+    /// End the run of this ledger, if it is under way. `Overtime` follows, or `ExecDone` if it has just ended by itself.
+    EndRun(Seq),
     /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.
     Load(Seq),
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
@@ -216,6 +240,8 @@ pub struct Summary {
     pub pool: usize,
     /// Closed ledgers not run yet.
     pub unexecuted: Seq,
+    /// Members on which the time limit struck in the last ledger, while its result is not agreed on.
+    pub overtimes: usize,
     /// Whether this node's state is the agreed one.
     pub synced: bool,
     /// Whether no result can reach a quorum.

@@ -82,6 +82,7 @@ impl Consensus {
         let mine = &self.round.mine;
         let mut messages = Vec::new();
         messages.extend(self.results.get(&self.params.me).cloned().map(Message::Result));
+        messages.extend(self.overtimes.get(&self.params.me).cloned().map(Message::Overtime));
         messages.extend(mine.novel.clone().map(Message::Novel));
         messages.extend(self.round.tc_forward());
         messages.extend(mine.propose.clone().map(Message::Propose));

@@ -270,6 +270,65 @@ fn nothing_is_remembered_of_strangers_that_left() {
 }
 
 #[test]
+fn of_the_round_to_come_a_peer_has_one_message_of_each_kind_and_attempt_and_none_too_long() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let next = bench.core.round.seq + 1;
+    let hash = |number: u64| Hash::tagged("some", &number);
+    for number in 0..10_000 {
+        let attempt = Attempt::try_from(number % 100).expect("small");
+        let vote = Vote { seq: next, attempt, ledger_hash: hash(number) };
+        let prevote = bench.signed(2, Prevote::of(vote));
+        bench.hear(2, Message::Prevote(prevote));
+        let novel = Novel { seq: next, ..bench.novel(2, number).body };
+        let novel = bench.signed(2, novel);
+        bench.hear(2, Message::Novel(novel));
+        let prevote = bench.signed(77, Prevote::of(vote));
+        bench.hear(77, Message::Prevote(prevote));
+    }
+    assert_eq!(bench.core.future.len(), 1 + 1 + ATTEMPTS_AHEAD as usize, "a novel, and prevotes up to the bound");
+    let votes = vec![bench.signed(2, AdvanceVote { seq: next, attempt: 1, high: None }); UNL_MAX + 1];
+    bench.hear(2, Message::TcFwd(TcFwd { seq: next, tc: Tc { votes: votes.clone() }, polc: None }));
+    assert!(!bench.core.future.contains_key(&(key(2), "TCFWD", 1)), "longer than any UNL");
+    let tc = Tc { votes: votes[1..].to_vec() };
+    bench.hear(2, Message::TcFwd(TcFwd { seq: next, tc, polc: None }));
+    assert!(bench.core.future.contains_key(&(key(2), "TCFWD", 1)));
+}
+
+#[test]
+fn of_a_round_a_member_fills_a_bounded_number_of_slots_whatever_it_says() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let hash = |number: u32| Hash::tagged("some", &number);
+    for number in 0..5_000 {
+        let vote = Vote { seq: 1, attempt: number, ledger_hash: hash(number) };
+        let prevote = bench.signed(2, Prevote::of(vote));
+        bench.hear(2, Message::Prevote(prevote));
+        let precommit = bench.signed(2, Precommit::of(vote));
+        bench.hear(2, Message::Precommit(precommit));
+        let vote = bench.advance(2, number);
+        bench.hear(2, Message::Advance(Advance { vote, polc: None }));
+        let mut novel = bench.novel(2, u64::from(number)).body;
+        novel.inputs = (0..10).map(|at| hash(number * 10 + at)).collect();
+        novel.inputs.sort_unstable();
+        let novel = bench.signed(2, novel);
+        bench.hear(2, Message::Novel(novel));
+        let (of_seq, of_hash) = (0, bench.core.tip.hash);
+        let result = ExecResult { state_root: hash(number), ..result_of(of_seq, of_hash) };
+        let result = bench.signed(2, result);
+        bench.hear(2, Message::Result(result));
+        let ledger = bench.next_ledger(u64::from(number), &[2]);
+        bench.hear(2, Message::Candidate(ledger.candidate));
+        bench.hear(2, Message::Input(by_user(u64::from(number), 1 << 10)));
+    }
+    let round = &bench.core.round;
+    let near = ATTEMPTS_AHEAD as usize + 1;
+    assert_eq!((round.prevotes.len(), round.precommits.len()), (near, near));
+    // One of each attempt up to the bound, from 1 on, and its latest beyond.
+    assert_eq!(round.advances.len(), near);
+    assert_eq!((round.candidates.len(), round.other_novels.len(), round.proposals.len()), (0, 0, 0));
+    assert_eq!((round.unknown.len(), bench.core.results.len()), (10, 1));
+}
+
+#[test]
 fn who_is_far_behind_hears_how_far() {
     let mut bench = Bench::new(&[2], 80);
     (0..3).for_each(|_| drop(bench.close_next()));

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
     header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
-    messages::{Advance, Certificate, Novel, Precommit, Prevote, Signed, Tc},
+    messages::{Advance, Certificate, Novel, Overtime, Precommit, Prevote, Signed, Tc},
 };
-use crate::types::{Attempt, Hash, NodeKey, Seq, UserKey};
+use crate::types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey};
 
 /// One durable fact. Records of one transaction are applied in order, all or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,11 @@ pub enum Record {
     Ledger(Box<ClosedLedger>),
     /// My result of executing a ledger. Never replaced.
     Result(Box<Signed<ExecResult>>),
+    /// The wall-time limit struck on my clock in the run of the last closed ledger.
+    Overtime(Box<Signed<Overtime>>),
+    /// The agreed result of the ledger of my last result, where mine was another: whether a run was over its time is
+    /// decided by a quorum's clocks. From here on the state is what this result says.
+    Adopted(Box<ExecResult>),
     /// What my operator votes for, `None` when the vote is withdrawn or has done its work.
     UnlVote(Option<UnlChange>),
 }
@@ -72,6 +77,18 @@ pub struct Journal {
     pub executed_unl: Vec<NodeKey>,
     /// My last result.
     pub result: Option<Signed<ExecResult>>,
+    /// The agreed result of the same ledger, where mine was another and the state is the agreed one's.
+    pub adopted: Option<ExecResult>,
+    /// The ledger of my last result and its inputs, where the result is that its time was up: it is run after all when
+    /// a quorum says otherwise.
+    pub limited: Option<(ClosedLedger, Vec<Input>)>,
+    /// My OVERTIME of the tip.
+    pub overtime: Option<Signed<Overtime>>,
+}
+
+/// Whether a result says that the run was over its time.
+pub fn is_time_up(result: &ExecResult) -> bool {
+    result.status == Status::Limit(LimitKind::Time)
 }
 
 impl Journal {
@@ -95,7 +112,25 @@ impl Journal {
             executed_users: BTreeSet::new(),
             executed_unl: unl,
             result: None,
+            adopted: None,
+            limited: None,
+            overtime: None,
         }
+    }
+
+    /// What my last run led to: my result of it, unless a quorum decided otherwise.
+    pub fn outcome(&self) -> Option<&ExecResult> {
+        self.adopted.as_ref().or(self.result.as_ref().map(|result| &result.body))
+    }
+
+    /// Root of the state after my last run; what a run that was cut left is not in it.
+    pub fn state_root(&self) -> Hash {
+        self.outcome().map_or(self.genesis.state_root, |outcome| outcome.state_root)
+    }
+
+    /// Whether state/ may be what a run left that does not count, and is to be put back before anything else.
+    pub fn may_need_rollback(&self) -> bool {
+        !self.unexecuted.is_empty() || self.outcome().is_some_and(is_time_up)
     }
 
     /// Sequence number of the last closed ledger.
@@ -155,10 +190,23 @@ impl Journal {
                         .is_some_and(|(closed, _)| closed.candidate.header.seq == result.body.of_seq),
                     "results are journaled in order"
                 );
-                let (closed, _) = self.unexecuted.remove(0);
+                let (closed, inputs) = self.unexecuted.remove(0);
                 self.executed_users = closed.candidate.users_after(&self.executed_users);
                 self.executed_unl = closed.candidate.unl_after(&self.executed_unl);
+                self.limited = is_time_up(&result.body).then_some((closed, inputs));
+                self.adopted = None;
                 self.result = Some(*result);
+            }
+            Record::Overtime(overtime) => {
+                assert!(self.overtime.is_none(), "one OVERTIME a ledger");
+                assert_eq!(overtime.body.of_seq, self.seq(), "OVERTIME is of the tip");
+                self.overtime = Some(*overtime);
+            }
+            Record::Adopted(result) => {
+                let mine = self.result.as_ref().map(|mine| mine.body.of_seq);
+                assert_eq!(mine, Some(result.of_seq), "a result is adopted for the last run");
+                self.limited = None;
+                self.adopted = Some(*result);
             }
             Record::UnlVote(vote) => self.unl_vote = vote,
         }
@@ -184,6 +232,7 @@ impl Journal {
         self.precommits.clear();
         self.advance = None;
         self.tc = None;
+        self.overtime = None;
         self.tip = Some(closed.clone());
         self.unexecuted.push((closed, inputs));
     }

@@ -10,8 +10,8 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), `unl` (who decides), [`header`] (what
-//! a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), `overtime` (runs that take too long),
+//! `unl` (who decides), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod event;
 mod fetch;
@@ -21,6 +21,7 @@ mod limits;
 pub mod merkle;
 pub mod messages;
 pub mod mutation;
+mod overtime;
 mod pool;
 mod presence;
 mod receive;
@@ -42,12 +43,12 @@ pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
 use journal::{Journal, Record};
 pub use limits::*;
-use messages::{Closed, Get, Message, Scope, Signable, Signed, StatusMsg};
+use messages::{Closed, Get, Message, Overtime, Scope, Signable, Signed, StatusMsg};
 use mutation::mutated;
 use pool::Pool;
 pub use pool::Refused;
 use presence::PresenceTable;
-use results::Runs;
+use results::{LastRun, Runs};
 use round::Round;
 use votes::{Checker, Quorum};
 
@@ -108,6 +109,12 @@ pub struct Consensus {
     executed: Seq,
     /// Runs in memory; later ledgers wait in the database.
     runs: Runs,
+    /// OVERTIMEs of the tip, the first of each signer.
+    overtimes: BTreeMap<NodeKey, Signed<Overtime>>,
+    /// The last run of which I signed `Limit(Time)`, until a quorum has.
+    limited: Option<Box<Execution>>,
+    /// The ledger whose run is done after all, because a quorum has another result than `Limit(Time)`.
+    redo: Option<Seq>,
     /// State root after my last run.
     state_root: Hash,
     /// Whether my state is the agreed one.
@@ -138,6 +145,8 @@ pub struct Consensus {
 impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
+        let state_root = journal.state_root();
+        let executed = journal.result.as_ref().map_or(0, |result| result.body.of_seq);
         let genesis = journal.genesis;
         let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
@@ -145,6 +154,14 @@ impl Consensus {
         let tip = match &journal.tip {
             None => Tip { seq: 0, hash: scope.chain_id, time_ms: genesis.time_ms, settlement: None },
             Some(closed) => Tip::of(&closed.candidate.header),
+        };
+        let last = LastRun {
+            result: journal.result,
+            adopted: journal.adopted,
+            limited: journal.limited,
+            overtime: journal.overtime,
+            users: journal.executed_users.clone(),
+            unl: journal.executed_unl.clone(),
         };
         let mut pool = Pool::default();
         for (id, input) in journal.pool {
@@ -174,13 +191,12 @@ impl Consensus {
             mine: BTreeMap::new(),
             agreed: BTreeMap::new(),
             settled: tip.seq.saturating_sub(1),
-            executed: journal.result.as_ref().map_or(0, |result| result.body.of_seq),
-            runs: Runs::after(
-                journal.result.as_ref().map_or(0, |result| result.body.of_seq),
-                journal.executed_users,
-                journal.executed_unl,
-            ),
-            state_root: journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root),
+            executed,
+            runs: Runs::after(executed, journal.executed_users, journal.executed_unl),
+            overtimes: BTreeMap::new(),
+            limited: None,
+            redo: None,
+            state_root,
             trusted: true,
             split: false,
             links: BTreeSet::new(),
@@ -205,7 +221,7 @@ impl Consensus {
             pool,
             round,
         };
-        core.restore_results(journal.result, &journal.unexecuted);
+        core.restore_results(last, journal.unexecuted.first().map(|(next, _)| &next.candidate.header));
         core.restore_executions(journal.unexecuted);
         core
     }
@@ -229,6 +245,7 @@ impl Consensus {
             }
             Event::UnlVote(vote) => self.vote_for_unl(vote),
             Event::ExecDone(result) => self.executed(result),
+            Event::Overtime(run) => self.cut_short(run),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
@@ -281,6 +298,10 @@ impl Consensus {
                 result.body.of_hash == self.tip.hash
                     && self.result_cert().is_some_and(|cert| cert.result == result.body)
             }
+            Message::Overtime(overtime) => {
+                overtime.body.of_hash == self.tip.hash
+                    && (self.overtimes.contains_key(&overtime.from) || self.result_cert().is_some())
+            }
             _ => false,
         }
     }
@@ -308,6 +329,7 @@ impl Consensus {
             users: self.users.len(),
             pool: self.pool.len(),
             unexecuted: self.unexecuted(),
+            overtimes: if self.result_cert().is_none() { self.overtimes.len() } else { 0 },
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,

@@ -8,6 +8,10 @@ use crate::types::{Hash, NodeKey, UserKey};
 /// Users one host may claim. Past it the message is refused: no gateway serves more.
 pub const HOST_USERS_MAX: usize = 30_000;
 
+/// Users whose presence may differ from the last ledger's, before those that do not are looked for and forgotten, and
+/// again when they are twice as many: users that come and go a thousand times while no ledger closes must not stay.
+const PENDING_MAX: usize = 2 * HOST_USERS_MAX;
+
 #[derive(Debug, Default)]
 struct Host {
     boot: Option<Hash>,
@@ -25,6 +29,8 @@ pub struct PresenceTable {
     sessions: BTreeMap<UserKey, usize>,
     /// Users whose presence may differ from the last ledger.
     pending: BTreeSet<UserKey>,
+    /// At how many of these to look for those that do not.
+    pending_max: usize,
 }
 
 /// What came of a PRESENCE.
@@ -40,7 +46,8 @@ impl PresenceTable {
     /// Nobody is connected yet; those of the last ledger may have to go.
     pub fn new(me: NodeKey, boot: Hash, agreed: &BTreeSet<UserKey>) -> PresenceTable {
         let hosts = BTreeMap::from([(me, Host { boot: Some(boot), ..Host::default() })]);
-        PresenceTable { me, boot, hosts, sessions: BTreeMap::new(), pending: agreed.clone() }
+        let (sessions, pending) = (BTreeMap::new(), agreed.clone());
+        PresenceTable { me, boot, hosts, sessions, pending, pending_max: PENDING_MAX }
     }
 
     /// A user came to this node; the change to tell, `None` if it was here.
@@ -123,6 +130,18 @@ impl PresenceTable {
     /// A ledger was closed: forget what it settled.
     pub fn closed(&mut self, changed: impl IntoIterator<Item = UserKey>, agreed: &BTreeSet<UserKey>) {
         self.pending.extend(changed);
+        self.forget_settled(agreed);
+    }
+
+    /// Keeps the bound of what may differ from the last ledger.
+    pub fn bound(&mut self, agreed: &BTreeSet<UserKey>) {
+        if self.pending.len() > self.pending_max {
+            self.forget_settled(agreed);
+            self.pending_max = PENDING_MAX.max(2 * self.pending.len());
+        }
+    }
+
+    fn forget_settled(&mut self, agreed: &BTreeSet<UserKey>) {
         let sessions = &self.sessions;
         self.pending.retain(|user| sessions.contains_key(user) != agreed.contains(user));
     }
@@ -176,6 +195,23 @@ mod tests {
         assert_eq!(table.novel(&agreed), (vec![], vec![]));
         table.forget_host(&PEER);
         assert_eq!(table.novel(&agreed), (vec![], vec![USER]));
+    }
+
+    #[test]
+    fn users_that_come_and_go_while_no_ledger_closes_are_forgotten() {
+        let mut table = table();
+        let (boot, agreed) = (Hash([2; 32]), BTreeSet::from([USER]));
+        table.heard(PEER, &Presence { boot, counter: 0, full: true, up: vec![USER], down: vec![] });
+        for counter in 0..200 {
+            let user = |at: u64| UserKey(Hash::tagged("user", &(counter / 2, at)).0);
+            let users: Vec<UserKey> = (0..1_000).map(user).collect();
+            let (up, down) = if counter % 2 == 0 { (users, vec![]) } else { (vec![], users) };
+            table.heard(PEER, &Presence { boot, counter: counter + 1, full: false, up, down });
+            table.bound(&agreed);
+            assert!(table.pending.len() <= PENDING_MAX, "{counter}");
+        }
+        table.forget_host(&PEER);
+        assert_eq!(table.novel(&agreed), (vec![], vec![USER]), "who really went is not");
     }
 
     #[test]

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX,
-    INPUTS_MAX, NOVEL_USERS_MAX, Query, REPLY_MS, UNKNOWN_MAX,
+    INPUTS_MAX, NOVEL_USERS_MAX, Query, REPLY_MS, UNKNOWN_MAX, UNL_MAX,
     header::{Candidate, ExecResult, Input, Origin},
     messages::{
-        Advance, Basis, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed, StatusMsg, TcFwd,
-        VoteKind,
+        Advance, Basis, Certificate, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed,
+        StatusMsg, TcFwd, VoteKind,
     },
     mutation::mutated,
     presence::{HOST_USERS_MAX, Heard},
@@ -21,9 +21,32 @@ use crate::types::{Attempt, Hash, NodeKey, Seq};
 /// Stands for all peers outside the UNL. No key that anybody can sign with.
 const STRANGERS: NodeKey = NodeKey([0; 32]);
 
+/// Whether no list in a message of a round is longer than a right one can be. It may be kept before it is checked.
+fn is_bounded(message: &Message) -> bool {
+    let polc = |polc: &Option<Certificate>| polc.as_ref().is_none_or(|polc| polc.sigs.len() <= UNL_MAX);
+    match message {
+        Message::Novel(m) => {
+            m.body.inputs.len() <= INPUTS_MAX
+                && m.body.users_add.len() <= NOVEL_USERS_MAX
+                && m.body.users_del.len() <= NOVEL_USERS_MAX
+        }
+        Message::Advance(m) => polc(&m.polc),
+        Message::TcFwd(m) => m.tc.votes.len() <= UNL_MAX && polc(&m.polc),
+        Message::Propose(m) => {
+            let basis = match &m.body.basis {
+                Basis::Polc(polc) => polc.sigs.len() <= UNL_MAX,
+                Basis::Novels(novels, cert) => novels.len() <= UNL_MAX && cert.sigs.len() <= UNL_MAX,
+            };
+            m.body.tc.votes.len() <= UNL_MAX && basis
+        }
+        Message::Closed(m) => m.qc.sigs.len() <= UNL_MAX,
+        _ => true,
+    }
+}
+
 impl Consensus {
     pub(super) fn receive(&mut self, from: NodeKey, message: Message) {
-        if from == self.params.me {
+        if from == self.params.me || !is_bounded(&message) {
             return;
         }
         match message.round_seq() {
@@ -61,8 +84,7 @@ impl Consensus {
                 Message::Advance(advance) => self.on_advance(advance),
                 Message::TcFwd(forward) => self.on_tc_forward(forward),
                 Message::Propose(propose) => self.on_propose(propose),
-                // Signed directly as a limit so far: see `docs/decisions.md`.
-                Message::Overtime(_) => {}
+                Message::Overtime(overtime) => self.on_overtime(overtime),
                 _ => unreachable!("only messages of a round have a sequence number"),
             }
         }
@@ -75,10 +97,8 @@ impl Consensus {
         let ascending = inputs.is_sorted_by(|a, b| a < b)
             && users_add.is_sorted_by(|a, b| a < b)
             && users_del.is_sorted_by(|a, b| a < b);
-        let bounded =
-            inputs.len() <= INPUTS_MAX && users_add.len() <= NOVEL_USERS_MAX && users_del.len() <= NOVEL_USERS_MAX;
         let follows = *parent == self.tip.hash || mutated!(NoParentCheck);
-        if !follows || !ascending || !bounded || !self.is_other_member(&novel.from) {
+        if !follows || !ascending || !self.is_other_member(&novel.from) {
             return;
         }
         let signer = novel.from;
@@ -256,7 +276,7 @@ impl Consensus {
 
     /// Whose votes are counted when they arrive. Mine were when they were signed; one that comes from elsewhere was
     /// signed by another process with my key, or by this one before its journal was lost.
-    fn is_other_member(&self, signer: &NodeKey) -> bool {
+    pub(super) fn is_other_member(&self, signer: &NodeKey) -> bool {
         *signer != self.params.me && self.is_member(signer)
     }
 
@@ -417,6 +437,7 @@ impl Consensus {
         if self.presence.heard(from, &signed.body) == Heard::Gap {
             self.get(from, Get::Presence);
         }
+        self.presence.bound(&self.users);
     }
 
     fn on_status(&mut self, from: NodeKey, status: &StatusMsg) {

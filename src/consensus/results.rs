@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     Consensus, Effect, Execution,
-    header::{self, Candidate, ClosedLedger, ExecResult, Input},
-    journal::Record,
+    header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
+    journal::{Record, is_time_up},
     limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
-    messages::{Message, ResultCert, Scope, Signed},
+    messages::{Message, Overtime, ResultCert, Scope, Signed},
     mutation::mutated,
+    overtime::Verdict,
 };
 use crate::types::{NodeKey, Seq, Sig, UserKey};
 
@@ -20,8 +21,11 @@ pub(super) struct Runs {
     bytes: usize,
     /// The last ledger that waits, is being run or was run.
     last: Seq,
-    /// Whether a run was handed out and has not ended.
-    running: bool,
+    pub running: Option<Running>,
+    /// The run that was cut, until it is decided what that means. No other one is handed out before.
+    pub cut: Option<Box<Execution>>,
+    /// A run to be handed out again, before all that wait.
+    pub again: Option<Box<Execution>>,
     /// Users of the ledger that was handed out last.
     users: BTreeSet<UserKey>,
     /// The UNL that it fixed, ascending.
@@ -30,10 +34,39 @@ pub(super) struct Runs {
     loading: bool,
 }
 
+/// A run that was handed out and has not ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Running {
+    pub seq: Seq,
+    /// Whether it was asked to end.
+    pub is_ending: bool,
+}
+
+/// What the journal knows of the last run.
+pub(super) struct LastRun {
+    pub result: Option<Signed<ExecResult>>,
+    pub adopted: Option<ExecResult>,
+    pub limited: Option<(ClosedLedger, Vec<Input>)>,
+    pub overtime: Option<Signed<Overtime>>,
+    /// As the ledger of `result` left them.
+    pub users: BTreeSet<UserKey>,
+    pub unl: Vec<NodeKey>,
+}
+
 impl Runs {
     /// None, after the run of `executed`; `users` and `unl` are as that ledger left them.
     pub fn after(executed: Seq, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) -> Runs {
-        Runs { waiting: VecDeque::new(), bytes: 0, last: executed, running: false, users, unl, loading: false }
+        Runs {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            last: executed,
+            running: None,
+            cut: None,
+            again: None,
+            users,
+            unl,
+            loading: false,
+        }
     }
 
     fn push(&mut self, candidate: Candidate, inputs: Vec<Input>) {
@@ -44,18 +77,18 @@ impl Runs {
     }
 
     /// The next run, if none is under way.
-    fn next(&mut self) -> Option<Execution> {
-        if self.running {
+    fn next(&mut self) -> Option<Box<Execution>> {
+        if self.running.is_some() || self.cut.is_some() {
             return None;
         }
+        if let Some(again) = self.again.take() {
+            return Some(again);
+        }
         let (candidate, inputs) = self.waiting.pop_front()?;
-        self.running = true;
         self.bytes -= payload_bytes(&inputs);
         self.users = candidate.users_after(&self.users);
         self.unl = candidate.unl_after(&self.unl);
-        let (header, hash) = (candidate.header.clone(), candidate.header.hash());
-        let inputs = header::execution_order(&header, inputs);
-        Some(Execution { header, hash, users: self.users.clone(), unl: self.unl.clone(), inputs })
+        Some(execution(&candidate, self.users.clone(), self.unl.clone(), inputs))
     }
 
     /// Ledgers that wait.
@@ -80,6 +113,13 @@ fn payload_bytes(inputs: &[Input]) -> usize {
     inputs.iter().map(|input| input.payload.len()).sum()
 }
 
+/// What is told of a closed ledger to whoever runs it.
+fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, unl: Vec<NodeKey>, inputs: Vec<Input>) -> Box<Execution> {
+    let (header, hash) = (candidate.header.clone(), candidate.header.hash());
+    let inputs = header::execution_order(&header, inputs);
+    Box::new(Execution { header, hash, users, unl, inputs, is_limited: true })
+}
+
 impl Consensus {
     /// The agreed result of the tip, once it is known.
     pub(super) fn result_cert(&self) -> Option<ResultCert> {
@@ -99,9 +139,17 @@ impl Consensus {
         if !self.trusted {
             return;
         }
-        assert!(std::mem::take(&mut self.runs.running), "a run ends after it was asked for");
+        assert!(self.runs.running.take().is_some(), "a run ends after it was asked for");
         let seq = result.of_seq;
+        if self.redo == Some(seq) {
+            return self.redone(result);
+        }
         assert_eq!(seq, self.executed + 1, "ledgers are run in order");
+        if self.verdict(seq) == Some(Verdict::Limited) && !is_time_up(&result) {
+            // It ended when it was being ended.
+            let limited = self.limited(seq, result.of_hash);
+            return self.sign_limited(limited, Vec::new());
+        }
         if let Some(agreed) = self.agreed.get(&seq)
             && *agreed != result
         {
@@ -109,6 +157,12 @@ impl Consensus {
             let agreed = agreed.clone();
             return self.diverge(result, agreed);
         }
+        self.sign_result(result);
+    }
+
+    /// The only place that signs a RESULT.
+    pub(super) fn sign_result(&mut self, result: ExecResult) {
+        let seq = result.of_seq;
         self.executed = seq;
         self.state_root = result.state_root;
         // Counted by the UNL that the ledger fixed, which may be another by now.
@@ -158,18 +212,24 @@ impl Consensus {
         let Some((&seq, mine)) = self.mine.first_key_value() else { return false };
         let Some(agreed) = self.agreed.get(&seq) else { return false };
         let (mine, agreed) = (mine.clone(), agreed.clone());
+        if mine != agreed && is_time_up(&mine) && self.redo(seq) {
+            return false;
+        }
         self.mine.remove(&seq);
         self.agreed.remove(&seq);
         self.settled = seq;
-        if mine == agreed {
-            self.effects.push(Effect::Deliver(Box::new(agreed)));
-        } else {
+        self.limited.take_if(|run| run.header.seq == seq);
+        if mine != agreed && is_time_up(&agreed) {
+            self.undo(&agreed);
+        } else if mine != agreed {
             if mutated!(SecondResult) {
                 let second = self.sign(agreed.clone());
                 self.effects.push(Effect::Broadcast(Message::Result(second)));
             }
             self.diverge(mine, agreed);
+            return true;
         }
+        self.effects.push(Effect::Deliver(Box::new(agreed)));
         true
     }
 
@@ -178,6 +238,7 @@ impl Consensus {
             self.agreed.clear();
             self.mine.clear();
             self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
+            (self.limited, self.redo) = (None, None);
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
         }
     }
@@ -196,24 +257,28 @@ impl Consensus {
         }
     }
 
-    pub(super) fn restore_results(
-        &mut self,
-        result: Option<Signed<ExecResult>>,
-        unexecuted: &[(ClosedLedger, Vec<Input>)],
-    ) {
-        let Some(result) = result else { return };
-        let seq = result.body.of_seq;
-        match unexecuted.first() {
+    /// Goes on from the last run that the journal knows. `next` is the ledger after it.
+    pub(super) fn restore_results(&mut self, last: LastRun, next: Option<&Header>) {
+        if let Some(overtime) = last.overtime {
+            assert_eq!(overtime.body.of_hash, self.tip.hash, "OVERTIME is of the tip");
+            self.overtimes.insert(self.params.me, overtime);
+        }
+        let Some(result) = last.result else { return };
+        let (seq, outcome) = (result.body.of_seq, last.adopted.unwrap_or_else(|| result.body.clone()));
+        if is_time_up(&outcome) {
+            // Signed, maybe, before the state was put back.
+            self.effects.push(Effect::Undo { seq, state_root: outcome.state_root, senders: Vec::new() });
+        }
+        self.limited = last.limited.map(|(ledger, inputs)| execution(&ledger.candidate, last.users, last.unl, inputs));
+        self.mine.insert(seq, outcome);
+        match next {
             // The ledger after my last result says what was agreed.
-            Some((next, _)) => {
-                let agreed = next.candidate.header.result.clone();
-                if agreed != result.body {
-                    self.diverge(result.body, agreed);
-                }
+            Some(next) => {
+                self.agreed.insert(seq, next.result.clone());
+                self.settle_results();
             }
             None => {
                 assert_eq!(seq, self.tip.seq, "the tip is executed");
-                self.mine.insert(seq, result.body.clone());
                 if self.is_member(&self.params.me) {
                     self.results.insert(self.params.me, result);
                 }
@@ -229,7 +294,9 @@ impl Consensus {
             return;
         }
         // A run may have been cut anywhere, even behind its last write: it starts from its pre-state.
-        self.effects.push(Effect::Rollback(first));
+        if self.redo.is_none() {
+            self.effects.push(Effect::Rollback(first));
+        }
         self.queue_runs(unexecuted);
     }
 
@@ -278,12 +345,25 @@ impl Consensus {
     }
 
     /// Hands out the next run, if none is under way.
-    fn run_next(&mut self) {
-        if let Some(run) = self.runs.next() {
-            // It replaces the pre-state kept of the run before, whose result must be on disk by then.
-            self.effects.push(Effect::Sync);
-            self.effects.push(Effect::Execute(Box::new(run)));
+    pub(super) fn run_next(&mut self) {
+        let Some(mut run) = self.runs.next() else { return };
+        let seq = run.header.seq;
+        let verdict = self.verdict(seq);
+        if verdict == Some(Verdict::Limited) {
+            // Its time was up elsewhere: there is nothing to run.
+            return self.sign_limited_run(run);
         }
+        // Of an older ledger the next header, which may still have to be loaded, says how the run ended.
+        run.is_limited = verdict.is_none() && seq == self.tip.seq;
+        if run.is_limited && self.overtimes.contains_key(&self.params.me) {
+            // It was cut before a restart, and waits for what the others say.
+            self.runs.cut = Some(run);
+            return;
+        }
+        self.runs.running = Some(Running { seq, is_ending: false });
+        // It replaces the pre-state kept of the run before, whose result must be on disk by then.
+        self.effects.push(Effect::Sync);
+        self.effects.push(Effect::Execute(run));
     }
 
     /// Closed ledgers not run yet.

@@ -23,6 +23,7 @@ impl Consensus {
         loop {
             self.round.wanted.clear();
             let changed = self.settle_results()
+                || self.resolve_overtime()
                 || self.send_novel()
                 || self.prevote_first()
                 || self.follow_advances()
@@ -87,9 +88,11 @@ impl Consensus {
         self.pool.has_unproposed() || self.unl_vote.is_some() && !self.unl_vote_told
     }
 
-    /// My result of the tip is signed, or it is agreed on without me, or I have none to give.
+    /// My result of the tip, or that its run took too long here, is signed; or it is agreed on without me, or I have none
+    /// to give.
     fn round_may_start(&self) -> bool {
-        let signed = self.results.contains_key(&self.params.me);
+        let me = &self.params.me;
+        let signed = self.results.contains_key(me) || self.overtimes.contains_key(me);
         signed || !self.trusted || self.result_cert().is_some()
     }
 
@@ -427,6 +430,7 @@ impl Consensus {
         }
         self.tip = super::Tip::of(&header);
         self.results.clear();
+        self.overtimes.clear();
         self.split = false;
         // What this header says of the run before may show that mine went wrong: then nothing is run on top of it.
         while self.settle_results() {}

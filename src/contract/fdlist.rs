@@ -49,6 +49,7 @@ pub struct UserFds {
 struct FdList<'a> {
     auth: BTreeMap<String, &'static str>,
     contract: String,
+    control: i32,
     hotpocket: f64,
     lcl: String,
     mver: u32,
@@ -66,18 +67,28 @@ struct FdList<'a> {
     user: BTreeMap<String, [i32; 2]>,
 }
 
-/// The text for the contract's standard input; `npl` is its [read, write] pair.
+/// The descriptors that a run has beside its users'.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunFds {
+    /// Of the party line: [read, write].
+    pub npl: [i32; 2],
+    /// Write requests to the network here.
+    pub control: i32,
+}
+
+/// The text for the contract's standard input.
 ///
 /// Each user may be listed once: a second entry of a key would replace the first.
-pub fn to_json(facts: &Facts, npl: [i32; 2], users: &[UserFds]) -> Vec<u8> {
+pub fn to_json(facts: &Facts, fds: RunFds, users: &[UserFds]) -> Vec<u8> {
     let auth = users.iter().filter_map(|user| user.auth.map(|auth| (user.key.to_string(), auth_name(auth))));
     let list = FdList {
         auth: auth.collect(),
         contract: facts.contract.to_string(),
+        control: fds.control,
         hotpocket: 0.1,
         lcl: facts.lcl.to_string(),
         mver: 1,
-        npl,
+        npl: fds.npl,
         // The path comes out of a configuration file, which is UTF-8.
         private: facts.private.as_ref().map(|path| path.to_string_lossy()),
         pubkey: facts.pubkey.to_string(),
@@ -131,7 +142,7 @@ mod tests {
     }
 
     fn parsed(facts: &Facts, users: &[UserFds]) -> Value {
-        serde_json::from_slice(&to_json(facts, [29, 28], users)).unwrap()
+        serde_json::from_slice(&to_json(facts, RunFds { npl: [29, 28], control: 30 }, users)).unwrap()
     }
 
     #[test]
@@ -151,7 +162,7 @@ mod tests {
         ours.retain(|key, _| golden.get(key).is_none());
         let expected = json!({
             "auth": { "ed4928c628d1c2c6eae90338905995612959273a5c63f93636c14614ac8737d1": "signed" },
-            "contract": "cd".repeat(32), "readonly": false, "seed": "ab".repeat(32),
+            "contract": "cd".repeat(32), "control": 30, "readonly": false, "seed": "ab".repeat(32),
             "seq": 7, "time_ms": 1_568_193_881_250_u64,
         });
         assert_eq!(Value::Object(ours.clone()), expected);
@@ -160,10 +171,11 @@ mod tests {
     #[test]
     fn keys_are_written_in_sorted_order() {
         let facts = Facts { private: Some("/secrets".into()), ..facts() };
-        let text = String::from_utf8(to_json(&facts, [16, 17], &[])).unwrap();
+        let text = String::from_utf8(to_json(&facts, RunFds { npl: [16, 17], control: 18 }, &[])).unwrap();
         let names = [
             "auth",
             "contract",
+            "control",
             "hotpocket",
             "lcl",
             "mver",

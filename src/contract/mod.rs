@@ -3,7 +3,7 @@
 //! [`Launcher`] is the handle. [`Launcher::run`] gives a contract its ledger and comes back when every process it
 //! started is gone, with what it wrote to its users. Knows nothing of votes: which status counts is the node's matter.
 //!
-//! In reading order: [`fdlist`] and [`npl`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
+//! In reading order: [`fdlist`], [`npl`] and [`request`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
 //! `supervisor.rs` (the handle), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
 //! `spawn.rs` (system calls), `limits.rs`, `log.rs`.
 
@@ -12,7 +12,10 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::types::{Auth, NodeKey, Status, UserKey};
+use crate::{
+    consensus::header::UnlChange,
+    types::{Auth, NodeKey, Status, UserKey},
+};
 
 mod control;
 pub mod fdlist;
@@ -21,6 +24,7 @@ mod limits;
 mod log;
 pub mod npl;
 mod pipes;
+pub mod request;
 mod run;
 mod sinks;
 mod spawn;
@@ -71,6 +75,8 @@ pub struct RunReport {
     pub end: End,
     /// What each user gets, without users who get nothing. Empty unless the end is `Status(Ok)`.
     pub outputs: BTreeMap<UserKey, Vec<u8>>,
+    /// The change of the UNL that the contract asked for. None unless the end is `Status(Ok)`.
+    pub unl_request: Option<UnlChange>,
     /// From the call of `run` to the end of the last process.
     pub elapsed: Duration,
     /// Messages the contract wrote to the party line.

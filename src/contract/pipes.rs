@@ -29,7 +29,8 @@ pub(super) const NPL_IN: usize = 1;
 pub(super) const STDOUT: usize = 0;
 pub(super) const STDERR: usize = 1;
 pub(super) const NPL_OUT: usize = 2;
-pub(super) const USERS_OUT: usize = 3;
+pub(super) const CONTROL: usize = 3;
+pub(super) const USERS_OUT: usize = 4;
 
 /// A pipe as (read end, write end), both closed on exec and blocking.
 fn new_pipe() -> nix::Result<(OwnedFd, OwnedFd)> {

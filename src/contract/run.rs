@@ -21,15 +21,19 @@ use tokio::{
 use super::{
     End, NplIn, NplOut, NplPort, RunReport, RunSpec,
     control::{Exit, FD_BATCH, FIRST_FD, Reply, Request, Step},
-    fdlist::{self, UserFds},
+    fdlist::{self, RunFds, UserFds},
     limits::OsLimits,
     log::LogQueue,
     npl,
     pipes::{BYTES_A_TURN, Feed, NPL_IN, NPL_OUT, PIECE_BYTES, PIPES_A_TURN, Pumps, Ready, from_contract, to_contract},
+    request,
     sinks::Sinks,
     supervisor::{Channel, Connection, KILL_TIME_MAX, LaunchError, not_started},
 };
 use crate::types::{LimitKind, Status};
+
+/// Descriptors of every run, as the contract sees them; those of users follow.
+const RUN_FDS: RunFds = RunFds { npl: [FIRST_FD, FIRST_FD + 1], control: FIRST_FD + 2 };
 
 /// Bytes of peers' messages waiting for a contract that does not read them. Past it no more are taken out of
 /// [`NplPort::incoming`], so that it fills up; at the end of the window what waits there is dropped.
@@ -65,8 +69,15 @@ pub(super) async fn run(
         Reply::NotStarted { step, errno } => (End::Status(refused(&spec, step, errno)?), 0),
     };
     let npl_frames = sinks.npl_frames;
-    let outputs = if end == End::Status(Status::Ok) { sinks.into_outputs() } else { BTreeMap::new() };
-    Ok(RunReport { end, outputs, elapsed, npl_frames, left_over })
+    let (mut outputs, mut unl_request) = (BTreeMap::new(), None);
+    if end == End::Status(Status::Ok) {
+        unl_request = request::parse(&sinks.control).unwrap_or_else(|error| {
+            tracing::warn!(seq = spec.facts.seq, %error, "the contract's request is not understood, so it asks for nothing");
+            None
+        });
+        outputs = sinks.into_outputs();
+    }
+    Ok(RunReport { end, outputs, unl_request, elapsed, npl_frames, left_over })
 }
 
 /// A limit that all nodes measure alike counts before the way the main process died of it.
@@ -115,13 +126,13 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
     let mut users = Vec::with_capacity(spec.users.len());
     let mut keys = BTreeSet::new();
-    for (user, input) in spec.users.iter().zip((FIRST_FD + 2..).step_by(2)) {
+    for (user, input) in spec.users.iter().zip((RUN_FDS.control + 1..).step_by(2)) {
         assert!(keys.insert(user.key), "a ledger lists each user once");
         let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
         users.push(UserFds { key: user.key, auth, input, output: input + 1 });
     }
     let (json, users) = fdlist_of(spec, users).await;
-    channel.request(&request(spec), 5 + 2 * users.len()).await?;
+    channel.request(&request(spec), 6 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
     let mut pumps = Pumps::new();
@@ -129,6 +140,8 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     let (npl_in, end) = to_contract().map_err(pipe_error)?;
     ends.push(end).await?;
     let (npl_out, end) = from_contract().map_err(pipe_error)?;
+    ends.push(end).await?;
+    let (control, end) = from_contract().map_err(pipe_error)?;
     ends.push(end).await?;
     let mut user_outs = Vec::with_capacity(users.len());
     let mut user_ins = Vec::new();
@@ -160,7 +173,7 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     // Only now, with the contract on its way, the pipes are registered with the event loop.
     pumps.add_in(stdin).map_err(pipe_error)?;
     pumps.add_in(Some(Feed::open(npl_in))).map_err(pipe_error)?;
-    for ours in [stdout, stderr, npl_out] {
+    for ours in [stdout, stderr, npl_out, control] {
         pumps.add_out(ours).map_err(pipe_error)?;
     }
     for (place, ours) in user_outs.into_iter().enumerate() {
@@ -178,12 +191,11 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
 
 /// The text for stdin. That of a great many users takes too long for this thread.
 async fn fdlist_of(spec: &RunSpec, users: Vec<UserFds>) -> (Vec<u8>, Vec<UserFds>) {
-    const NPL: [RawFd; 2] = [FIRST_FD, FIRST_FD + 1];
     if users.len() <= PIPES_A_TURN {
-        return (fdlist::to_json(&spec.facts, NPL, &users), users);
+        return (fdlist::to_json(&spec.facts, RUN_FDS, &users), users);
     }
     let facts = spec.facts.clone();
-    let made = tokio::task::spawn_blocking(move || (fdlist::to_json(&facts, NPL, &users), users));
+    let made = tokio::task::spawn_blocking(move || (fdlist::to_json(&facts, RUN_FDS, &users), users));
     made.await.expect("making text does not panic")
 }
 

@@ -12,7 +12,8 @@ use super::{
     Limits, NplOut, RunSpec,
     log::{LogQueue, Stream, StreamLog},
     npl,
-    pipes::{NPL_OUT, STDERR, STDOUT, USERS_OUT},
+    pipes::{CONTROL, NPL_OUT, STDERR, STDOUT, USERS_OUT},
+    request::CONTROL_BYTES_MAX,
 };
 use crate::types::{LimitKind, NodeKey, UserKey};
 
@@ -26,6 +27,8 @@ pub(super) struct Sinks {
     npl_bytes: u64,
     pub(super) npl_frames: u64,
     pub(super) npl_ended: bool,
+    /// What the contract asks of the network; at most [`CONTROL_BYTES_MAX`], which is more than any request has.
+    pub(super) control: Vec<u8>,
     /// Messages on their way to the peers.
     pub(super) unsent: VecDeque<NplOut>,
     /// Own messages on their way back to the contract.
@@ -48,6 +51,7 @@ impl Sinks {
             npl_bytes: 0,
             npl_frames: 0,
             npl_ended: false,
+            control: Vec::new(),
             unsent: VecDeque::new(),
             looped: Vec::new(),
             exceeded: None,
@@ -62,6 +66,10 @@ impl Sinks {
                 }
             }
             NPL_OUT => self.take_npl(bytes),
+            CONTROL => {
+                let room = CONTROL_BYTES_MAX - self.control.len();
+                self.control.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
             user => self.take_output(user - USERS_OUT, bytes),
         }
     }

@@ -9,9 +9,9 @@ use super::{
 use crate::{
     consensus::{
         LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
-        header::{self, Candidate, ClosedLedger, Genesis, Header, Input, InputKey},
-        journal::Journal,
-        messages::{Certificate, Precommit, Prevote, Signed},
+        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey},
+        journal::{Journal, is_time_up},
+        messages::{Certificate, Overtime, Precommit, Prevote, Signed},
     },
     types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
@@ -31,6 +31,14 @@ impl Store {
         };
         let result = self.last_result()?;
         journal.result = result;
+        journal.adopted = self.adopted()?;
+        if journal.adopted.is_none()
+            && let Some(result) = journal.result.as_ref().filter(|result| is_time_up(&result.body))
+        {
+            let ledger = self.whole(result.body.of_seq)?;
+            let inputs = self.inputs_of(&journal.genesis, &ledger)?;
+            journal.limited = Some((ledger, inputs));
+        }
         journal.unexecuted = self.ledgers_to_run(self.known.executed + 1)?;
         journal.users = self.read_users(Users::Tip, self.known.tip)?;
         journal.executed_users = self.read_users(Users::Executed, self.known.executed)?;
@@ -115,17 +123,28 @@ impl Store {
         ledger.candidate.inputs.iter().map(read).collect()
     }
 
-    fn last_result(&self) -> Result<Option<Signed<header::ExecResult>>, Trouble> {
+    fn last_result(&self) -> Result<Option<Signed<ExecResult>>, Trouble> {
         if self.known.executed == 0 {
             return Ok(None);
         }
         let mut query = self.db.prepare("SELECT bytes FROM result WHERE seq = ?1")?;
         let mut rows = query.query([self.known.executed as i64])?;
         let Some(row) = rows.next()? else { return Trouble::damaged("the last result is missing") };
-        let result: Signed<header::ExecResult> = column(row, 0, "the last result")?;
+        let result: Signed<ExecResult> = column(row, 0, "the last result")?;
         match result.body.of_seq == self.known.executed {
             true => Ok(Some(result)),
             false => Trouble::damaged("the last result is of another ledger"),
+        }
+    }
+
+    fn adopted(&self) -> Result<Option<ExecResult>, Trouble> {
+        let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE key = 'adopted'")?;
+        let mut rows = query.query([])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let result: ExecResult = column(row, 0, "the adopted result")?;
+        match result.of_seq == self.known.executed {
+            true => Ok(Some(result)),
+            false => Trouble::damaged("the adopted result is of another ledger than the last one executed"),
         }
     }
 
@@ -247,6 +266,15 @@ impl Store {
                 }
                 kind if kind == Kind::Entered as i64 => {
                     journal.tc = Some(column(row, 2, "why I entered an attempt")?);
+                    next
+                }
+                kind if kind == Kind::Overtime as i64 => {
+                    let overtime: Signed<Overtime> = column(row, 2, "my overtime")?;
+                    let tip = journal.tip.as_ref().map(|tip| tip.candidate.header.hash());
+                    if Some(overtime.body.of_hash) != tip {
+                        return Trouble::damaged("an OVERTIME of another ledger than the last");
+                    }
+                    journal.overtime = Some(overtime);
                     next
                 }
                 other => return Trouble::damaged(format!("an unknown kind {other} of vote")),

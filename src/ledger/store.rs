@@ -15,7 +15,7 @@ use crate::{
     consensus::{
         header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
         journal::{Journal, Record},
-        messages::{Advance, Certificate, Closed, Evidence, Signed, Tc},
+        messages::{Advance, Certificate, Closed, Evidence, Overtime, Signed, Tc},
     },
     types::{Attempt, Hash, Seq, UserKey},
 };
@@ -53,6 +53,8 @@ pub(super) enum Kind {
     Precommit = 2,
     Advance = 3,
     Entered = 4,
+    /// Of the tip, whose run took too long: said in the round after it, like the result it stands for.
+    Overtime = 5,
 }
 
 /// The two sets of users that are kept.
@@ -362,6 +364,8 @@ impl Change<'_> {
             Record::Entered(tc, polc) => self.entered(tc, polc.as_ref()),
             Record::Ledger(closed) => self.close(closed),
             Record::Result(result) => self.result(result),
+            Record::Overtime(overtime) => self.overtime(overtime),
+            Record::Adopted(result) => self.adopted(result),
             Record::UnlVote(vote) => self.unl_vote(vote.as_ref()),
         }
     }
@@ -533,7 +537,29 @@ impl Change<'_> {
         self.users(Users::Executed, &body.users_add, &body.users_del)?;
         let mut insert = self.db.prepare_cached("INSERT INTO result (seq, bytes) VALUES (?1, ?2)")?;
         insert.execute(params![seq as i64, encode(result)])?;
+        self.db.prepare_cached("DELETE FROM meta WHERE key = 'adopted'")?.execute([])?;
         self.known.executed = seq;
+        Ok(())
+    }
+
+    fn overtime(&mut self, overtime: &Signed<Overtime>) -> Result<(), Trouble> {
+        let (of_seq, tip) = (overtime.body.of_seq, self.known.tip);
+        if of_seq != tip {
+            return Trouble::contradiction(format!("an OVERTIME of ledger {of_seq}, but {tip} is the last"));
+        }
+        self.said(Kind::Overtime, 0, encode(overtime))
+    }
+
+    fn adopted(&mut self, result: &ExecResult) -> Result<(), Trouble> {
+        let Known { executed, .. } = *self.known;
+        if result.of_seq != executed {
+            let of_seq = result.of_seq;
+            return Trouble::contradiction(format!(
+                "ledger {of_seq}'s result adopted, but {executed} was executed last"
+            ));
+        }
+        let mut insert = self.db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('adopted', ?1)")?;
+        insert.execute([encode(result)])?;
         Ok(())
     }
 

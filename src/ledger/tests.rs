@@ -18,10 +18,11 @@ use crate::{
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
         journal::Journal,
         messages::{
-            Advance, AdvanceVote, Certificate, Message, Novel, Precommit, Prevote, Signed, StatusMsg, Tc, Vote,
+            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Signed, StatusMsg, Tc,
+            Vote,
         },
     },
-    types::{Attempt, Challenge, NodeKey, Sig, Status},
+    types::{Attempt, Challenge, LimitKind, NodeKey, Sig, Status},
 };
 
 /// Deterministic numbers (splitmix64), so that a seed replays.
@@ -122,16 +123,22 @@ fn closed(candidate: Candidate) -> Record {
     Record::Ledger(Box::new(ClosedLedger { candidate, qc: certificate(vote) }))
 }
 
-fn result_of(journal: &Journal) -> Option<Record> {
+fn result_of(journal: &Journal, status: Status) -> Option<Record> {
     let (ledger, _) = journal.unexecuted.first()?;
     Some(Record::Result(Box::new(signed(ExecResult {
         of_seq: ledger.candidate.header.seq,
         of_hash: ledger.candidate.header.hash(),
         state_root: Hash([6; 32]),
         outputs_root: Hash::ZERO,
-        status: Status::Ok,
+        status,
         unl_req: None,
     }))))
+}
+
+/// That the time limit struck in the run of the tip.
+fn overtime(journal: &Journal) -> Option<Record> {
+    let of_hash = journal.tip.as_ref()?.candidate.header.hash();
+    Some(Record::Overtime(Box::new(signed(Overtime { of_seq: journal.seq(), of_hash }))))
 }
 
 fn random_change(rng: &mut Rng) -> UnlChange {
@@ -156,7 +163,7 @@ fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Re
         }
         candidate
     };
-    Some(match rng.below(15) {
+    Some(match rng.below(17) {
         0..4 => {
             *nonce += 1;
             Record::Input(Box::new(new_input(rng, *nonce)))
@@ -212,7 +219,15 @@ fn random_record(rng: &mut Rng, journal: &Journal, nonce: &mut u64) -> Option<Re
         }
         11 => closed(body(rng)),
         12 => Record::UnlVote((rng.below(3) > 0).then(|| random_change(rng))),
-        _ => result_of(journal)?,
+        13 if journal.overtime.is_none() => overtime(journal)?,
+        14 => {
+            let result = journal.result.as_ref()?.body.clone();
+            Record::Adopted(Box::new(ExecResult { state_root: Hash(rng.bytes()), ..result }))
+        }
+        _ => {
+            let status = [Status::Ok, Status::Exit(1), Status::Limit(LimitKind::Time)][rng.below(3) as usize];
+            result_of(journal, status)?
+        }
     })
 }
 
@@ -349,7 +364,7 @@ fn what_contradicts_the_database_changes_nothing() {
         Record::Prevote(signed(Prevote(vote(candidate.header.hash()))), Box::new(candidate.clone()))
     };
     let later = {
-        let Some(Record::Result(mut result)) = result_of(&journal) else { unreachable!() };
+        let Some(Record::Result(mut result)) = result_of(&journal, Status::Ok) else { unreachable!() };
         result.body.of_seq = 2;
         Record::Result(result)
     };
@@ -363,7 +378,7 @@ fn what_contradicts_the_database_changes_nothing() {
         ("an input ledgered twice", vec![closed(candidate(&journal, vec![id], vec![], vec![]))]),
         ("an input nobody holds", vec![closed(candidate(&journal, vec![Hash([1; 32])], vec![], vec![]))]),
         ("a result out of order", vec![later]),
-        ("a result twice", vec![result_of(&journal).unwrap(), result_of(&journal).unwrap()]),
+        ("a result twice", vec![result_of(&journal, Status::Ok).unwrap(), result_of(&journal, Status::Ok).unwrap()]),
     ] {
         let mut batch = vec![Write::from(Record::Input(Box::new(new_input(&mut rng, 2))))];
         batch.extend(records.into_iter().map(Write::from));
@@ -411,7 +426,7 @@ fn the_past_can_be_asked_for() {
         outputs
     };
     let run = |seq, outputs: &Outputs| Write::Outputs { seq, outputs: outputs.clone() };
-    store.commit(&[run(1, &two), run(1, &one), Write::from(result_of(&journal).unwrap())]).unwrap();
+    store.commit(&[run(1, &two), run(1, &one), Write::from(result_of(&journal, Status::Ok).unwrap())]).unwrap();
     store.commit(&[run(2, &two)]).unwrap();
     assert_eq!(store.outputs(1).unwrap(), Some(sorted(one)));
     assert_eq!(store.outputs_since(&user(1), 0).unwrap(), [(1, vec![1; 5_000]), (2, vec![3])]);
@@ -498,7 +513,7 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
     let mut all = Vec::new();
     for seq in 1..=unexecuted - 2 {
         all.push(Write::Outputs { seq, outputs: vec![(user(1), vec![1])] });
-        let record = result_of(&journal).unwrap();
+        let record = result_of(&journal, Status::Ok).unwrap();
         journal.apply(record.clone(), WINDOW);
         all.push(Write::from(record));
     }
@@ -536,7 +551,7 @@ fn a_large_old_body_is_deleted_over_several_commits() {
     let mut all: Vec<Record> = inputs.into_iter().map(|input| Record::Input(Box::new(input))).collect();
     all.push(closed(candidate(&journal, ids, vec![], vec![])));
     commit(&mut store, &mut journal, all, 100_000);
-    let executed = vec![result_of(&journal).unwrap()];
+    let executed = vec![result_of(&journal, Status::Ok).unwrap()];
     commit(&mut store, &mut journal, executed, 100_000);
     let mut left = Vec::new();
     for _ in 0..BODIES_KEPT {
@@ -573,7 +588,7 @@ fn some_history() -> TempDir {
         ];
         commit(&mut store, &mut journal, records, 100);
         if nonce < 18 {
-            let executed = vec![result_of(&journal).unwrap()];
+            let executed = vec![result_of(&journal, Status::Ok).unwrap()];
             commit(&mut store, &mut journal, executed, 100);
         }
     }
@@ -779,7 +794,7 @@ fn crash_child() {
         add(&mut journal, Record::Input(Box::new(input)));
         let body = candidate(&journal, vec![id], vec![user(seq)], vec![]);
         add(&mut journal, closed(body));
-        let executed = result_of(&journal).unwrap();
+        let executed = result_of(&journal, Status::Ok).unwrap();
         add(&mut journal, executed);
         batch.push(Write::Outputs { seq, outputs: vec![(user(seq), seq.to_le_bytes().to_vec())] });
         ledger.commit(batch).blocking_recv().unwrap().unwrap();

@@ -104,15 +104,23 @@ impl Book {
     pub(super) fn new(peers: Vec<(String, u16)>, now: Instant) -> Book {
         let mut book = Book::default();
         for (host, port) in peers {
-            // What listens everywhere is reached on this machine; older configurations say so.
-            let host = match host.as_str() {
-                "0.0.0.0" => "127.0.0.1".to_owned(),
-                "::" => "::1".to_owned(),
-                _ => host,
-            };
-            book.add(Place::Configured { host, port }, Source::Config, None, State::Waiting(now));
+            book.configure(host, port, now);
         }
         book
+    }
+
+    /// Dials an address that an operator gave, from now on; nothing when it is known.
+    pub(super) fn configure(&mut self, host: String, port: u16, now: Instant) {
+        // What listens everywhere is reached on this machine; older configurations say so.
+        let host = match host.as_str() {
+            "0.0.0.0" => "127.0.0.1".to_owned(),
+            "::" => "::1".to_owned(),
+            _ => host,
+        };
+        let place = Place::Configured { host, port };
+        if self.targets.values().all(|target| target.place != place) {
+            self.add(place, Source::Config, None, State::Waiting(now));
+        }
     }
 
     fn add(&mut self, place: Place, source: Source, key: Option<NodeKey>, state: State) {
@@ -286,6 +294,15 @@ mod tests {
         assert_eq!(dials[0].place, Place::Configured { host: "127.0.0.1".to_owned(), port: 1 });
         book.ended(0, Outcome::Own, start, 0);
         assert_eq!(book.next_due(), None);
+    }
+
+    #[test]
+    fn an_address_given_twice_is_dialled_once() {
+        let start = Instant::now();
+        let mut book = Book::new(vec![("a".to_owned(), 1), ("a".to_owned(), 1)], start);
+        book.configure("a".to_owned(), 1, start);
+        book.configure("a".to_owned(), 2, start);
+        assert_eq!(ids(&book.take_due(start, |_| false)), [0, 1]);
     }
 
     #[test]

@@ -21,17 +21,17 @@ use futures::{
 };
 use libp2p::{Stream, swarm::ConnectionId};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
 use super::{
-    BULK_QUEUE_BYTES_MAX, BULK_QUEUE_FRAMES_MAX, CheckHello, Class, MeshEvent, Shared, Timing, VOTE_QUEUE_BYTES_MAX,
-    VOTE_QUEUE_FRAMES_MAX,
+    BULK_QUEUE_BYTES_MAX, BULK_QUEUE_FRAMES_MAX, CheckHello, Class, INCOMING_BYTES_MAX, MeshEvent, Shared, Timing,
+    VOTE_QUEUE_BYTES_MAX, VOTE_QUEUE_FRAMES_MAX,
     behaviour::Streams,
     frame::{BULK_FRAME_BYTES_MAX, FrameReader, FrameWriter, Kind, StreamError, VOTE_FRAME_BYTES_MAX},
     hello::{Hello, Known, parse_known},
-    queue::Queue,
+    queue::{Budget, Queue},
 };
 use crate::types::NodeKey;
 
@@ -57,6 +57,8 @@ pub(super) struct Link {
     pub(super) since: Instant,
     pub(super) vote: Queue,
     pub(super) bulk: Queue,
+    /// Bytes that the peer may still send before the node drops some.
+    room: Arc<Semaphore>,
     rtt_us: AtomicU64,
     reset: Mutex<Option<String>>,
     reset_wake: Notify,
@@ -65,7 +67,8 @@ pub(super) struct Link {
 const RTT_UNKNOWN: u64 = u64::MAX;
 
 impl Link {
-    pub(super) fn new(connection: &Connection, boot: [u8; 16], listen_port: u16) -> Link {
+    /// `shared`: what waits for this peer counts there too.
+    pub(super) fn new(connection: &Connection, boot: [u8; 16], listen_port: u16, shared: Option<Arc<Budget>>) -> Link {
         let addr = match (connection.outbound, listen_port) {
             (true, _) => Some(connection.remote),
             (false, 0) => None,
@@ -79,8 +82,9 @@ impl Link {
             outbound: connection.outbound,
             boot,
             since: Instant::now(),
-            vote: Queue::new(VOTE_QUEUE_FRAMES_MAX, VOTE_QUEUE_BYTES_MAX),
-            bulk: Queue::new(BULK_QUEUE_FRAMES_MAX, BULK_QUEUE_BYTES_MAX),
+            vote: Queue::new(VOTE_QUEUE_FRAMES_MAX, VOTE_QUEUE_BYTES_MAX, shared.clone()),
+            bulk: Queue::new(BULK_QUEUE_FRAMES_MAX, BULK_QUEUE_BYTES_MAX, shared),
+            room: Arc::new(Semaphore::new(INCOMING_BYTES_MAX)),
             rtt_us: AtomicU64::new(RTT_UNKNOWN),
             reset: Mutex::new(None),
             reset_wake: Notify::new(),
@@ -108,6 +112,13 @@ impl Link {
         self.reset_wake.notify_one();
     }
 
+    /// The same bytes, which count as the peer's until the last of their holders has dropped them.
+    async fn counted(&self, bytes: Bytes) -> Bytes {
+        let len = u32::try_from(bytes.len()).expect("frames are bounded");
+        let permit = self.room.clone().acquire_many_owned(len).await.expect("it is never closed");
+        Bytes::from_owner(Counted { bytes, _permit: permit })
+    }
+
     async fn until_reset(&self) -> String {
         loop {
             if let Some(reason) = self.reset.lock().unwrap_or_else(PoisonError::into_inner).clone() {
@@ -124,6 +135,18 @@ impl Link {
 
     fn age_us(&self) -> u64 {
         u64::try_from(self.since.elapsed().as_micros()).unwrap_or(RTT_UNKNOWN - 1)
+    }
+}
+
+/// Bytes with the room they take.
+struct Counted {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -388,6 +411,7 @@ async fn read_votes(stream: &mut FrameReader<ReadHalf<Stream>>, link: &Link, con
         };
         let passed_on = match kind {
             Kind::App => {
+                let bytes = link.counted(bytes).await;
                 let frame = MeshEvent::Frame { peer: link.peer, class: Class::Vote, bytes };
                 context.events.send(frame).await.map_err(|_| "the node takes no more events".to_owned())
             }
@@ -415,6 +439,7 @@ async fn read_bulk(stream: &mut FrameReader<ReadHalf<Stream>>, link: &Link, cont
     loop {
         match stream.next().await {
             Ok((Kind::App, bytes)) => {
+                let bytes = link.counted(bytes).await;
                 let frame = MeshEvent::Frame { peer: link.peer, class: Class::Bulk, bytes };
                 if context.events.send(frame).await.is_err() {
                     return "the node takes no more events".to_owned();

@@ -43,7 +43,7 @@ use self::{
     frame::{CONTROL_BYTES_MAX, Kind},
     hello::Hello,
     link::{Context, Link},
-    queue::PushError,
+    queue::{Budget, PushError},
     swarm::{Manager, Parts},
 };
 use crate::{crypto::SecretKey, types::NodeKey};
@@ -61,8 +61,18 @@ pub const BULK_QUEUE_FRAMES_MAX: usize = 1_024;
 /// Bytes of the same.
 pub const BULK_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Bytes waiting for all peers outside the UNL together, on both streams: a full ledger's inputs for a few observers at
+/// a time. Past it theirs count as full queues, whoever of them it is that reads nothing. Members have their own.
+pub const STRANGERS_QUEUES_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Bytes of one peer's frames that the node has not dropped yet. Past it the peer waits.
+pub const INCOMING_BYTES_MAX: usize = VOTE_FRAME_BYTES_MAX + BULK_FRAME_BYTES_MAX;
+
 /// Longest application part of a hello.
 pub const HELLO_BYTES_MAX: usize = CONTROL_BYTES_MAX - 1024;
+
+/// Addresses to dial that came after the start.
+pub const ADDED_MAX: usize = 64;
 
 /// Messages from the connections' tasks to the mesh's. Past it a connection waits before its next step.
 const MESSAGES_MAX: usize = 1_024;
@@ -263,14 +273,24 @@ impl Default for Timing {
 #[derive(Debug, Clone)]
 struct Control {
     unl: BTreeSet<NodeKey>,
+    /// Addresses to dial beside the configured ones, in the order they came.
+    added: Vec<(String, u16)>,
     stop: bool,
 }
 
 /// The links that are up, shared between the handles and the mesh's task.
-#[derive(Default)]
 struct Shared {
     links: Mutex<BTreeMap<NodeKey, Arc<Link>>>,
     overflows: AtomicU64,
+    /// What waits for peers outside the UNL.
+    strangers: Arc<Budget>,
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        let strangers = Arc::new(Budget::new(STRANGERS_QUEUES_BYTES_MAX));
+        Shared { links: Mutex::default(), overflows: AtomicU64::new(0), strangers }
+    }
 }
 
 impl Shared {
@@ -328,8 +348,8 @@ pub struct Mesh {
 impl Mesh {
     /// Starts listening and dialling, on the current tokio runtime. Returns when it listens.
     ///
-    /// `events` is the way to everything that happens; while it is full, peers wait. It holds up to its capacity in
-    /// frames of up to [`BULK_FRAME_BYTES_MAX`], so a few hundred are enough.
+    /// `events` is the way to everything that happens; while it is full, peers wait. Of each peer it holds frames of
+    /// [`INCOMING_BYTES_MAX`] at most.
     ///
     /// Errors when the address cannot be listened on, or the hello is too long.
     pub async fn start(config: MeshConfig, events: mpsc::Sender<MeshEvent>) -> Result<Mesh, MeshError> {
@@ -349,7 +369,7 @@ impl Mesh {
         getrandom::fill(&mut boot).expect("the operating system gives random bytes");
         let hello = Hello { version: hello::VERSION, boot, listen_port: local_addr.port(), app: config.hello };
         let (to_manager, messages) = mpsc::channel(MESSAGES_MAX);
-        let (control, controlled) = watch::channel(Control { unl: config.unl, stop: false });
+        let (control, controlled) = watch::channel(Control { unl: config.unl, added: Vec::new(), stop: false });
         let shared = Arc::new(Shared::default());
         let context = Context {
             timing,
@@ -421,6 +441,21 @@ impl Mesh {
     /// The UNL from now on. Links to nodes that left it end when only members are admitted.
     pub fn set_unl(&self, unl: BTreeSet<NodeKey>) {
         self.control.send_modify(|control| control.unl = unl);
+    }
+
+    /// Dials this address too, as if it were configured. `false` when there are [`ADDED_MAX`] of them already.
+    pub fn add_peer(&self, host: &str, port: u16) -> bool {
+        let peer = (host.to_owned(), port);
+        let mut room = true;
+        self.control.send_if_modified(|control| {
+            let known = control.added.contains(&peer);
+            room = known || control.added.len() < ADDED_MAX;
+            if room && !known {
+                control.added.push(peer);
+            }
+            room && !known
+        });
+        room
     }
 
     /// Ends all links and stops listening; returns when that is done. No event comes afterwards:

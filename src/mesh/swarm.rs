@@ -63,8 +63,19 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one name that take turns. Further ones are ignored.
 const LOOKUP_ADDRS_MAX: usize = 8;
 
-/// Yamux streams a peer may have open. Two are used.
+/// Streams of a peer that are being agreed on. Two are used; further ones are reset.
 const STREAMS_MAX: usize = 8;
+
+/// What Yamux keeps of one connection's streams at most, before the peer waits. libp2p sets it to this.
+const YAMUX_WINDOW_BYTES: usize = 1 << 30;
+
+/// By how much the windows of one connection's streams may grow beyond their first 256 KiB.
+const WINDOWS_GROW_BYTES: usize = 8 << 20;
+
+/// Yamux streams a peer may have open: each takes its first window off what all may have, and this many leave only
+/// [`WINDOWS_GROW_BYTES`] to grow by. Else a peer that makes itself look far away could fill a gibibyte. (libp2p lets us
+/// set this number and not the other.) Streams beyond [`STREAMS_MAX`] are reset before they hold anything.
+const YAMUX_STREAMS_MAX: usize = (YAMUX_WINDOW_BYTES - WINDOWS_GROW_BYTES) / (256 << 10);
 
 /// Listening must work in this time.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,7 +92,7 @@ pub(super) async fn listen(key: &SecretKey, addr: SocketAddr) -> Result<(Swarm<B
     let keypair = Keypair::ed25519_from_bytes(key.seed()).expect("a seed has 32 bytes");
     let multiplexer = || {
         let mut config = yamux::Config::default();
-        config.set_max_num_streams(STREAMS_MAX);
+        config.set_max_num_streams(YAMUX_STREAMS_MAX);
         config
     };
     let mut swarm = SwarmBuilder::with_existing_identity(keypair)
@@ -216,7 +227,7 @@ impl Manager {
                     if changed.is_err() || self.control.borrow().stop {
                         break;
                     }
-                    self.on_unl_changed();
+                    self.on_controlled();
                 }
                 Some(message) = self.messages.recv() => self.on_message(message),
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
@@ -427,7 +438,8 @@ impl Manager {
                 false => "the peer was started again",
             });
         }
-        let link = Arc::new(Link::new(connection, boot, listen_port));
+        let shared = (!self.is_member(&peer)).then(|| self.shared.strangers.clone());
+        let link = Arc::new(Link::new(connection, boot, listen_port, shared));
         let (ended, end) = oneshot::channel();
         self.ended.retain(|_, end| matches!(end.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
         let predecessor = self.ended.insert(peer, end);
@@ -522,8 +534,11 @@ impl Manager {
         }
     }
 
-    fn on_unl_changed(&mut self) {
-        let unl = self.control.borrow_and_update().unl.clone();
+    fn on_controlled(&mut self) {
+        let Control { unl, added, .. } = self.control.borrow_and_update().clone();
+        for (host, port) in added {
+            self.book.configure(host, port, Instant::now());
+        }
         self.book.retain(|key| unl.contains(key));
         if self.admit == Admit::Unl {
             for link in self.shared.links().iter().filter(|link| !unl.contains(&link.peer)) {

@@ -521,6 +521,23 @@ async fn a_full_bulk_queue_refuses_frames_and_keeps_the_link() {
 }
 
 #[tokio::test]
+async fn a_node_that_takes_nothing_holds_few_bytes_of_a_peer_however_many_frames_it_has_room_for() {
+    let mut a = setup(1, &[]).timing(QUICK).start().await;
+    let b = setup(2, &[a.addr()]).start().await;
+    a.up(b.key).await;
+    let frame = Bytes::from(vec![9; BULK_FRAME_BYTES_MAX]);
+    let pushed = async {
+        while !matches!(a.events.try_recv(), Ok(MeshEvent::LinkDown { .. })) {
+            // A full queue is what the peer's silence leads to.
+            let _ = a.mesh.send(&b.key, Class::Bulk, frame.clone());
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, pushed).await.expect("the peer takes no more");
+    assert_eq!(b.events.len(), 2, "the link, and one frame of the longest kind");
+}
+
+#[tokio::test]
 async fn a_peer_that_takes_nothing_within_the_deadline_is_dropped() {
     let mut a = setup(1, &[]).timing(QUICK).start().await;
     let mut stalled = setup(2, &[a.addr()]);

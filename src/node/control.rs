@@ -41,6 +41,28 @@ fn address(dir: &Path) -> PathBuf {
 pub enum Request {
     /// Where the node stands.
     Status,
+    /// Who decides, and who votes for which change of that.
+    Unl,
+    /// Vote for a change of the UNL.
+    UnlVote(UnlVote),
+    /// Take that vote back.
+    UnlWithdraw,
+}
+
+/// The vote that an operator asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnlVote {
+    /// Whether the node is to come or to go.
+    pub add: bool,
+    /// Its key.
+    pub node: String,
+    /// Where it listens, as `host:port`, to be dialled from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// Also when too few members would be live to close ledgers.
+    #[serde(default)]
+    pub yes: bool,
 }
 
 /// A request on its way to the node.

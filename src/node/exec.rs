@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use nix::sys::statvfs::statvfs;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use crate::{
@@ -29,6 +29,8 @@ use crate::{
 
 /// Paths and users told of one run when results differ. Cut beyond it: a person needs the first few.
 const DETAILS_MAX: usize = 1_000;
+/// For a run that may take its time: long enough for everybody, and short enough for arithmetic on clocks.
+const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Runs that this machine, not the contract, made fail, before the node gives up.
 const LOCAL_FAILURES_MAX: u32 = 3;
 /// Messages of the party line between the run and the node. Past it the contract's next write waits.
@@ -73,6 +75,15 @@ pub enum ExecError {
         /// On disk.
         found: Hash,
     },
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// By itself.
+    Ran(Box<Ran>),
+    /// The time limit struck on this machine's clock, or the run was ended from outside. The state is as before.
+    Cut(Box<Execution>),
 }
 
 /// What one run led to.
@@ -189,6 +200,16 @@ impl Executor {
         .await
     }
 
+    /// Makes state/ what it was before the last run, which had this root: the run has no effect.
+    pub async fn undo(&self, root: Hash) -> Result<(), ExecError> {
+        self.blocking(move |held| {
+            held.root = root;
+            Ok(())
+        })
+        .await?;
+        self.rollback().await
+    }
+
     /// Keeps state/ under diag/ for the operator. `fresh` says that it is as the run in question left it; else the
     /// process began later, and what an earlier one kept is better.
     pub async fn give_up(&self, seq: Seq, fresh: bool) -> Result<PathBuf, ExecError> {
@@ -216,8 +237,34 @@ impl Executor {
         }
     }
 
-    /// Runs the contract for one closed ledger. Dropping the future kills the run; the state is then to be rolled back.
-    pub async fn run(&self, execution: &Execution, port: NplPort) -> Result<Ran, ExecError> {
+    /// Runs the contract for one closed ledger, until it has ended or `end` resolves. Dropping the future kills the run;
+    /// the state is then to be rolled back.
+    pub async fn run(
+        &self,
+        execution: Box<Execution>,
+        port: NplPort,
+        end: oneshot::Receiver<()>,
+    ) -> Result<Ended, ExecError> {
+        let before = self.blocking(|held| Ok(held.root)).await?;
+        let ran = {
+            let run = std::pin::pin!(self.run_to_end(&execution, port));
+            tokio::select! {
+                biased;
+                ran = run => ran?,
+                Ok(()) = end => None,
+            }
+        };
+        if let Some(ran) = ran {
+            return Ok(Ended::Ran(Box::new(ran)));
+        }
+        self.launcher.settled().await?;
+        // It may have been ended when its post-state was there already.
+        self.undo(before).await?;
+        Ok(Ended::Cut(execution))
+    }
+
+    /// `None`: over its time, and killed.
+    async fn run_to_end(&self, execution: &Execution, port: NplPort) -> Result<Option<Ran>, ExecError> {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
         self.check_room()?;
@@ -241,8 +288,7 @@ impl Executor {
         self.check_room()?;
         let mut status = match report.end {
             End::Status(status) => status,
-            // Signed directly; see `docs/decisions.md`.
-            End::Overtime => Status::Limit(LimitKind::Time),
+            End::Overtime => return Ok(None),
         };
         let (root, leaves) = self
             .blocking(move |held| {
@@ -275,15 +321,18 @@ impl Executor {
         };
         let outputs_root =
             merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        // Of a run that fails after all, because of what it left in state/, nothing takes effect.
+        let unl_req = report.unl_request.filter(|_| status == Status::Ok);
         let result =
-            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req: None };
+            ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req };
         let told = outputs.iter().take(DETAILS_MAX);
         let details = Details {
             result: result.clone(),
             leaves,
             outputs: told.map(|(user, output)| (*user, merkle::output_leaf(user, output))).collect(),
         };
-        Ok(Ran { hash: execution.hash, result, outputs, details, elapsed: started.elapsed(), contract: report.elapsed })
+        let (elapsed, contract) = (started.elapsed(), report.elapsed);
+        Ok(Some(Ran { hash: execution.hash, result, outputs, details, elapsed, contract }))
     }
 
     /// Whether the disk has room for what a contract writes.
@@ -335,7 +384,10 @@ impl Executor {
             args: plan.args.clone(),
             dir: plan.dir.clone(),
             env: plan.env.clone(),
-            limits: plan.limits.clone(),
+            limits: Limits {
+                wall: if execution.is_limited { plan.limits.wall } else { UNLIMITED },
+                ..plan.limits.clone()
+            },
             facts: Facts {
                 lcl: execution.hash,
                 seq: execution.header.seq,

@@ -10,12 +10,12 @@ use std::{
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
-use super::{Node, Ran};
+use super::{Node, exec::Ran};
 use crate::{
-    config::Config,
+    config::{Config, Tolerance},
     consensus::header::{ClosedLedger, ExecResult},
     mesh::peer_id_text,
-    types::{Attempt, Hash, NodeKey, Seq, Status},
+    types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
 };
 
 /// Alerts shown in the status; the oldest make room.
@@ -148,6 +148,15 @@ impl Report {
         }
     }
 
+    /// The run of a ledger has no effect, because its time was up.
+    pub fn timed_out(&mut self, seq: Seq) {
+        let status = Status::Limit(LimitKind::Time);
+        self.failed_runs += 1;
+        self.failing = failing(seq, status);
+        self.last_run = Some(json!({ "seq": seq, "status": status.to_string() }));
+        warn!(seq, %status, "the contract failed; its state is rolled back, see log/contract/");
+    }
+
     pub fn agreed(&mut self, result: &ExecResult) {
         debug!(seq = result.of_seq, state = %result.state_root.short(), status = %result.status, "result agreed");
     }
@@ -169,6 +178,17 @@ fn stuck(well: bool, quiet: Duration) -> Option<String> {
         )
     };
     (!well && quiet >= STUCK_TIME).then(text)
+}
+
+/// Why no ledger closes although nobody's result differs.
+fn undecided(seq: Seq, overtimes: usize, quiet: Duration) -> Option<String> {
+    let text = || {
+        format!(
+            "the run of ledger {seq} took longer than time_limit_s on {overtimes} members, and not on the others; a missing \
+             member's run decides what counts, no ledger closes until it is back"
+        )
+    };
+    (overtimes > 0 && quiet >= STUCK_TIME).then(text)
 }
 
 fn failing(seq: Seq, status: Status) -> Option<String> {
@@ -215,6 +235,7 @@ impl Node {
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
         let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
+        alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -222,7 +243,7 @@ impl Node {
             "peer_id": peer_id_text(&self.config.key),
             "contract": self.config.contract.id.to_string(),
             "chain": self.core.chain_id().to_string(),
-            "role": if self.core.unl().contains(&self.config.key) { "member" } else { "observer" },
+            "role": self.role(),
             "seq": summary.seq,
             "lcl": summary.lcl.to_string(),
             "time_ms": summary.time_ms,
@@ -236,10 +257,13 @@ impl Node {
             "live": names(&live_members),
             "suspects": names(&summary.suspects),
             "quorum": quorum.q,
+            "threshold": self.config.consensus.threshold,
+            "unl_changes": self.unl_pending(),
             "links": links,
             "users": summary.users,
             "local_users": self.gateway.as_ref().map_or(0, |gateway| gateway.users()),
             "pool": summary.pool,
+            "overtimes": summary.overtimes,
             "unexecuted": summary.unexecuted,
             "last_run": self.report.last_run,
             "failed_runs": self.report.failed_runs,
@@ -264,9 +288,15 @@ pub struct Banner {
 }
 
 impl Banner {
-    pub(super) fn new(config: &Config, seq: Seq, peers: SocketAddr, users: Option<SocketAddr>) -> Banner {
-        let tolerance = config.tolerance().to_string();
-        let role = if config.is_member() { "" } else { "  (not in the UNL: observer)" };
+    pub(super) fn new(
+        config: &Config,
+        unl: &[NodeKey],
+        seq: Seq,
+        peers: SocketAddr,
+        users: Option<SocketAddr>,
+    ) -> Banner {
+        let tolerance = Tolerance { n: unl.len(), threshold: config.consensus.threshold }.to_string();
+        let role = if unl.contains(&config.key) { "" } else { "  (not in the UNL: observer)" };
         let users = match users {
             Some(address) => format!("ws://{address}"),
             None => "no user port (pubport is not set)".to_owned(),
@@ -314,6 +344,12 @@ mod tests {
                 .unwrap()
                 .starts_with("behind the network, and no ledger came for 10 s")
         );
+    }
+
+    #[test]
+    fn an_alert_stands_while_it_is_not_decided_whether_a_run_was_over_its_time() {
+        assert_eq!((undecided(7, 0, STUCK_TIME), undecided(7, 3, Duration::ZERO)), (None, None));
+        assert!(undecided(7, 3, STUCK_TIME).unwrap().contains("ledger 7 took longer than time_limit_s on 3 members"));
     }
 
     #[test]

@@ -4,10 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::json;
 use tracing::{debug, error, warn};
 
-use super::{Node, class, control};
+use super::{
+    Node, NodeError, class,
+    control::{self, Request},
+    unl::Refused,
+};
 use crate::{
     consensus::{
         Query,
@@ -190,12 +194,28 @@ impl Node {
 
     // ---- Operators ----------------------------------------------------------------------------------------------
 
-    pub(super) fn on_request(&mut self, asked: control::Asked) {
-        let answer: Value = match asked.request {
-            control::Request::Status => self.status(),
+    pub(super) fn on_request(&mut self, asked: control::Asked) -> Result<(), NodeError> {
+        let control::Asked { request, answer } = asked;
+        let done = match request {
+            Request::Status => Ok(self.status()),
+            Request::Unl => Ok(self.unl_status()),
+            Request::UnlVote(vote) => self.unl_vote(&vote)?.map(|()| self.unl_status()),
+            Request::UnlWithdraw => self.unl_withdraw()?.map(|()| self.unl_status()),
         };
-        // Whoever asked may be gone.
-        let _ = asked.answer.send(answer);
+        let value = done.unwrap_or_else(|Refused { why, danger }| json!({ "error": why, "danger": danger }));
+        self.answers.push((answer, value));
+        self.give_answers();
+        Ok(())
+    }
+
+    /// Answers operators once what they asked for is on disk.
+    pub(super) fn give_answers(&mut self) {
+        if self.committing.is_none() && self.effects.is_empty() {
+            for (answer, value) in self.answers.drain(..) {
+                // Whoever asked may be gone.
+                let _ = answer.send(value);
+            }
+        }
     }
 }
 

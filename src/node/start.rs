@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
 use crate::{
@@ -172,8 +172,9 @@ impl Node {
         let (genesis, state) = genesis(&config, &mut store, state).await?;
         let shared = config.shared();
         let journal = store.load(config.consensus.input_window)?.expect("the genesis is stored");
-        let root = journal.result.as_ref().map_or(genesis.state_root, |result| result.body.state_root);
-        let cut = !journal.unexecuted.is_empty();
+        compare_unl(&config, &genesis, &journal.unl);
+        let root = journal.state_root();
+        let cut = journal.may_need_rollback();
         let seq = journal.seq();
 
         let launcher = Launcher::start(exe)?;
@@ -209,7 +210,8 @@ impl Node {
             source,
         })?;
 
-        let banner = Banner::new(&config, seq, mesh.local_addr(), gateway.as_ref().map(|gateway| gateway.local_addr()));
+        let users = gateway.as_ref().map(|gateway| gateway.local_addr());
+        let banner = Banner::new(&config, core.unl(), seq, mesh.local_addr(), users);
         debug!(nofile, "open files allowed");
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
@@ -226,15 +228,18 @@ impl Node {
             ledger: Ledger::start(store)?,
             control: Some(control),
             requests,
+            answers: Vec::new(),
             executor,
             from_runs_tx,
             from_runs,
             effects: VecDeque::new(),
+            effects_bytes: 0,
             batch: Vec::new(),
             committing: None,
             timers: Default::default(),
             jobs: VecDeque::new(),
             running: None,
+            end_run: None,
             halted_runs: false,
             line: PartyLine::default(),
             line_counters: Default::default(),
@@ -276,9 +281,6 @@ async fn genesis(config: &Config, store: &mut Store, state: State) -> Result<(Ge
                 chain: genesis.time_ms.to_string(),
             });
         }
-        if genesis.unl != config.unl {
-            warn!(file = %config.file.display(), "the UNL in the configuration is not the chain's; the chain's counts");
-        }
         return Ok((genesis, state));
     }
     let mut state = state;
@@ -298,6 +300,17 @@ async fn genesis(config: &Config, store: &mut Store, state: State) -> Result<(Ge
     store.set_settings(&wire::encode(&shared))?;
     store.set_genesis(&genesis)?;
     Ok((genesis, state))
+}
+
+/// The chain knows who decides; the file only said so in the beginning. It may say what it said then, which others need to
+/// join, or what is so now.
+fn compare_unl(config: &Config, genesis: &Genesis, unl: &[NodeKey]) {
+    if config.unl != genesis.unl && config.unl != unl {
+        warn!(file = %config.file.display(), "the UNL in the configuration is not the chain's; the chain's counts");
+    }
+    if unl != genesis.unl {
+        info!(members = unl.len(), at_first = genesis.unl.len(), "the UNL has changed since the chain began");
+    }
 }
 
 async fn start_mesh(

@@ -11,10 +11,12 @@ use std::{
 
 use bytes::Bytes;
 use hotpocket::{
+    consensus::header::UnlChange,
     contract::{
         End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts,
         npl::write_frame,
     },
+    crypto::SecretKey,
     types::{Auth, Hash, LimitKind, NodeKey, Status, UserKey},
 };
 use nix::{sys::signal, unistd::Pid};
@@ -373,7 +375,7 @@ json.dump(seen, open("seen", "w"))
     });
     assert_eq!(seen["env"], env);
     // The number 3 is the listing itself.
-    assert_eq!(seen["fds"], serde_json::json!([0, 1, 2, 3, 16, 17, 18, 19, 20, 21]));
+    assert_eq!(seen["fds"], serde_json::json!([0, 1, 2, 3, 16, 17, 18, 19, 20, 21, 22]));
     assert_eq!((&seen["cwd"], &seen["umask"]), (&serde_json::json!(dir), &serde_json::json!(0o022)));
     assert_eq!((&seen["leader"], &seen["blocked"]), (&serde_json::json!(true), &serde_json::json!(0)));
     assert_eq!(seen["files"], serde_json::json!([1024 + 4 + 32, 1024 + 4 + 32]));
@@ -684,6 +686,24 @@ async fn runs_out_of_descriptors() {
         assert!(matches!(result, Err(LaunchError::NotStarted { .. })), "{result:?}");
     }
     ok(&there.run(there.shell("exit 0")).await);
+}
+
+#[tokio::test]
+async fn a_run_asks_for_one_change_of_the_unl_and_in_any_other_way_for_none() {
+    let rig = rig();
+    let key = SecretKey::from_seed([8; 32]).node_key();
+    let code = |text: &str| format!("write_all(facts['control'], {text})");
+    let report = rig.run(rig.python(&code(&format!("b'unl add {key}\\n'")))).await;
+    let wanted = Some(UnlChange::Add(key));
+    assert_eq!((report.end, report.unl_request), (End::Status(Status::Ok), wanted));
+    // Only the first kilobytes are kept, and the contract is not held up.
+    for text in [format!("b'unl add {key}'"), format!("2 * b'unl add {key}\\n'"), "b'x' * 3000000".into(), "b''".into()]
+    {
+        let report = rig.run(rig.python(&code(&text))).await;
+        assert_eq!((report.end, report.unl_request), (End::Status(Status::Ok), None), "{text}");
+    }
+    let failing = rig.run(rig.python(&format!("{}\nsys.exit(3)", code(&format!("b'unl add {key}\\n'"))))).await;
+    assert_eq!((failing.end, failing.unl_request), (End::Status(Status::Exit(3)), None));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 mod crypto;
 mod lies;
 mod mutations;
+mod overtime;
 mod plans;
 mod properties;
 mod rng;
@@ -67,6 +68,11 @@ const EXPECTED: &[&str] = &[
     "n = 2",
     "n = 7",
     "diverged",
+    "OVERTIME to limit",
+    "OVERTIME re-executed",
+    "runs ended because their time was up elsewhere",
+    "runs undone",
+    "restarts with a journaled OVERTIME",
     "delivered",
     "UNL changed by operators",
     "UNL changed by the contract",

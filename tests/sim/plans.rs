@@ -7,7 +7,7 @@ use hotpocket::{consensus::header::UnlChange, types::Seq};
 use super::{
     properties::{Coverage, changed, quorum},
     rng::Rng,
-    world::{Config, Happening, Manner, World},
+    world::{Config, Happening, Manner, NO_LIMIT_MS, World},
 };
 
 /// Ledgers that everybody sound must close once faults are over.
@@ -59,6 +59,10 @@ fn config(rng: &mut Rng) -> Config {
         let member = members.remove(rng.index(members.len()));
         manners[member] = Manner::Flips(rng.within(1, 6));
     }
+    // Now and then runs take about as long as they may. While somebody lies or is away, nobody may decide what that means.
+    let run_ms = rng.pick(&[(0, 2), (1, 20), (1, 20), (50, 400)]);
+    let limit_ms = if rng.chance(25) { rng.within(run_ms.0 + 1, run_ms.1.max(run_ms.0 + 2)) } else { NO_LIMIT_MS };
+    let endless = if limit_ms < NO_LIMIT_MS { rng.pick(&[0, 0, 10]) } else { 0 };
     let latency = rng.pick(&[(1, 1), (1, 5), (1, 30), (10, 60), (0, 120)]);
     Config {
         n,
@@ -73,7 +77,9 @@ fn config(rng: &mut Rng) -> Config {
         input_window: rng.pick(&[65_536, 65_536, 65_536, 3, 10]),
         latency_ms: latency,
         disk_ms: rng.pick(&[(0, 0), (0, 3), (1, 20)]),
-        run_ms: rng.pick(&[(0, 2), (1, 20), (1, 20), (50, 400)]),
+        run_ms,
+        limit_ms,
+        endless,
         wall_off_ms: rng.pick(&[0, 50, 5_000, 3_600_000]),
         drift_permille: rng.pick(&[0, 5, 50]),
         loss: rng.pick(&[0, 0, 0, 5, 10, 25]),
@@ -226,7 +232,9 @@ pub fn run(seed: u64) -> Coverage {
     let quorum = quorum(n, world.cfg.threshold);
     let faulty = world.cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     world.run(length, |world| world.gst);
-    let live = faulty <= n - quorum;
+    // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
+    let all_speak = faulty == 0 && world.nodes.iter().all(|node| !node.dead);
+    let live = faulty <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
     let tip = world.watch.tip();
     let goal = tip + LEDGERS_AFTER;
     if live {

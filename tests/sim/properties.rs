@@ -10,7 +10,7 @@ use hotpocket::{
         merkle,
         messages::{Evidence, Message, Signable},
     },
-    types::{Attempt, Hash, NodeKey, Seq, Status, UserKey},
+    types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
 
 use super::crypto::signature;
@@ -97,6 +97,30 @@ pub fn run_contract(before: Hash, run: &Execution) -> ExecResult {
     }
 }
 
+/// What comes of a run whose time was up: nothing.
+pub fn limited(before: Hash, run: &Execution) -> ExecResult {
+    ExecResult {
+        of_seq: run.header.seq,
+        of_hash: run.hash,
+        state_root: before,
+        outputs_root: Hash::ZERO,
+        status: Status::Limit(LimitKind::Time),
+        unl_req: None,
+    }
+}
+
+/// What executing a ledger may lead to: two things, of which the nodes agree on one.
+pub struct Outcome {
+    /// When the run comes to its end.
+    pub ran: ExecResult,
+    /// When its time was up.
+    pub limited: ExecResult,
+    /// The agreed one, once somebody said so.
+    pub agreed: Option<ExecResult>,
+    /// Honest members on whose clock the time was up.
+    overtimes: BTreeSet<usize>,
+}
+
 /// An input that a node keeps until it is ledgered, or until its last ledger is closed without it.
 #[derive(Debug, Clone, Copy)]
 pub struct Promise {
@@ -128,7 +152,7 @@ pub struct Watch {
     /// The chain, from ledger 1: hash, ledger.
     pub chain: Vec<(Hash, ClosedLedger)>,
     /// What executing each ledger of it must lead to.
-    pub results: Vec<ExecResult>,
+    pub outcomes: Vec<Outcome>,
     keys: BTreeMap<InputKey, Seq>,
     signed: BTreeMap<Slot, Hash>,
     /// By member and ledger: the highest ADVANCE and the highest PRECOMMIT that left.
@@ -154,7 +178,7 @@ impl Watch {
             input_window,
             liars,
             chain: Vec::new(),
-            results: Vec::new(),
+            outcomes: Vec::new(),
             keys: BTreeMap::new(),
             signed: BTreeMap::new(),
             promised: BTreeMap::new(),
@@ -181,8 +205,11 @@ impl Watch {
         assert_eq!(at, self.chain.len(), "S1: node {node} closed ledger {} without its parent", header.seq);
         let parent = self.chain.last().map_or(self.chain_id, |(hash, _)| *hash);
         assert_eq!(header.parent, parent, "S1: ledger {} has another parent", header.seq);
-        let before = self.results.last().cloned().unwrap_or_else(|| self.genesis.result());
-        assert_eq!(header.result, before, "S6: ledger {} tells another result", header.seq);
+        match header.seq {
+            1 => assert_eq!(header.result, self.genesis.result(), "S6: the first ledger tells another result"),
+            seq => self.agrees(node, &header.result, &format!("S6: ledger {seq} tells another result")),
+        }
+        let before = header.result.clone();
         assert_eq!(inputs.len(), ledger.candidate.inputs.len(), "S5: ledger {} with all its inputs", header.seq);
         for input in inputs {
             let last = self.keys.insert(input.key(), header.seq);
@@ -196,8 +223,10 @@ impl Watch {
             users: users.clone(),
             unl: self.unl().iter().copied().collect(),
             inputs: execution_order(header, inputs.to_vec()),
+            is_limited: true,
         };
-        self.results.push(run_contract(before.state_root, &run));
+        let (ran, limited) = (run_contract(before.state_root, &run), limited(before.state_root, &run));
+        self.outcomes.push(Outcome { ran, limited, agreed: None, overtimes: BTreeSet::new() });
         self.chain.push((hash, ledger.clone()));
         self.check_listed(header.seq);
     }
@@ -299,6 +328,11 @@ impl Watch {
                 let on_disk = disk.result.as_ref().is_some_and(|result| result.body.of_seq >= m.body.of_seq);
                 ((node, "RESULT", m.body.of_seq, digest(&m.body), m.body.of_hash, 0), on_disk)
             }
+            Message::Overtime(m) if m.from == me => {
+                let seq = m.body.of_seq;
+                let on_disk = closed(seq + 1) || disk.overtime.as_ref() == Some(m);
+                ((node, "OVERTIME", seq, digest(&m.body), m.body.of_hash, 0), on_disk)
+            }
             Message::Prevote(m) if m.from == me => {
                 let vote = m.body.0;
                 let on_disk = closed(vote.seq)
@@ -363,14 +397,40 @@ impl Watch {
     /// A run of a sound contract has ended: S6.
     pub fn executed(&self, node: usize, result: &ExecResult) {
         let at = usize::try_from(result.of_seq).expect("small") - 1;
-        assert_eq!(result, &self.results[at], "S6: node {node} got another state of ledger {}", result.of_seq);
+        assert_eq!(result, &self.outcomes[at].ran, "S6: node {node} got another state of ledger {}", result.of_seq);
     }
 
     /// Outputs go to users: S3, S5.
     pub fn delivered(&mut self, node: usize, result: &ExecResult) {
-        let at = usize::try_from(result.of_seq).expect("small") - 1;
-        assert_eq!(Some(result), self.results.get(at), "S3: node {node} delivers what the chain did not lead to");
+        self.agrees(node, result, "S3: delivers what the chain did not lead to");
         self.seen.hit("delivered");
+    }
+
+    /// An honest member has it on disk that the time was up on its clock.
+    pub fn overtime(&mut self, node: usize, seq: Seq) {
+        let at = usize::try_from(seq).expect("small") - 1;
+        self.outcomes[at].overtimes.insert(node);
+    }
+
+    /// A node takes a result for the agreed one: there is one, and only if enough clocks said so its time was up.
+    fn agrees(&mut self, node: usize, result: &ExecResult, what: &str) {
+        let at = usize::try_from(result.of_seq).expect("small") - 1;
+        let outcome = self.outcomes.get_mut(at).unwrap_or_else(|| panic!("{what}: node {node}, {result:?}"));
+        let first = outcome.agreed.get_or_insert_with(|| result.clone());
+        assert_eq!(result, first, "{what}: node {node}");
+        if *result == outcome.limited {
+            // The UNL that the ledger fixed, which decides the next one.
+            let unl = &self.unls[at + 1];
+            let (liars, overtimes) = (unl.intersection(&self.liars).count(), outcome.overtimes.len());
+            let needed = quorum(unl.len(), self.genesis.threshold);
+            assert!(overtimes + liars >= needed, "S6: over its time on {overtimes} nodes: {result:?}");
+            self.seen.hit("OVERTIME to limit");
+        } else {
+            assert_eq!(*result, outcome.ran, "{what}: node {node}");
+            if !outcome.overtimes.is_empty() {
+                self.seen.hit("OVERTIME re-executed");
+            }
+        }
     }
 
     /// A node is accused of signing two different things.

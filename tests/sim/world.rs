@@ -114,6 +114,10 @@ pub struct Config {
     pub disk_ms: (u64, u64),
     /// A run takes this long.
     pub run_ms: (u64, u64),
+    /// The wall-time limit of a run.
+    pub limit_ms: u64,
+    /// Percent of ledgers whose run never ends by itself.
+    pub endless: u64,
     /// Wall clocks differ by up to this.
     pub wall_off_ms: u64,
     /// Clocks run faster or slower by up to this many thousandths.
@@ -145,6 +149,8 @@ impl Config {
             latency_ms: (1, 1),
             disk_ms: (0, 0),
             run_ms: (1, 1),
+            limit_ms: NO_LIMIT_MS,
+            endless: 0,
             wall_off_ms: 0,
             drift_permille: 0,
             loss: 0,
@@ -209,7 +215,7 @@ enum Ev {
     Deliver { from: usize, to: usize, epoch: u64, message: Rc<Message> },
     Timer { node: usize, life: u32, timer: Timer, setting: u64 },
     Commit { node: usize, life: u32 },
-    Ran { node: usize, life: u32 },
+    Ran { node: usize, life: u32, run: u64, cut: bool },
     Load { node: usize, life: u32, first: Seq },
     Notice { node: usize, life: u32, peer: usize },
     Mischief { node: usize, life: u32 },
@@ -255,7 +261,8 @@ pub struct Node {
     timers: BTreeMap<Timer, u64>,
     settings: u64,
     runs: VecDeque<Box<Execution>>,
-    running: bool,
+    /// The run under way, by its number among all runs of the world.
+    running: Option<u64>,
     /// Its runs take this much longer than the configuration says.
     pub slow_ms: u64,
     crash_in: Option<u32>,
@@ -283,6 +290,8 @@ pub struct Node {
     pub dead: bool,
     /// Twins: whom this one talks with.
     pub mask: u64,
+    /// Scripted schedules only: how long its runs take.
+    pub run_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -320,7 +329,12 @@ pub struct World {
     sessions: u64,
     sent_inputs: Vec<Input>,
     signed_nonce: u64,
+    /// Runs begun so far.
+    begun: u64,
 }
+
+/// Longer than anything in this world lasts.
+pub const NO_LIMIT_MS: u64 = 1 << 40;
 
 const WALL_START_MS: WallMs = 1_700_000_000_000;
 
@@ -366,7 +380,7 @@ impl World {
                 timers: BTreeMap::new(),
                 settings: 0,
                 runs: VecDeque::new(),
-                running: false,
+                running: None,
                 slow_ms: 0,
                 crash_in: None,
                 mono_off: 0,
@@ -383,6 +397,7 @@ impl World {
                 diverged: false,
                 dead: false,
                 mask,
+                run_ms: None,
             });
         }
         let mut world = World {
@@ -403,6 +418,7 @@ impl World {
             sessions: 0,
             sent_inputs: Vec::new(),
             signed_nonce: 0,
+            begun: 0,
         };
         // Twins share a mask, the second has its complement; some of the others see both.
         for at in world.cfg.singles()..count {
@@ -468,7 +484,7 @@ impl World {
                 self.commit(node);
                 self.pump(node);
             }
-            Ev::Ran { node, life } if self.nodes[node].life == life => self.ran(node),
+            Ev::Ran { node, life, run, cut } if self.nodes[node].life == life => self.ran(node, run, cut),
             Ev::Load { node, life, first } if self.nodes[node].life == life => {
                 self.watch.seen.hit("ledgers loaded for their runs");
                 let ledgers = self.nodes[node].disk.journal.load(first).to_vec();

@@ -6,6 +6,8 @@ mod dev;
 mod divergence;
 mod faults;
 mod legacy;
+mod members;
+mod overtime;
 mod rows;
 mod surroundings;
 mod torture;

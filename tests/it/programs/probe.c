@@ -5,12 +5,15 @@
 //   fail    writes half of the state and exits with 3
 //   hang    writes half of the state and sleeps for ever
 //   wait    goes on only when a file "gate" appears in the contract folder
+//   nap     takes three seconds where a file "slow" is in the contract folder
 //   loud    writes 1 MB to stdout and to stderr
 //   folder  writes state/deep/er/file
 //   differ  writes this node's own key into state/differ: another content on every node
 //   daemon  leaves a process behind that would write to state/late
 //   npl     says hello on the party line and exits without reading it
 //   talk    says hello on the party line, reads it to its end, and tells stdout how many it heard
+//   unl     writes the whole input to the network as a request
+//   who     keeps the keys of the UNL in state/unl
 //   fifo    leaves something in state/ that nodes cannot agree on
 //   big     writes 1 MB to the user before its output
 //   dump    keeps what it was given, JSON and environment, in state/
@@ -66,6 +69,12 @@ static int party_line(void) {
     return fds[0];
 }
 
+static void request(const char *line) {
+    int fd;
+    if (sscanf(strstr(json, "\"control\":"), "\"control\":%d", &fd) != 1) exit(9);
+    if (write(fd, line, strlen(line)) < 0) exit(9);
+}
+
 static void obey(const char *word, const char *half, int out) {
     if (!strncmp(word, "fail", 4)) {
         store("state/inputs", half);
@@ -78,6 +87,10 @@ static void obey(const char *word, const char *half, int out) {
     if (!strncmp(word, "wait", 4)) {
         store("state/inputs", half);
         while (access("gate", F_OK)) usleep(10000);
+    }
+    if (!strncmp(word, "nap", 3)) {
+        store("state/inputs", half);
+        if (!access("slow", F_OK)) sleep(3);
     }
     if (!strncmp(word, "big", 3)) {
         static char much[1000000];
@@ -120,6 +133,13 @@ static void obey(const char *word, const char *half, int out) {
         }
         _exit(0);
     }
+    if (!strncmp(word, "unl ", 4)) request(word);
+    if (!strncmp(word, "who", 3)) {
+        char *list = strstr(json, "\"unl\":[") + 6, *end = strchr(list, ']') + 1;
+        *end = 0;
+        store("state/unl", list);
+        *end = ',';
+    }
     if (!strncmp(word, "npl", 3)) party_line();
     if (!strncmp(word, "talk", 4)) {
         FILE *line = fdopen(party_line(), "r");
@@ -143,7 +163,7 @@ int main(int argc, char **argv) {
     read_json();
     long long ever = load("state/inputs");
     char *users = strstr(json, "\"user\":{");
-    char word[16];
+    char word[200];
     int in, out;
     char *at = users ? users + 8 : "";
     static char block[1 << 16];

@@ -10,12 +10,12 @@ use hotpocket::{
         journal::Record,
         messages::{Basis, Closed, Message},
     },
-    types::{Hash, MonoMs, NodeKey},
+    types::{Hash, MonoMs, NodeKey, Status},
 };
 
 use super::{
     super::{crypto::TableCrypto, properties::run_contract},
-    Ev, Manner, Step, WALL_START_MS, World,
+    Ev, Manner, NO_LIMIT_MS, Step, WALL_START_MS, World,
     trace::{describe, describe_event, describe_record, trace},
 };
 
@@ -53,6 +53,9 @@ impl World {
             if journal.advance.is_some() {
                 self.watch.seen.hit("restarts with a journaled ADVANCE");
             }
+            if journal.overtime.is_some() && journal.unexecuted.len() == 1 {
+                self.watch.seen.hit("restarts with a journaled OVERTIME");
+            }
             if journal.unl_vote.is_some() {
                 self.watch.seen.hit("restarts with a vote for the UNL");
             }
@@ -89,7 +92,7 @@ impl World {
         me.durable = me.persisted;
         me.timers.clear();
         me.runs.clear();
-        me.running = false;
+        me.running = None;
         me.crash_in = None;
         me.delivered = None;
         me.users.clear();
@@ -246,6 +249,19 @@ impl World {
                     }
                     me.disk.journal.apply(record, window);
                 }
+                Record::Overtime(overtime) => {
+                    if honest {
+                        self.watch.overtime(node, overtime.body.of_seq);
+                    }
+                    me.disk.journal.apply(record, window);
+                }
+                Record::Adopted(result) => {
+                    self.watch.seen.hit(match result.status {
+                        Status::Ok => "runs done after all",
+                        _ => "runs undone",
+                    });
+                    me.disk.journal.apply(record, window);
+                }
                 _ => me.disk.journal.apply(record, window),
             }
         }
@@ -320,6 +336,8 @@ impl World {
                 self.nodes[node].runs.push_back(run);
                 self.run_next(node);
             }
+            Effect::EndRun(seq) => self.end_run(node, seq),
+            Effect::Undo { seq, state_root, .. } => self.undo(node, seq, state_root),
             Effect::Load(first) => {
                 let at = self.now + self.rng.within(self.cfg.disk_ms.0, self.cfg.disk_ms.1);
                 let life = self.nodes[node].life;
@@ -335,7 +353,7 @@ impl World {
             Effect::Diverged { mine, agreed } => {
                 let flips = self.nodes[node].manner != Manner::Honest;
                 assert!(flips, "S6: node {node} diverged without reason: {mine:?} {agreed:?}");
-                assert!(!self.nodes[node].running, "node {node} gives its state up under a run");
+                assert!(self.nodes[node].running.is_none(), "node {node} gives its state up under a run");
                 self.nodes[node].diverged = true;
                 self.nodes[node].runs.clear();
                 self.watch.seen.hit("diverged");
@@ -409,10 +427,10 @@ impl World {
     // ---- The contract -------------------------------------------------------------------------------------------
 
     pub(super) fn run_next(&mut self, node: usize) {
-        let at = self.now + self.rng.within(self.cfg.run_ms.0, self.cfg.run_ms.1);
+        let (low, high) = self.cfg.run_ms;
+        let takes_ms = self.rng.within(low, high);
         let me = &mut self.nodes[node];
-        let at = at + me.slow_ms;
-        if me.running {
+        if me.running.is_some() {
             return;
         }
         let Some(run) = me.runs.front() else { return };
@@ -423,18 +441,31 @@ impl World {
         // There is room for one copy.
         me.disk.before = Some((seq, me.disk.state));
         me.disk.state = (seq - 1, None);
-        me.running = true;
-        let life = me.life;
-        self.push(at, Ev::Ran { node, life });
+        self.begun += 1;
+        me.running = Some(self.begun);
+        let is_endless = u64::from(run.hash.0[0]) * 100 < self.cfg.endless * 256;
+        let takes_ms = me.run_ms.unwrap_or(if is_endless { NO_LIMIT_MS } else { takes_ms + me.slow_ms });
+        let limit_ms = if run.is_limited { self.cfg.limit_ms } else { NO_LIMIT_MS };
+        let (life, at) = (me.life, self.now + takes_ms.min(limit_ms));
+        self.push(at, Ev::Ran { node, life, run: self.begun, cut: takes_ms >= limit_ms });
     }
 
-    pub(super) fn ran(&mut self, node: usize) {
+    pub(super) fn ran(&mut self, node: usize, run: u64, cut: bool) {
         let me = &mut self.nodes[node];
-        me.running = false;
+        if me.running != Some(run) {
+            return;
+        }
+        me.running = None;
         let Some(run) = me.runs.pop_front() else { return };
         let seq = run.header.seq;
-        let (_, (_, before)) = me.disk.before.expect("kept when it began");
-        let before = before.expect("checked when it began");
+        let (_, before) = me.disk.before.expect("kept when it began");
+        if cut {
+            trace(|| format!("{:>7} n{node} run of {seq} cut", self.now));
+            me.disk.state = before;
+            self.handle(node, Event::Overtime(run));
+            return self.run_next(node);
+        }
+        let before = before.1.expect("checked when it began");
         let mut result = run_contract(before, &run);
         if let Manner::Flips(from) = me.manner
             && seq >= from
@@ -446,5 +477,30 @@ impl World {
         me.disk.state = (seq, Some(result.state_root));
         self.handle(node, Event::ExecDone(result));
         self.run_next(node);
+    }
+
+    /// Ends the run of a ledger that is under way: soon, not at once.
+    fn end_run(&mut self, node: usize, seq: u64) {
+        let me = &self.nodes[node];
+        let Some(run) = me.running.filter(|_| me.runs.front().is_some_and(|run| run.header.seq == seq)) else { return };
+        self.watch.seen.hit("runs ended because their time was up elsewhere");
+        let (life, at) = (me.life, self.now + self.rng.within(0, 20));
+        self.push(at, Ev::Ran { node, life, run, cut: true });
+    }
+
+    /// The run of a ledger has no effect.
+    fn undo(&mut self, node: usize, seq: u64, state_root: Hash) {
+        let disk = &mut self.nodes[node].disk;
+        if disk.before.is_some_and(|(kept, _)| kept > seq) {
+            // Done before a restart: the next run had begun, and is rolled back.
+            return;
+        }
+        if let Some((_, (_, before))) = disk.before.filter(|(kept, _)| *kept == seq) {
+            disk.state = (seq, before);
+        } else {
+            // It never began here.
+            disk.state.0 = seq;
+        }
+        assert_eq!(disk.state.1, Some(state_root), "node {node} undoes ledger {seq} to another state");
     }
 }

@@ -58,7 +58,9 @@ pub(super) fn describe_record(record: &Record) -> String {
         Record::Entered(tc, _) => format!("Tc {}", tc.attempt()),
         Record::Ledger(ledger) => format!("ledger {}", ledger.candidate.header.seq),
         Record::UnlVote(vote) => format!("vote {vote:?}"),
-        Record::Result(result) => format!("RESULT {}", result.body.of_seq),
+        Record::Result(result) => format!("RESULT {} {}", result.body.of_seq, result.body.status),
+        Record::Overtime(overtime) => format!("OVERTIME {}", overtime.body.of_seq),
+        Record::Adopted(result) => format!("adopted result {} {}", result.of_seq, result.status),
     }
 }
 
@@ -69,6 +71,7 @@ pub(super) fn describe(message: &Message) -> String {
         text += &format!(" {seq}/{}", message.round_attempt());
     }
     match message {
+        Message::Result(m) => text += &format!(" {} {}", m.body.state_root.short(), m.body.status),
         Message::Novel(m) => text += &format!(" {} inputs {}", m.body.inputs.len(), m.id().short()),
         Message::Prevote(m) => text += &format!(" {}", m.body.0.ledger_hash.short()),
         Message::Precommit(m) => text += &format!(" {}", m.body.0.ledger_hash.short()),
