@@ -12,6 +12,8 @@ use super::{
 
 /// Ledgers that everybody sound must close once faults are over.
 const LEDGERS_AFTER: u64 = 3;
+/// Milliseconds for which a node falls behind in a long run.
+const LONG_MS: u64 = 3_000;
 /// Milliseconds in which they must.
 const SETTLE_MS: u64 = 60_000;
 /// Milliseconds after which everybody is in sync at the latest: once everybody has said where it stands ...
@@ -34,6 +36,15 @@ fn prepared(seed: u64) -> (World, u64) {
     let mut rng = Rng::new(seed);
     let cfg = config(&mut rng);
     let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
+    let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
+    let long = faulty < cfg.n - quorum(cfg.n, cfg.threshold) && rng.chance(15);
+    if long {
+        let latency_ms = (1, rng.within(1, 5));
+        let cfg = Config { roundtime_ms: 20, min_round_ms: 0, latency_ms, run_ms: (0, 2), ..cfg };
+        let mut world = World::new(cfg, rng);
+        fall_behind(&mut world);
+        return (world, LONG_MS + 1000);
+    }
     let mut world = World::new(cfg, rng);
     plan(&mut world, length);
     (world, length)
@@ -87,6 +98,22 @@ fn config(rng: &mut Rng) -> Config {
         late: rng.pick(&[0, 0, 0, 1, 5]),
         reorder: rng.chance(25),
     }
+}
+
+/// A node that is away, or whose runs are slow, while the others close a hundred ledgers: seldom, because it takes long.
+fn fall_behind(world: &mut World) {
+    let honest: Vec<usize> = (0..world.cfg.n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
+    let node = honest[world.rng.index(honest.len())];
+    if world.rng.chance(50) {
+        world.nodes[node].slow_ms = 500;
+    } else {
+        world.nodes[node].dead = true;
+        world.crash(node);
+    }
+    world.plan(LONG_MS, Happening::Back(node));
+    let (at, crash) = (LONG_MS + world.rng.within(0, 100), world.rng.within(0, 200) as u32);
+    world.plan(at, Happening::Crash(node, crash));
+    world.plan(LONG_MS + 1000, Happening::Gst);
 }
 
 fn plan(world: &mut World, length: u64) {

@@ -56,7 +56,7 @@ pub enum Manner {
     Spams,
     /// Asks for attempts far ahead.
     Rushes,
-    /// Shows ledgers that nobody voted for, certificates that are none, and bodies that are not what was asked for.
+    /// Votes, but what it sends of closed ledgers and of bodies is false, and it sends more of that than is asked for.
     Forges,
 }
 
@@ -207,6 +207,8 @@ pub enum Happening {
     Request(UnlChange),
     /// An input of long ago comes again.
     Replay,
+    /// A node that was away, or slow, is so no more.
+    Back(usize),
     /// Faults end.
     Gst,
 }
@@ -574,6 +576,13 @@ impl World {
                     let to = self.rng.index(n);
                     let from = (to + 1 + self.rng.index(n - 1)) % n;
                     self.handle(to, Event::Message(self.nodes[from].key, Message::Input(input)));
+                }
+            }
+            Happening::Back(node) => {
+                self.nodes[node].slow_ms = 0;
+                self.nodes[node].dead = false;
+                if self.nodes[node].core.is_none() {
+                    self.push(self.now, Ev::Restart { node });
                 }
             }
             Happening::Gst => {

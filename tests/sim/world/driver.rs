@@ -8,14 +8,15 @@ use hotpocket::{
         Consensus, Effect, Event, Params, Query,
         header::{ClosedLedger, Input},
         journal::Record,
-        messages::{Basis, Closed, Message},
+        messages::{Basis, Closed, Message, Range},
     },
-    types::{Hash, MonoMs, NodeKey, Status},
+    types::{Hash, MonoMs, NodeKey, Seq, Status},
 };
 
 use super::{
     super::{crypto::TableCrypto, properties::run_contract},
     Ev, Manner, NO_LIMIT_MS, Step, WALL_START_MS, World,
+    liars::forged,
     trace::{describe, describe_event, describe_record, trace},
 };
 
@@ -364,6 +365,14 @@ impl World {
                 }
             }
             Effect::Serve(key, query) => self.serve(node, key, &query),
+            Effect::Lied(key, lie) => {
+                if honest {
+                    self.watch.seen.hit("caught a liar");
+                    let sound = |other: &&super::Node| other.key == key && other.manner.is_honest();
+                    assert!(!self.nodes.iter().any(|other| sound(&other)), "node {node} accuses {key} of {lie}");
+                }
+            }
+            Effect::TooFarBehind { .. } => panic!("node {node}: nobody deletes anything here"),
             Effect::Split(_) => self.watch.seen.hit("splits"),
             Effect::SplitHealed(_) => self.watch.seen.hit("splits healed"),
             Effect::Refuse(..) => self.watch.seen.hit("refused inputs"),
@@ -413,7 +422,13 @@ impl World {
                     answers.extend(found.map(Message::Input));
                 }
             }
+            Query::Range(first, last) => {
+                answers.push(Message::Range(Box::new(range(history, *first, *last))));
+            }
             Query::Details(_) => {}
+        }
+        if self.nodes[node].manner == Manner::Forges {
+            answers = answers.into_iter().map(|answer| forged(answer, &mut self.rng)).collect();
         }
         if self.nodes[node].manner == Manner::Withholds {
             return;
@@ -502,5 +517,24 @@ impl World {
             disk.state.0 = seq;
         }
         assert_eq!(disk.state.1, Some(state_root), "node {node} undoes ledger {seq} to another state");
+    }
+}
+
+/// What an honest node answers to a GET for closed ledgers.
+fn range(history: &[(ClosedLedger, Vec<Input>)], first: Seq, last: Seq) -> Range {
+    let at = |seq: Seq| usize::try_from(seq).expect("small").min(history.len());
+    let (from, to) = (at(first.saturating_sub(1)), at(last));
+    let kept = &history[from.min(to)..to];
+    Range {
+        first,
+        oldest: 1,
+        ledgers: kept.iter().map(|(ledger, _)| ledger.clone()).collect(),
+        // The last one's inputs do not always fit.
+        inputs: kept
+            .iter()
+            .rev()
+            .skip(usize::from(last.is_multiple_of(3)))
+            .flat_map(|(_, inputs)| inputs.clone())
+            .collect(),
     }
 }

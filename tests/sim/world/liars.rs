@@ -11,10 +11,13 @@ use hotpocket::{
         },
         votes::ATTEMPTS_MAX,
     },
-    types::{Attempt, Hash, Sig},
+    types::{Attempt, Hash, Sig, UserKey},
 };
 
-use super::{super::crypto::TableCrypto, Ev, Manner, World};
+use super::{
+    super::{crypto::TableCrypto, rng::Rng},
+    Ev, Manner, World,
+};
 
 /// Messages that a spammer remembers. The oldest goes for a new one.
 const HEARD_MAX: usize = 200;
@@ -226,4 +229,26 @@ impl World {
         };
         Some(Rc::new(twisted))
     }
+}
+
+/// What a forger makes of an answer about closed ledgers.
+pub(super) fn forged(mut answer: Message, rng: &mut Rng) -> Message {
+    match &mut answer {
+        Message::Closed(closed) => closed.header.time_ms += 1,
+        Message::Candidate(candidate) => candidate.users_add.push(UserKey([77; 32])),
+        Message::Range(range) => {
+            let count = range.ledgers.len();
+            let Some(ledger) = (count > 0).then(|| &mut range.ledgers[rng.index(count)]) else { return answer };
+            match rng.index(6) {
+                0 => ledger.candidate.header.time_ms += 1,
+                1 => ledger.qc.sigs[0].1 = Sig([7; 64]),
+                2 => ledger.qc.sigs.truncate(1),
+                3 => ledger.candidate.users_add.push(UserKey([77; 32])),
+                4 => ledger.candidate.inputs.push(Hash([0xff; 32])),
+                _ => range.ledgers.reverse(),
+            }
+        }
+        _ => {}
+    }
+    answer
 }
