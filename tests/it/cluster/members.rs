@@ -23,6 +23,15 @@ fn key(node: &TestNode) -> String {
     node.secret.as_ref().expect("made by this test").node_key().to_string()
 }
 
+/// Verifies a node's chain with the second implementation, running its ledgers again, and gives how often the UNL changed.
+async fn verified_changes(node: &TestNode) -> u64 {
+    let ended = call(&["ledger", "verify", node.dir.to_str().expect("UTF-8"), "--json", "--replay"]).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    let report: Value = serde_json::from_str(&ended.out).expect("one JSON object");
+    assert_eq!(report["unchecked"], serde_json::json!([]), "{report}");
+    report["unl_changes"].as_u64().expect("a number")
+}
+
 /// The configuration with another `unl`, whatever lines it stands on.
 fn with_unl(text: &str, keys: &[String]) -> String {
     let start = text.find("\nunl = [").expect("a list") + 1;
@@ -158,6 +167,9 @@ fn a_sixth_node_is_voted_in_and_another_one_out_over_kills_and_the_one_that_left
         let same = |status: &Value| status["seq"].as_u64() > Some(seq) || status["lcl"] == lcl;
         late.nodes[0].status_where("it catches up", same).await;
         decides_with(&late.nodes[0], &net.nodes[1..].iter().collect::<Vec<_>>()).await;
+        for node in [&net.nodes[0], &net.nodes[5], &late.nodes[0]] {
+            assert_eq!(verified_changes(node).await, 2, "{}", node.dir.display());
+        }
     });
 }
 
@@ -188,6 +200,9 @@ fn a_contract_asks_for_a_member_and_for_its_removal() {
             let mut expected: Vec<String> = all[1..].iter().map(|node| key(node)).collect();
             expected.sort();
             assert_eq!(seen, expected);
+        }
+        for node in &net.nodes {
+            assert_eq!(verified_changes(node).await, 2);
         }
         let log = net.nodes[1].log();
         assert!(log.contains("the contract's request is not understood"), "{log}");
