@@ -221,6 +221,7 @@ impl Node {
         let rerun = cut.then(|| core.summary().lcl);
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
+        let (told_tx, told) = mpsc::channel(LINE_MAX);
         let (found_tx, found) = mpsc::channel(LINE_MAX);
         let node = Node {
             config,
@@ -267,6 +268,12 @@ impl Node {
             serving_ranges: BTreeSet::new(),
             served_tx,
             served,
+            told_tx,
+            told,
+            asking: Default::default(),
+            deliveries: VecDeque::new(),
+            delivering: false,
+            last_agreed: None,
             report,
             _lock: lock,
         };
