@@ -130,9 +130,10 @@ fn what_is_damaged_is_named_and_what_does_not_read_is_told_apart() {
             assert_eq!(user.ask(line).await, line);
         }
         net.kill_all().await;
-        let dir = &net.nodes[0].dir;
+        let dir = &net.nodes[0].dir.clone();
         right(dir, &[]).await;
         let file = dir.join("hist/ledger.db");
+        net.tampered = true;
         let open = || rusqlite::Connection::open(&file).expect("a database");
         let seq: i64 = open().query_row("SELECT min(seq) FROM output", [], |row| row.get(0)).expect("a ledger");
         open().execute("UPDATE output SET bytes = X'6f6e65' WHERE seq = ?1", [seq]).expect("changed");
