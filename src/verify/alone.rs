@@ -45,6 +45,8 @@ pub(super) struct Alone {
     /// Who got outputs, and their root.
     pub(super) outputs: Option<(Vec<UserKey>, Hash)>,
     pub(super) signatures: u64,
+    /// The last ledger there was when this one was read.
+    pub(super) tip: Seq,
 }
 
 /// What the roots of the header stand for.
@@ -112,6 +114,7 @@ pub(super) fn check(stored: &Stored, page: &Page, rules: &Rules) -> Result<Alone
         result,
         outputs,
         signatures,
+        tip: page.tip,
     })
 }
 
