@@ -328,7 +328,7 @@ fn what_is_damaged_is_named_and_what_does_not_read_is_told_apart() {
         open().execute("UPDATE output SET bytes = X'6f6e65' WHERE seq = ?1", [seq]).expect("changed");
         let told = ledger(&["verify", text(dir)]).await;
         assert_eq!(told.code, Some(1), "{}", told.out);
-        assert!(told.err.contains(&format!("ledger {seq}: outputs_root is ")), "{}", told.err);
+        assert!(told.err.contains(&format!("ledger {seq}: output.leaf is ")), "{}", told.err);
         let told = ledger(&["verify", text(dir), "--json"]).await;
         let wrong: Value = serde_json::from_str(&told.out).expect("an object");
         assert_eq!((told.code, &wrong["ok"], wrong["seq"].as_i64()), (Some(1), &Value::Bool(false), Some(seq)));
