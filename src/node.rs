@@ -10,6 +10,7 @@ pub mod control;
 mod exec;
 mod party_line;
 pub mod progress;
+pub mod replay;
 mod report;
 mod serve;
 mod start;

@@ -21,12 +21,13 @@ use crate::{
     types::{Attempt, Hash, Seq, UserKey},
 };
 
-/// `hist/ledger.db`, opened by this process alone. Its calls block for as long as the disk takes.
+/// `hist/ledger.db`, written by this process alone. Its calls block for as long as the disk takes.
 #[derive(Debug)]
 pub struct Store {
     pub(super) db: Connection,
     pub(super) path: PathBuf,
     pub(super) known: Known,
+    lock: schema::Lock,
 }
 
 /// What commits need to know of what is stored.
@@ -72,8 +73,8 @@ impl Store {
     ///
     /// Errors with `Damaged` when the file is not what this program wrote, with `InUse` when another process has it.
     pub fn open(dir: &Path) -> Result<Store, LedgerError> {
-        let (db, path) = schema::open(dir)?;
-        let mut store = Store { db, path, known: Known::default() };
+        let (db, path, lock) = schema::open(dir)?;
+        let mut store = Store { db, path, known: Known::default(), lock };
         store.known = store.read_known().map_err(|trouble| trouble.at(&store.path, "read the tip"))?;
         Ok(store)
     }
@@ -323,9 +324,11 @@ impl Store {
 
     /// Moves the write-ahead log into the file and closes it.
     pub fn close(self) -> Result<(), LedgerError> {
-        let Store { db, path, .. } = self;
+        let Store { db, path, lock, .. } = self;
         db.flush_prepared_statement_cache();
-        db.close().map_err(|(_, error)| Trouble::Sql(error).at(&path, "close tables"))
+        let closed = db.close().map_err(|(_, error)| Trouble::Sql(error).at(&path, "close tables"));
+        drop(lock);
+        closed
     }
 
     /// The oldest ledger whose body is whole; 0 before the first.
