@@ -708,7 +708,7 @@ impl Node {
     }
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
-        self.report.closed(ledger, hash, attempt);
+        self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
