@@ -42,7 +42,7 @@ use crate::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
         header::{ClosedLedger, ExecResult},
         journal::Record,
-        messages::{Details, Message, Npl, NplEnd, Signable, Signed},
+        messages::{Details, Get, Message, Npl, NplEnd, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
@@ -135,6 +135,8 @@ pub struct Node {
 
     line: PartyLine,
     line_counters: BTreeMap<Hash, u64>,
+    /// The ledger whose run began before, in this process or in one before it, and was cut.
+    rerun: Option<Hash>,
     sessions: BTreeMap<(UserKey, Challenge), SessionId>,
     linked: BTreeSet<NodeKey>,
     /// The processes of each member that were linked, the last one last.
@@ -266,7 +268,9 @@ impl Node {
                 self.report.linked(peer);
                 self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
-                self.handle(Event::LinkUp(peer))
+                self.handle(Event::LinkUp(peer))?;
+                self.ask_for_line(Some(peer));
+                Ok(())
             }
             MeshEvent::LinkDown { peer, reason } => {
                 info!(peer = %peer.short(), reason, "link lost");
@@ -330,16 +334,16 @@ impl Node {
         match message {
             // Nobody passes the party line on: what does not come from its signer is not taken.
             Message::Npl(npl) if member && npl.from == peer => {
-                let Npl { ledger_hash, data, .. } = npl.body;
+                let Npl { ledger_hash, counter, data } = npl.body;
                 if data.len() > NPL_MESSAGE_BYTES_MAX {
                     return Ok(());
                 }
-                self.line.heard(ledger_hash, NplIn::Data { from: peer, data: data.into() });
+                self.line.heard(ledger_hash, counter, NplIn::Data { from: peer, data: data.into() });
                 Ok(())
             }
             Message::NplEnd(end) if member && end.from == peer => {
                 let NplEnd { ledger_hash, frames } = end.body;
-                self.line.heard(ledger_hash, NplIn::End { from: peer, frames });
+                self.line.heard(ledger_hash, frames, NplIn::End { from: peer, frames });
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
@@ -441,6 +445,7 @@ impl Node {
                     Ended::Ran(ran) => *ran,
                     Ended::Cut(execution) => {
                         self.line.end(execution.hash);
+                        self.rerun = Some(execution.hash);
                         self.line_counters.remove(&execution.hash);
                         warn!(
                             seq = execution.header.seq,
@@ -483,7 +488,19 @@ impl Node {
             }
             NplOut::End { frames } => Message::NplEnd(self.sign(NplEnd { ledger_hash, frames })),
         };
-        self.broadcast(&message);
+        let bytes: Bytes = wire::encode(&message).into();
+        self.line.said(ledger_hash, bytes.clone());
+        self.mesh.broadcast(Class::Vote, bytes);
+    }
+
+    /// Asks what was said on the party line of a run that is done again: it was said to the run before.
+    fn ask_for_line(&self, peer: Option<NodeKey>) {
+        let Some(ledger) = self.line.running().filter(|ledger| self.rerun == Some(*ledger)) else { return };
+        let get = Message::Get(Get::Npl(ledger));
+        match peer {
+            Some(peer) => self.send(peer, &get),
+            None => self.broadcast(&get),
+        }
     }
 
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
@@ -569,13 +586,13 @@ impl Node {
         }));
     }
 
-    fn broadcast(&mut self, message: &Message) {
+    fn broadcast(&self, message: &Message) {
         let bytes = wire::encode(message);
         let class = class(message, bytes.len());
         self.mesh.broadcast(class, bytes.into());
     }
 
-    fn send(&mut self, to: NodeKey, message: &Message) {
+    fn send(&self, to: NodeKey, message: &Message) {
         let bytes = wire::encode(message);
         if let Err(error) = self.mesh.send(&to, class(message, bytes.len()), bytes.into()) {
             debug!(peer = %to.short(), kind = message.kind(), %error, "not sent");
@@ -609,6 +626,7 @@ impl Node {
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
+                self.ask_for_line(None);
                 self.runs.insert(execution.header.seq, Kept::new(execution.senders()));
                 let (end_run, end) = oneshot::channel();
                 self.end_run = Some((execution.header.seq, end_run));
@@ -708,6 +726,7 @@ impl Node {
     }
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
+        self.line.closed(hash);
         self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);

@@ -234,6 +234,8 @@ pub enum Query {
     Details(Seq),
     /// Closed ledgers from the first number to the second.
     Range(Seq, Seq),
+    /// What a run said on the party line.
+    Npl(Hash),
 }
 
 /// Where this node stands, for people.

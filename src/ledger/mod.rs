@@ -24,7 +24,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use borsh::{BorshDeserialize, BorshSerialize};
 
 pub use archive::{Archive, Depth, PAGE_LEDGERS_MAX};
-pub use store::Store;
+pub use store::{Proven, Store};
 pub use worker::Ledger;
 
 use crate::{
@@ -42,9 +42,9 @@ const PRUNE_LEDGERS_MAX: u64 = 4;
 /// Old inputs one commit deletes at most, besides twice as many as it ledgers; the rest waits for the next commits.
 const PRUNE_INPUTS_MIN: usize = 64;
 /// Proofs kept against one signer; further ones are not stored, the first prove as much.
-const EVIDENCE_PER_SIGNER_MAX: u64 = 8;
+pub const EVIDENCE_PER_SIGNER_MAX: u64 = 8;
 /// Proofs kept in all; further ones are not stored.
-const EVIDENCE_MAX: u64 = 256;
+pub const EVIDENCE_MAX: u64 = 256;
 /// Headers in one answer of `header_range`; whoever wants more asks again.
 pub const HEADERS_READ_MAX: usize = 256;
 /// Bytes after which an answer of many values ends; whoever wants more asks again.
@@ -65,7 +65,7 @@ pub enum Write {
         /// Output by user; a user occurs once.
         outputs: Outputs,
     },
-    /// A node signed two different things. The first few against each signer are kept.
+    /// A node signed two different things. The first few against each signer are kept, one for each thing said twice.
     Evidence(Box<Evidence>),
 }
 

@@ -56,8 +56,9 @@ CREATE TABLE result (seq INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE run (seq INTEGER PRIMARY KEY, outputs INTEGER NOT NULL) STRICT;
 CREATE TABLE output (seq INTEGER NOT NULL, user BLOB NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (seq, user)
     ) STRICT, WITHOUT ROWID;
-CREATE TABLE evidence (n INTEGER PRIMARY KEY, signer BLOB NOT NULL, bytes BLOB NOT NULL) STRICT;
-CREATE INDEX evidence_signer ON evidence (signer);
+CREATE TABLE evidence (
+    n INTEGER PRIMARY KEY, signer BLOB NOT NULL, kind TEXT NOT NULL, seq INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    bytes BLOB NOT NULL, UNIQUE (signer, kind, seq, attempt)) STRICT;
 ";
 
 /// Holds off other writers for as long as it lives, or its process does. Readers need no lock.

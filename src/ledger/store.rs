@@ -18,8 +18,21 @@ use crate::{
         journal::{Journal, Record},
         messages::{Advance, Certificate, Closed, Evidence, Overtime, Range, Signed, Tc},
     },
-    types::{Attempt, Hash, Seq, UserKey},
+    types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
+
+/// What a stored proof of misbehaviour is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proven {
+    /// Who signed two different messages.
+    pub signer: NodeKey,
+    /// Of this kind.
+    pub kind: String,
+    /// About this ledger; a RESULT is about the one after the ledger it is of.
+    pub seq: Seq,
+    /// In this attempt.
+    pub attempt: Attempt,
+}
 
 /// `hist/ledger.db`, written by this process alone. Its calls block for as long as the disk takes.
 #[derive(Debug)]
@@ -307,6 +320,25 @@ impl Store {
                 proofs.push(column(row, 0, "a proof")?);
             }
             Ok(proofs)
+        };
+        read().map_err(self.failed("read evidence"))
+    }
+
+    /// What those proofs are of, oldest first: who said what twice, about which ledger, in which attempt.
+    pub fn proven(&self) -> Result<Vec<Proven>, LedgerError> {
+        let read = || -> Result<Vec<Proven>, Trouble> {
+            let mut query = self.db.prepare_cached("SELECT signer, kind, seq, attempt FROM evidence ORDER BY n")?;
+            let mut rows = query.query([])?;
+            let mut proven = Vec::new();
+            while let Some(row) = rows.next()? {
+                proven.push(Proven {
+                    signer: NodeKey(row.get(0)?),
+                    kind: row.get(1)?,
+                    seq: seq_of(row.get(2)?)?,
+                    attempt: row.get(3)?,
+                });
+            }
+            Ok(proven)
         };
         read().map_err(self.failed("read evidence"))
     }
@@ -628,12 +660,16 @@ impl Change<'_> {
     }
 
     fn evidence(&mut self, evidence: &Evidence) -> Result<(), Trouble> {
-        let signer = evidence.signer.0;
+        let slot = evidence.slot().and_then(|(_, kind, seq, attempt)| Some((kind, row_seq(seq)?, attempt)));
+        let Some((kind, seq, attempt)) = slot else { return Trouble::contradiction("evidence of nothing") };
+        // One proof for each thing said twice: several peers show the same.
         let mut insert = self.db.prepare_cached(
-            "INSERT INTO evidence (signer, bytes) SELECT ?1, ?2
-             WHERE (SELECT count(*) FROM evidence WHERE signer = ?1) < ?3 AND (SELECT count(*) FROM evidence) < ?4",
+            "INSERT INTO evidence (signer, kind, seq, attempt, bytes) SELECT ?1, ?2, ?3, ?4, ?5
+             WHERE (SELECT count(*) FROM evidence WHERE signer = ?1) < ?6 AND (SELECT count(*) FROM evidence) < ?7
+             ON CONFLICT DO NOTHING",
         )?;
-        insert.execute(params![signer, encode(evidence), EVIDENCE_PER_SIGNER_MAX as i64, EVIDENCE_MAX as i64])?;
+        let (per_signer, all) = (EVIDENCE_PER_SIGNER_MAX as i64, EVIDENCE_MAX as i64);
+        insert.execute(params![evidence.signer.0, kind, seq, attempt, encode(evidence), per_signer, all])?;
         Ok(())
     }
 

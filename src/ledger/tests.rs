@@ -18,8 +18,7 @@ use crate::{
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
         journal::Journal,
         messages::{
-            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Range, Signed, StatusMsg,
-            Tc, Vote,
+            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Range, Signed, Tc, Vote,
         },
     },
     types::{Attempt, Challenge, LimitKind, NodeKey, Sig, Status},
@@ -510,17 +509,27 @@ fn an_input_that_comes_again_after_its_ledger_changes_nothing() {
 fn evidence_is_kept_up_to_a_number_against_each_signer() {
     let dir = folder();
     let mut store = new_store(dir.path());
-    let evidence = |signer: u8, n: Seq| {
-        let status = |attempt| StatusMsg { seq: n, lcl: Hash::ZERO, attempt, synced: true };
-        let message = |attempt| encode(&Message::Status(signed(status(attempt))));
-        Evidence { signer: NodeKey([signer; 32]), first: message(1), second: message(2) }
+    let evidence = |signer: u8, seq: Seq, other: u8| {
+        let message = |byte| {
+            let vote = Prevote(Vote { seq, attempt: 2, ledger_hash: Hash([byte; 32]) });
+            encode(&Message::Prevote(Signed { from: NodeKey([signer; 32]), ..signed(vote) }))
+        };
+        Evidence { signer: NodeKey([signer; 32]), first: message(1), second: message(other) }
     };
-    let mut batch: Vec<Write> = (0..40).map(|n| Write::Evidence(Box::new(evidence(1, n)))).collect();
-    batch.push(Write::Evidence(Box::new(evidence(2, 0))));
+    let mut batch: Vec<Write> = (0..40).map(|n| Write::Evidence(Box::new(evidence(1, n, 2)))).collect();
+    // The same slot again, shown by somebody else.
+    batch.insert(1, Write::Evidence(Box::new(evidence(1, 0, 3))));
+    batch.push(Write::Evidence(Box::new(evidence(2, 0, 2))));
     store.commit(&batch).unwrap();
-    let mut expected: Vec<Evidence> = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| evidence(1, n)).collect();
-    expected.push(evidence(2, 0));
+    let mut expected: Vec<Evidence> = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| evidence(1, n, 2)).collect();
+    expected.push(evidence(2, 0, 2));
+    store.close().unwrap();
+    let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.evidence().unwrap(), expected);
+    let proven: Vec<Proven> = store.proven().unwrap();
+    let slots = proven.iter().map(|it| (it.signer.0[0], &*it.kind, it.seq, it.attempt));
+    let expected = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| (1, "PREVOTE", n, 2)).chain([(2, "PREVOTE", 0, 2)]);
+    assert!(slots.eq(expected), "{proven:?}");
 }
 
 /// Rows of a table, for what no reader shows.

@@ -382,7 +382,7 @@ impl World {
             Query::Range(first, last) => {
                 answers.push(Message::Range(Box::new(range(history, *first, *last))));
             }
-            Query::Details(_) => {}
+            Query::Details(_) | Query::Npl(_) => {}
         }
         if self.nodes[node].manner == Manner::Forges {
             answers = answers.into_iter().map(|answer| forged(answer, &mut self.rng)).collect();
