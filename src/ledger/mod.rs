@@ -28,7 +28,10 @@ pub use store::{Proven, Store};
 pub use worker::Ledger;
 
 use crate::{
-    consensus::{journal::Record, messages::Evidence},
+    consensus::{
+        journal::Record,
+        messages::{Closed, Evidence},
+    },
     types::{Hash, Seq, UserKey},
 };
 
@@ -49,6 +52,45 @@ pub const EVIDENCE_MAX: u64 = 256;
 pub const HEADERS_READ_MAX: usize = 256;
 /// Bytes after which an answer of many values ends; whoever wants more asks again.
 pub const READ_BYTES_MAX: usize = 16 << 20;
+
+/// Outputs of the past in one answer of `outputs_since`; whoever wants more asks again.
+pub const PAGE_OUTPUTS_MAX: usize = 64;
+/// Bytes of outputs after which such an answer ends; one output may be longer.
+pub const PAGE_BYTES_MAX: usize = 256 << 10;
+/// Leaves of the trees of such an answer; one tree may have more.
+pub const PAGE_LEAVES_MAX: usize = 65_536;
+/// Ledgers that were not run here, named in such an answer.
+pub const MISSING_MAX: usize = 64;
+
+/// An answer of `outputs_since`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastOutputs {
+    /// Ascending by ledger.
+    pub outputs: Vec<PastOutput>,
+    /// Ledgers with outputs that were not run here.
+    pub missing: Vec<Seq>,
+    /// The answer covers the ledgers up to this one.
+    pub to: Seq,
+    /// Whether there is more behind it.
+    pub more: bool,
+    /// First ledger whose outputs are kept.
+    pub kept_from: Seq,
+}
+
+/// One user's output of the past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastOutput {
+    /// The ledger.
+    pub seq: Seq,
+    /// What the user got.
+    pub output: Vec<u8>,
+    /// Position of its leaf.
+    pub index: u32,
+    /// Leaves of `outputs_root`, as this node's run led to them.
+    pub leaves: Vec<Hash>,
+    /// The next ledger, which says what was agreed; `None` when there is none yet.
+    pub next: Option<Closed>,
+}
 
 /// Outputs of one run, ascending by user.
 pub type Outputs = Vec<(UserKey, Vec<u8>)>;

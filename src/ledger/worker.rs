@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{LedgerError, Outputs, Store, Write};
+use super::{LedgerError, Outputs, PastOutputs, Store, Write};
 use crate::{
     consensus::{
         header::{ClosedLedger, ExecResult, Input},
@@ -169,8 +169,8 @@ impl Ledger {
     }
 
     /// See [`Store::outputs_since`].
-    pub async fn outputs_since(&self, user: UserKey, since: Seq) -> Answer<Vec<(Seq, Vec<u8>)>> {
-        self.read(move |store| store.outputs_since(&user, since)).await
+    pub async fn outputs_since(&self, user: UserKey, since: Seq, agreed: Option<Seq>) -> Answer<PastOutputs> {
+        self.read(move |store| store.outputs_since(&user, since, agreed)).await
     }
 
     /// Commits what waits, moves the write-ahead log into the file, closes it and ends the thread. Errors with the

@@ -21,9 +21,10 @@ use crate::{
         messages::Details,
     },
     contract::{
-        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts, npl,
+        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
+        fdlist::Facts, npl,
     },
-    state::{State, StateError},
+    state::{RunMount, StateError, StateStore},
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
 
@@ -95,6 +96,8 @@ pub struct Ran {
     pub result: ExecResult,
     /// What each user gets, ascending by user; empty unless the status is `Ok`.
     pub outputs: Vec<(UserKey, Vec<u8>)>,
+    /// Leaves of `outputs_root`, one for each of them.
+    pub leaves: Vec<Hash>,
     /// For comparing with other nodes.
     pub details: Details,
     /// From the closed ledger to the post-state on disk.
@@ -105,7 +108,7 @@ pub struct Ran {
 
 /// The state and the root it should have.
 struct Held {
-    state: State,
+    state: Box<dyn StateStore>,
     root: Hash,
 }
 
@@ -147,7 +150,7 @@ pub fn party_line() -> (NplPort, NplEnds) {
 
 impl Executor {
     /// `root` is what the state should be: after the last executed ledger, or genesis.
-    pub fn new(launcher: Launcher, state: State, root: Hash, config: &Config) -> Executor {
+    pub fn new(launcher: Launcher, state: Box<dyn StateStore>, root: Hash, config: &Config) -> Executor {
         let contract = &config.contract;
         let limits = Limits {
             wall: Duration::from_millis(contract.time_limit_ms),
@@ -268,23 +271,24 @@ impl Executor {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
         self.check_room()?;
-        self.blocking(move |held| {
-            let root = held.root;
-            if held.state.snapshot_info().is_some_and(|(_, kept)| kept == root) {
-                // The runs since then changed nothing: the copy is this run's pre-state too.
-                return Ok(());
-            }
-            match held.state.snapshot(seq, root) {
-                Err(StateError::NotScanned) => {
-                    held.state.scan(true)?;
-                    Ok(held.state.snapshot(seq, root)?)
+        let overlay = self
+            .blocking(move |held| {
+                let root = held.root;
+                // Where the runs since then changed nothing, what is kept is this run's pre-state too.
+                if held.state.snapshot_info().is_none_or(|(_, kept)| kept != root) {
+                    match held.state.snapshot(seq, root) {
+                        Err(StateError::NotScanned) => {
+                            held.state.scan(true)?;
+                            held.state.snapshot(seq, root)?;
+                        }
+                        done => done?,
+                    }
                 }
-                done => Ok(done?),
-            }
-        })
-        .await?;
+                begin(held)
+            })
+            .await?;
 
-        let report = self.launch(execution, port).await?;
+        let report = self.launch(execution, port, overlay).await?;
         self.check_room()?;
         let mut status = match report.end {
             End::Status(status) => status,
@@ -319,20 +323,18 @@ impl Executor {
             Status::Ok => report.outputs.into_iter().collect(),
             _ => Vec::new(),
         };
-        let outputs_root =
-            merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        let output_leaves: Vec<Hash> = outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect();
+        let outputs_root = merkle::root(output_leaves.clone());
         // Of a run that fails after all, because of what it left in state/, nothing takes effect.
         let unl_req = report.unl_request.filter(|_| status == Status::Ok);
         let result =
             ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req };
-        let told = outputs.iter().take(DETAILS_MAX);
-        let details = Details {
-            result: result.clone(),
-            leaves,
-            outputs: told.map(|(user, output)| (*user, merkle::output_leaf(user, output))).collect(),
-        };
+        let told = outputs.iter().zip(&output_leaves).take(DETAILS_MAX);
+        let details =
+            Details { result: result.clone(), leaves, outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect() };
         let (elapsed, contract) = (started.elapsed(), report.elapsed);
-        Ok(Some(Ran { hash: execution.hash, result, outputs, details, elapsed, contract }))
+        let hash = execution.hash;
+        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, elapsed, contract }))
     }
 
     /// Whether the disk has room for what a contract writes.
@@ -345,10 +347,15 @@ impl Executor {
     }
 
     /// Runs the contract, again when this machine made it fail.
-    async fn launch(&self, execution: &Execution, mut port: NplPort) -> Result<RunReport, ExecError> {
+    async fn launch(
+        &self,
+        execution: &Execution,
+        mut port: NplPort,
+        mut overlay: Option<Overlay>,
+    ) -> Result<RunReport, ExecError> {
         let mut failures = 0;
         loop {
-            match self.launcher.run(self.spec(execution), port).await {
+            match self.launcher.run(self.spec(execution, overlay), port).await {
                 Ok(report) => return Ok(report),
                 Err(error) => {
                     failures += 1;
@@ -361,7 +368,11 @@ impl Executor {
                         "run failed, trying again"
                     );
                     self.launcher.settled().await?;
-                    self.blocking(|held| Ok(held.state.rollback().map(|_| ())?)).await?;
+                    let again = |held: &mut Held| {
+                        held.state.rollback()?;
+                        begin(held)
+                    };
+                    overlay = self.blocking(again).await?;
                     // The peers' messages of the first try are gone: the party line is best effort.
                     port = party_line().0;
                 }
@@ -369,7 +380,7 @@ impl Executor {
         }
     }
 
-    fn spec(&self, execution: &Execution) -> RunSpec {
+    fn spec(&self, execution: &Execution, overlay: Option<Overlay>) -> RunSpec {
         let plan = &self.plan;
         let mut users: Vec<UserInput> = execution
             .inputs
@@ -402,6 +413,7 @@ impl Executor {
             users,
             log_dir: plan.dir.join("log/contract"),
             npl_window: plan.npl_window,
+            overlay,
         }
     }
 
@@ -418,6 +430,12 @@ impl Executor {
         };
         tokio::task::spawn_blocking(lock).await.expect("file work does not panic")
     }
+}
+
+/// Makes the state ready for a run, and says what the run must see mounted.
+fn begin(held: &mut Held) -> Result<Option<Overlay>, ExecError> {
+    let mount = held.state.begin_run()?;
+    Ok(mount.map(|RunMount { target, lower, upper, work }| Overlay { target, lower, upper, work }))
 }
 
 fn auth(inputs: &[Input]) -> Auth {

@@ -11,6 +11,8 @@ mod legacy;
 mod members;
 mod overtime;
 mod rows;
+mod signed;
+mod state;
 mod surroundings;
 mod torture;
 mod weather;
