@@ -11,6 +11,7 @@ mod members;
 mod overtime;
 mod rows;
 mod signed;
+mod state;
 mod surroundings;
 mod torture;
 mod weather;
