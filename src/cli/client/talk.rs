@@ -485,7 +485,7 @@ mod tests {
         for reason in [Reason::Busy, Reason::Rate] {
             let reply = rejected(&talk, reason);
             assert!(matches!(shows(&mut talk, reply)[..], [Show::Note(_)]));
-            assert_eq!(talk.again(), [frame.clone()]);
+            assert_eq!(talk.again(), std::slice::from_ref(&frame));
         }
         assert_eq!(talk.again(), Vec::<String>::new(), "once a time");
         let reply = rejected(&talk, Reason::Expired);
