@@ -1,9 +1,11 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
 
+mod chain;
 mod cli;
 mod cluster;
 mod contract;
 mod golden;
+mod golden_users;
 mod net;
 mod shim;
 mod tidy;
