@@ -5,6 +5,7 @@ mod crowd;
 mod dev;
 mod divergence;
 mod faults;
+mod flood;
 mod legacy;
 mod members;
 mod overtime;
