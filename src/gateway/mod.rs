@@ -16,7 +16,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -187,6 +187,7 @@ impl Gateway {
                 next_session: 0,
             }),
             unfinished: Arc::default(),
+            outboxes: Arc::default(),
             config,
             events,
             stopping,
@@ -263,6 +264,8 @@ struct Shared {
     events: mpsc::Sender<GatewayEvent>,
     registry: Mutex<Registry>,
     unfinished: Arc<Unfinished>,
+    /// Bytes that wait for all users.
+    outboxes: Arc<AtomicUsize>,
     stopping: watch::Receiver<bool>,
     started: Instant,
 }
