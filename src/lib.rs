@@ -8,6 +8,7 @@
 //! 4. [`node`]: the loop. Events from the adapters into the core, effects from the core to the adapters, in order.
 //! 5. The adapters: [`mesh`] (links to other nodes), [`gateway`] (users' websockets), [`contract`] (runs the
 //!    executable), [`state`] (the contract's files and their root), [`ledger`] (the database).
+//!    [`verify`] checks what is in the database, as a second implementation of the protocol.
 //! 6. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
 //!
 //! Invariants, kept by `tests/it/tidy.rs`:
@@ -15,6 +16,7 @@
 //! - `consensus` imports `types` alone: no tokio, files, network, environment, processes, threads, clocks,
 //!   randomness, hash maps or floats. Same events in, same effects out, on every machine.
 //! - Adapters never import each other, and hold no votes. Only `node` knows both sides.
+//! - `verify` shares nothing with what it checks but `types` and `crypto`.
 //! - `wire`, `contract::fdlist`, `contract::npl` and `config` are pure functions over bytes.
 //! - Nothing but `node` reads the wall clock. Nothing but `contract` has `unsafe`.
 //! - Network and consensus run on one thread; hashing, big reads and the database run off it.
@@ -32,6 +34,7 @@ pub mod mesh;
 pub mod node;
 pub mod state;
 pub mod types;
+pub mod verify;
 pub mod wire;
 
 // The simulator is compiled with the library, so that the mistakes that `consensus::mutation` makes on purpose reach it.

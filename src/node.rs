@@ -5,9 +5,12 @@
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
 //! ledger, `serve` answers peers, `report` tells people.
 
+mod catchup;
 pub mod control;
 mod exec;
 mod party_line;
+pub mod progress;
+pub mod replay;
 mod report;
 mod serve;
 mod start;
@@ -26,17 +29,18 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+pub use self::{catchup::Draw, report::Banner, start::NodeError};
 use self::{
+    catchup::Found,
     control::{Asked, Control},
     exec::{Ended, ExecError, Executor},
     party_line::PartyLine,
 };
-pub use self::{report::Banner, start::NodeError};
 use crate::{
     config::Config,
     consensus::{
         Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
-        header::{ClosedLedger, ExecResult, Input},
+        header::{ClosedLedger, ExecResult},
         journal::Record,
         messages::{Details, Message, Npl, NplEnd, Signable, Signed},
     },
@@ -73,8 +77,6 @@ enum FromRun {
     Line(Hash, NplOut),
     Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
-    /// Ledgers to be run, out of the database.
-    Loaded(Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError>),
 }
 
 /// What waits for the runner.
@@ -107,8 +109,19 @@ pub struct Node {
     from_runs_tx: mpsc::Sender<FromRun>,
     from_runs: mpsc::Receiver<FromRun>,
 
+    found_tx: mpsc::Sender<Found>,
+    found: mpsc::Receiver<Found>,
+    /// Peers whose answer is being checked.
+    checking: BTreeSet<NodeKey>,
+    progress: progress::Watch,
+    /// When people were last told of it.
+    progress_told: Option<Instant>,
+    draw: Option<Draw>,
+
     effects: VecDeque<Effect>,
     effects_bytes: usize,
+    /// How many of them are to be persisted.
+    persists: usize,
     /// To be written with the next commit.
     batch: Vec<Write>,
     /// The commit that the effects wait for.
@@ -130,8 +143,10 @@ pub struct Node {
     twins: BTreeSet<NodeKey>,
     runs: BTreeMap<Seq, Kept>,
     serving: BTreeMap<NodeKey, usize>,
-    served_tx: mpsc::Sender<NodeKey>,
-    served: mpsc::Receiver<NodeKey>,
+    /// Peers that are being sent a range of ledgers.
+    serving_ranges: BTreeSet<NodeKey>,
+    served_tx: mpsc::Sender<(NodeKey, serve::Served)>,
+    served: mpsc::Receiver<(NodeKey, serve::Served)>,
     report: report::Report,
     _lock: start::Lock,
 }
@@ -170,6 +185,7 @@ impl Node {
 
     async fn work(&mut self) -> Result<(), NodeError> {
         self.handle(Event::Start)?;
+        let mut looks = catchup::looks();
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -189,9 +205,11 @@ impl Node {
                     }
                 }
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
-                Some(peer) = self.served.recv() => self.on_served(peer),
+                Some(found) = self.found.recv() => self.on_found(found)?,
+                Some((peer, served)) = self.served.recv() => self.on_served(peer, served),
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
+                _ = looks.tick() => self.look(),
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
@@ -234,6 +252,7 @@ impl Node {
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
         let effects = self.core.on(event, self.now(), wall_ms());
         self.effects_bytes += effects.iter().map(weight).sum::<usize>();
+        self.persists += effects.iter().filter(|effect| matches!(effect, Effect::Persist(_))).count();
         self.effects.extend(effects);
         self.perform()
     }
@@ -293,7 +312,11 @@ impl Node {
         }
     }
 
-    fn on_frame(&mut self, peer: NodeKey, bytes: &[u8]) -> Result<(), NodeError> {
+    fn on_frame(&mut self, peer: NodeKey, bytes: &Bytes) -> Result<(), NodeError> {
+        if wire::is_range(bytes) {
+            self.check_range(peer, bytes.clone());
+            return Ok(());
+        }
         let message: Message = match wire::decode(bytes) {
             Ok(message) => message,
             Err(error) => {
@@ -419,7 +442,6 @@ impl Node {
                 self.next_job();
                 Ok(())
             }
-            FromRun::Loaded(ledgers) => self.handle(Event::Loaded(ledgers?)),
             FromRun::Ended(ended) => {
                 self.running = None;
                 self.end_run = None;
@@ -491,7 +513,10 @@ impl Node {
             let Some(effect) = self.effects.pop_front() else { break };
             self.effects_bytes -= weight(&effect);
             match effect {
-                Effect::Persist(record) => self.batch.push(Write::Record(record)),
+                Effect::Persist(record) => {
+                    self.persists -= 1;
+                    self.batch.push(Write::Record(record));
+                }
                 Effect::Sync => self.commit(),
                 Effect::Broadcast(message) => self.broadcast(&message),
                 Effect::Send(to, message) => self.send(to, &message),
@@ -517,6 +542,8 @@ impl Node {
                 Effect::Refuse(input, why) => self.refuse(&input, why),
                 Effect::Expired(inputs) => self.expired(&inputs),
                 Effect::Serve(to, query) => self.serve(to, query),
+                Effect::Lied(peer, lie) => self.lied(peer, lie),
+                Effect::TooFarBehind { next, oldest } => self.too_far_behind(next, oldest),
                 Effect::Evidence(evidence) => {
                     self.broadcast(&Message::Evidence((*evidence).clone()));
                     self.keep_evidence(*evidence);
@@ -536,6 +563,10 @@ impl Node {
     }
 
     fn gather_batch(&mut self) {
+        // Many ledgers adopted at once have a `Sync` each, of which the first one gathers everything.
+        if std::mem::take(&mut self.persists) == 0 {
+            return;
+        }
         let (records, rest): (VecDeque<Effect>, VecDeque<Effect>) =
             std::mem::take(&mut self.effects).into_iter().partition(|effect| matches!(effect, Effect::Persist(_)));
         self.effects_bytes -= records.iter().map(weight).sum::<usize>();
@@ -565,15 +596,6 @@ impl Node {
         }
         self.jobs.push_back(job);
         self.next_job();
-    }
-
-    /// Reads ledgers to be run beside the loop. Everything up to the last closed one is on disk by now.
-    fn load(&self, first: Seq) {
-        let (ledger, done) = (self.ledger.clone(), self.from_runs_tx.clone());
-        tokio::spawn(async move {
-            let ledgers = ledger.to_run(first).await;
-            let _ = done.send(FromRun::Loaded(ledgers)).await;
-        });
     }
 
     fn next_job(&mut self) {

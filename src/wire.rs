@@ -13,6 +13,7 @@ use crate::{
         INPUT_BYTES_MAX,
         header::{Genesis, Input, Origin},
         messages::{Evidence, Message, Scope, Signable, Signed},
+        range::{CheckedRange, Lie},
     },
     crypto,
     types::{Challenge, Hash, NodeKey, Sig, UserKey},
@@ -55,9 +56,31 @@ pub fn decode<T: BorshSerialize + BorshDeserialize>(bytes: &[u8]) -> Result<T, W
 pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
     // What a vote may wait for must not be overtaken by it, so only what can be asked for again goes aside, and what no
     // vote waits for.
-    let aside =
-        matches!(message, Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_));
+    let aside = matches!(
+        message,
+        Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_) | Message::Range(_)
+    );
     aside && encoded_bytes > BULK_BYTES_MIN
+}
+
+/// The first byte of a RANGE.
+const RANGE_NUMBER: u8 = 18;
+
+/// Whether bytes claim to be a RANGE: to read and check one takes long, so that it is done beside the loop.
+pub fn is_range(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&RANGE_NUMBER)
+}
+
+/// Reads a RANGE and checks all of it that can be checked without knowing where the chain stands: see
+/// [`Range::check`](crate::consensus::messages::Range), and who answers for each input.
+pub fn check_range(bytes: &[u8], chain_id: &Hash) -> Result<CheckedRange, Lie> {
+    let Ok(Message::Range(range)) = decode(bytes) else { return Err(Lie::Malformed) };
+    // Signatures of many users' inputs rest on few session openings: this one's memory is enough.
+    let mut edge = Edge::default();
+    if range.inputs.iter().any(|input| edge.check_input(input, chain_id).is_err()) {
+        return Err(Lie::Input);
+    }
+    range.check(chain_id, |key, digest, sig| crypto::verify(&key.0, &digest.0, sig))
 }
 
 /// Why a message was dropped at the edge.
@@ -101,9 +124,13 @@ impl Edge {
             Message::Npl(m) => signed(m, scope),
             Message::NplEnd(m) => signed(m, scope),
             Message::Evidence(evidence) => self.check_evidence(evidence, scope),
-            Message::TcFwd(_) | Message::Closed(_) | Message::Get(_) | Message::Candidate(_) | Message::Details(_) => {
-                Ok(())
-            }
+            // Of a RANGE see `check_range`.
+            Message::TcFwd(_)
+            | Message::Closed(_)
+            | Message::Get(_)
+            | Message::Candidate(_)
+            | Message::Details(_)
+            | Message::Range(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }
@@ -217,8 +244,12 @@ impl Hello {
 mod tests {
     use super::*;
     use crate::{
-        consensus::messages::{Advance, AdvanceVote, Certificate, Vote},
+        consensus::{
+            header::{Candidate, ClosedLedger, ExecResult, Header, inputs_root},
+            messages::{Advance, AdvanceVote, Certificate, Precommit, Range, Vote},
+        },
         crypto::SecretKey,
+        types::Status,
     };
 
     const SCOPE: Scope = Scope { chain_id: Hash([1; 32]), unl_hash: Hash([2; 32]) };
@@ -236,6 +267,59 @@ mod tests {
         let signer = SecretKey::from_seed([3; 32]).node_key();
         let evidence = Evidence { signer, first: encode(first), second: encode(second) };
         Edge::default().check(&Message::Evidence(evidence), &SCOPE)
+    }
+
+    #[test]
+    fn a_range_is_told_by_its_first_byte_and_what_nobody_answers_for_in_it_is_a_lie() {
+        let secret = SecretKey::from_seed([3; 32]);
+        let (chain_id, unl_hash) = (SCOPE.chain_id, SCOPE.unl_hash);
+        let mut input = Input {
+            user: secret.user_key(),
+            origin: Origin::User { sig: Sig([0; 64]) },
+            nonce: 1,
+            max_ledger: 9,
+            payload: b"hello".to_vec(),
+        };
+        let id = input.id(&chain_id);
+        input.origin = Origin::User { sig: secret.sign(&id.0) };
+        let status = Status::Ok;
+        let (state_root, outputs_root, of_hash) = (Hash::ZERO, Hash::ZERO, Hash::ZERO);
+        let header = Header {
+            ver: 1,
+            chain_id,
+            seq: 5,
+            parent: Hash([5; 32]),
+            time_ms: 0,
+            unl_hash,
+            next_unl_hash: unl_hash,
+            users_root: Hash::ZERO,
+            n_users: 0,
+            inputs_root: inputs_root(&[id]),
+            n_inputs: 1,
+            inputs_bytes: 5,
+            result: ExecResult { of_seq: 4, of_hash, state_root, outputs_root, status, unl_req: None },
+            settlement: None,
+        };
+        let vote = Vote { seq: 5, attempt: 0, ledger_hash: header.hash() };
+        let sig = secret.sign(&Precommit(vote).digest(&SCOPE).0);
+        let qc = Certificate { vote, sigs: vec![(secret.node_key(), sig)] };
+        let candidate = Candidate { header, inputs: vec![id], users_add: vec![], users_del: vec![], unl_change: None };
+        let range = Range { first: 5, oldest: 1, ledgers: vec![ClosedLedger { candidate, qc }], inputs: vec![input] };
+        let check = |range: &Range, bytes_off: usize| {
+            let bytes = encode(&Message::Range(Box::new(range.clone())));
+            assert!(is_range(&bytes));
+            check_range(&bytes[..bytes.len() - bytes_off], &chain_id).map(|_| ())
+        };
+        assert_eq!(check(&range, 0), Ok(()));
+        assert_eq!(check(&range, 1), Err(Lie::Malformed));
+        let mut unsigned = range.clone();
+        unsigned.inputs[0].origin = Origin::User { sig: Sig([1; 64]) };
+        assert_eq!(check(&unsigned, 0), Err(Lie::Input));
+        let mut uncertified = range.clone();
+        uncertified.ledgers[0].qc.sigs[0].1 = secret.sign(b"something else");
+        assert_eq!(check(&uncertified, 0), Err(Lie::Certificate));
+        assert!(!is_range(&encode(&Message::Get(crate::consensus::messages::Get::Range(1, 2)))));
+        assert!(!is_range(&[]));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod client;
 mod config_check;
 mod dev;
+mod ledger;
 mod new;
 mod rekey;
 mod run;
@@ -90,6 +91,7 @@ Examples:
   hp new second --join mynode/cfg/hp.cfg        another node of the same contract
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
+  hp ledger verify mynode                       is its chain right?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
@@ -114,6 +116,7 @@ enum Command {
     Client(client::ClientArgs),
     Dev(dev::Dev),
     Status(status::Status),
+    Ledger(ledger::Ledger),
     Unl(unl::Unl),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
@@ -141,6 +144,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Client(args) => client::main(args),
         Command::Dev(dev) => dev.run(),
         Command::Status(status) => status.run(),
+        Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),

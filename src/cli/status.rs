@@ -96,6 +96,14 @@ fn text(status: &Value) -> String {
         ),
         ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
     ];
+    for (part, name) in [("verified", "fetched"), ("executed", "run")] {
+        let part = &status["catching_up"][part];
+        if let (Some(at), Some(to)) = (part["at"].as_u64(), part["to"].as_u64()) {
+            let left = part["left_s"].as_u64().map_or("nothing moves".to_owned(), |left| format!("{left} s left"));
+            let (percent, per_s) = (&part["percent"], part["per_s"].as_f64().unwrap_or(0.0));
+            lines.push((name, format!("ledger {at} of {to} ({percent} %), {per_s} a second, {left}")));
+        }
+    }
     let missing = missing(status);
     if !missing.is_empty() {
         lines.push(("missing", missing));
@@ -120,6 +128,11 @@ fn text(status: &Value) -> String {
     }
     for pending in list("unl_changes") {
         lines.push(("unl vote", super::unl::pending_text(&pending)));
+    }
+    for liar in list("liars") {
+        let text = |key: &str| liar[key].as_str().unwrap_or("-").to_owned();
+        let count = liar["count"].as_u64().unwrap_or(0);
+        lines.push(("liar", format!("{} sent {} ({count} times)", text("node"), text("what"))));
     }
     for alert in list("alerts") {
         lines.push(("ALERT", alert.as_str().unwrap_or_default().to_owned()));
@@ -166,6 +179,11 @@ mod tests {
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
             "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2}],
             "unl_changes": [{"change": "remove", "node": "cc", "by": ["aa"], "needed": 3}],
+            "liars": [{"node": "cc", "what": "a false certificate", "count": 1}],
+            "catching_up": {
+                "verified": {"at": 900, "from": 0, "to": 1000, "percent": 90, "per_s": 450.0, "left_s": 0},
+                "executed": {"at": 3, "from": 0, "to": 1000, "percent": 0, "per_s": 0.0, "left_s": null},
+            },
         });
         let expected = "\
 node      aa (member), up 5 s, pid 7
@@ -175,12 +193,15 @@ round     idle, attempt 0
 network   1 of 3 members live, quorum 3, 0 links
 users     1 here, 2 in the ledger; 0 inputs waiting
 state     empty, in sync
+fetched   ledger 900 of 1000 (90 %), 450 a second, 0 s left
+run       ledger 3 of 1000 (0 %), 0 a second, nothing moves
 missing   bb
           cc
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output
 ports     peers 127.0.0.1:1, users -
 evidence  bb signed two different NOVEL messages (2 times)
 unl vote  remove cc: 1 of 3 votes (aa)
+liar      cc sent a false certificate (1 times)
 ALERT     look
 ";
         assert_eq!(text(&status), expected);

@@ -7,6 +7,7 @@ use super::{
     journal::Record,
     messages::{Evidence, Message},
     pool::Refused,
+    range::{CheckedRange, Lie},
 };
 use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
 
@@ -61,6 +62,8 @@ pub enum Event {
     /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
     /// it was before.
     Overtime(Box<Execution>),
+    /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
+    Range(NodeKey, Result<CheckedRange, Lie>),
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
     /// at once.
     Loaded(Vec<(ClosedLedger, Vec<Input>)>),
@@ -100,6 +103,10 @@ pub enum Timer {
     Fetch,
     /// Time to say where this node stands.
     Status,
+    /// Closed ledgers that are here wait to be adopted.
+    Adopt,
+    /// Closed ledgers asked for did not come.
+    Range,
 }
 
 /// A closed ledger to be run.
@@ -191,6 +198,16 @@ pub enum Effect {
     Serve(NodeKey, Query),
     /// A node signed two different things.
     Evidence(Box<Evidence>),
+    /// A peer sent something as a closed ledger that is none. It is not asked for ledgers again.
+    Lied(NodeKey, Lie),
+    /// Every node that is ahead and can be asked has deleted the contents of the ledger that comes next here: only a copy
+    /// of another node's folder helps.
+    TooFarBehind {
+        /// What comes next here.
+        next: Seq,
+        /// The oldest ledger that any of them keeps.
+        oldest: Seq,
+    },
 }
 
 /// Names an input of a session of this node.
@@ -215,6 +232,8 @@ pub enum Query {
     Inputs(Vec<Hash>),
     /// What a run did.
     Details(Seq),
+    /// Closed ledgers from the first number to the second.
+    Range(Seq, Seq),
 }
 
 /// Where this node stands, for people.
@@ -242,6 +261,8 @@ pub struct Summary {
     pub unexecuted: Seq,
     /// Members on which the time limit struck in the last ledger, while its result is not agreed on.
     pub overtimes: usize,
+    /// The last ledger that the network has closed, as far as this node knows; its own last one when it is in sync.
+    pub network_seq: Seq,
     /// Whether this node's state is the agreed one.
     pub synced: bool,
     /// Whether no result can reach a quorum.

@@ -50,7 +50,10 @@ impl Consensus {
                 next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
-            let linked: Vec<NodeKey> = holders.into_iter().filter(|node| self.links.contains(node)).collect();
+            // An input's bytes cannot be false: its id is their hash.
+            let may_lie = !matches!(want, Want::Input(_));
+            let usable = |node: &NodeKey| self.links.contains(node) && !(may_lie && self.catchup.is_liar(node));
+            let linked: Vec<NodeKey> = holders.into_iter().filter(usable).collect();
             let fresh = linked.iter().find(|node| !fetching.tried.contains(node)).copied();
             if fresh.is_none() {
                 fetching.tried.clear();

@@ -13,9 +13,9 @@ use super::{
 use crate::types::{Challenge, Status};
 
 /// A signature that everybody can make: good against who does not forge.
-struct Table(NodeKey);
+pub(super) struct Table(NodeKey);
 
-fn signature(key: &NodeKey, digest: &Hash) -> Sig {
+pub(super) fn signature(key: &NodeKey, digest: &Hash) -> Sig {
     let mut sig = [0; 64];
     sig[..32].copy_from_slice(&key.0);
     sig[32..].copy_from_slice(&digest.0);
@@ -31,20 +31,20 @@ impl Crypto for Table {
     }
 }
 
-const ME: NodeKey = NodeKey([1; 32]);
+pub(super) const ME: NodeKey = NodeKey([1; 32]);
 
-fn key(number: u8) -> NodeKey {
+pub(super) fn key(number: u8) -> NodeKey {
     NodeKey([number; 32])
 }
 
 /// This node, in a UNL of some keys, all linked.
-struct Bench {
-    core: Consensus,
-    now: MonoMs,
+pub(super) struct Bench {
+    pub core: Consensus,
+    pub now: MonoMs,
 }
 
 impl Bench {
-    fn new(unl: &[u8], threshold: u8) -> Bench {
+    pub(super) fn new(unl: &[u8], threshold: u8) -> Bench {
         let genesis = Genesis {
             ver: header::VERSION,
             contract_id: Hash::ZERO,
@@ -76,25 +76,25 @@ impl Bench {
         bench
     }
 
-    fn on(&mut self, event: Event) -> Vec<Effect> {
+    pub(super) fn on(&mut self, event: Event) -> Vec<Effect> {
         self.now += 1;
         self.core.on(event, self.now, 0)
     }
 
-    fn hear(&mut self, from: u8, message: Message) -> Vec<Effect> {
+    pub(super) fn hear(&mut self, from: u8, message: Message) -> Vec<Effect> {
         self.on(Event::Message(key(from), message))
     }
 
-    fn signed<T: Signable>(&self, from: u8, body: T) -> Signed<T> {
+    pub(super) fn signed<T: Signable>(&self, from: u8, body: T) -> Signed<T> {
         let sig = signature(&key(from), &body.digest(&self.core.scope()));
         Signed { from: key(from), body, sig }
     }
 
-    fn advance(&self, from: u8, attempt: Attempt) -> Signed<AdvanceVote> {
+    pub(super) fn advance(&self, from: u8, attempt: Attempt) -> Signed<AdvanceVote> {
         self.signed(from, AdvanceVote { seq: self.core.round.seq, attempt, high: None })
     }
 
-    fn novel(&self, from: u8, time_slot: u64) -> Signed<Novel> {
+    pub(super) fn novel(&self, from: u8, time_slot: u64) -> Signed<Novel> {
         let (seq, parent) = (self.core.round.seq, self.core.tip.hash);
         let (users_add, users_del, inputs) = (vec![], vec![], vec![]);
         let body = Novel { seq, parent, time_slot, users_add, users_del, inputs, unl_vote: None, settlement: None };
@@ -102,7 +102,7 @@ impl Bench {
     }
 
     /// An empty ledger after the last one, and a certificate of these signers.
-    fn next_ledger(&self, time_ms: WallMs, signers: &[u8]) -> ClosedLedger {
+    pub(super) fn next_ledger(&self, time_ms: WallMs, signers: &[u8]) -> ClosedLedger {
         let core = &self.core;
         let result = match core.tip.seq {
             0 => core.genesis.result(),
@@ -132,7 +132,7 @@ impl Bench {
     }
 
     /// Shows the next ledger, and its body.
-    fn close_next(&mut self) -> Vec<Effect> {
+    pub(super) fn close_next(&mut self) -> Vec<Effect> {
         let ledger = self.next_ledger(0, &[2]);
         let mut effects = self.hear(2, Consensus::closed_message(&ledger));
         effects.extend(self.hear(2, Message::Candidate(ledger.candidate)));
@@ -140,25 +140,25 @@ impl Bench {
     }
 }
 
-fn result_of(seq: Seq, of_hash: Hash) -> ExecResult {
+pub(super) fn result_of(seq: Seq, of_hash: Hash) -> ExecResult {
     let (state_root, outputs_root) = (Hash::ZERO, Hash::ZERO);
     ExecResult { of_seq: seq, of_hash, state_root, outputs_root, status: Status::Ok, unl_req: None }
 }
 
-fn input(origin: Origin, nonce: u64, bytes: usize) -> Input {
+pub(super) fn input(origin: Origin, nonce: u64, bytes: usize) -> Input {
     Input { user: UserKey([9; 32]), origin, nonce, max_ledger: 100, payload: vec![0; bytes] }
 }
 
-fn by_user(nonce: u64, bytes: usize) -> Input {
+pub(super) fn by_user(nonce: u64, bytes: usize) -> Input {
     input(Origin::User { sig: Sig([0; 64]) }, nonce, bytes)
 }
 
-fn sent(effects: &[Effect], kind: &str) -> usize {
+pub(super) fn sent(effects: &[Effect], kind: &str) -> usize {
     let is = |effect: &&Effect| matches!(effect, Effect::Send(_, message) if message.kind() == kind);
     effects.iter().filter(is).count()
 }
 
-fn count(effects: &[Effect], is: impl Fn(&Effect) -> bool) -> usize {
+pub(super) fn count(effects: &[Effect], is: impl Fn(&Effect) -> bool) -> usize {
     effects.iter().filter(|effect| is(effect)).count()
 }
 

@@ -30,6 +30,24 @@ pub const EXECUTIONS_BYTES_MAX: usize = 32 << 20;
 pub const LOADED_LEDGERS_MAX: usize = EXECUTIONS_MAX / 2;
 /// Payload bytes with which loading ends; the last ledger may be over it.
 pub const LOADED_BYTES_MAX: usize = EXECUTIONS_BYTES_MAX / 2;
+/// Closed ledgers in one RANGE; further ones are asked for by another GET.
+pub const RANGE_LEDGERS_MAX: usize = 64;
+/// Bytes of one RANGE. A first ledger that is larger is sent alone, with such inputs as still fit.
+pub const RANGE_BYTES_MAX: usize = 1 << 20;
+/// Peers asked for closed ledgers at a time, one RANGE each; and so, how far ahead of the last closed ledger others wait.
+pub(super) const RANGES_MAX: usize = 4;
+/// How long a peer has to answer a GET for closed ledgers before another is asked; twice as long each time it did not.
+pub(super) const RANGE_TIMEOUT_MS: u64 = 3_000;
+/// The longest it has.
+pub(super) const RANGE_TIMEOUT_MAX_MS: u64 = 60_000;
+/// Work of adopting closed ledgers that is done before other events have their turn: one for each ledger and input, and
+/// for each [`ADOPT_USERS`] users of a ledger whose users changed.
+pub(super) const ADOPT_WORK_MAX: usize = 64;
+/// Users whose tree is as much work as adopting a ledger.
+pub(super) const ADOPT_USERS: usize = 16;
+/// Nodes that sent false ledgers and are remembered. Strangers can take any key: past it those that are no members are
+/// forgotten.
+pub(super) const LIARS_MAX: usize = 1_024;
 /// Ledgers closed without a host's NOVEL before its users are taken to be gone.
 pub(super) const HOST_MISSED_MAX: u32 = 3;
 /// Closed ledgers without a node's NOVEL before it is no longer waited for.

@@ -4,7 +4,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use super::{
     Crypto,
-    header::{Candidate, ExecResult, Header, Input, Settlement, UnlChange},
+    header::{Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
     mutation::mutated,
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, UserKey};
@@ -315,6 +315,21 @@ pub enum Get {
     Presence,
     /// What the run of this ledger changed, for finding out why results differ.
     Details(Seq),
+    /// Closed ledgers from the first number to the second, both among them, as many as fit into one [`Range`].
+    Range(Seq, Seq),
+}
+
+/// Closed ledgers in a row: the answer to [`Get::Range`]. Empty when the sender has none of them, or not their contents.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Range {
+    /// The first ledger that was asked for.
+    pub first: Seq,
+    /// The oldest ledger whose contents the sender keeps.
+    pub oldest: Seq,
+    /// From `first` on without a gap; at most [`super::RANGE_LEDGERS_MAX`].
+    pub ledgers: Vec<ClosedLedger>,
+    /// Inputs of these ledgers, in their order; those that did not fit are asked for by [`Get::Inputs`].
+    pub inputs: Vec<Input>,
 }
 
 /// What one run did, for people who must find out why results differ.
@@ -378,6 +393,8 @@ pub enum Message {
     Details(Box<Details>),
     /// Proof of misbehaviour.
     Evidence(Evidence),
+    /// Answer to [`Get::Range`].
+    Range(Box<Range>),
 }
 
 impl Message {
@@ -402,6 +419,7 @@ impl Message {
             Message::NplEnd(_) => "NPL_END",
             Message::Details(_) => "DETAILS",
             Message::Evidence(_) => "EVIDENCE",
+            Message::Range(_) => "RANGE",
         }
     }
 

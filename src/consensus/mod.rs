@@ -10,9 +10,10 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `results` (running ledgers), `overtime` (runs that take too long),
-//! `unl` (who decides), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), `overtime`
+//! (runs that take too long), `unl` (who decides), [`header`] (what a ledger is), [`votes`] (counting).
 
+mod catchup;
 mod event;
 mod fetch;
 pub mod header;
@@ -24,6 +25,7 @@ pub mod mutation;
 mod overtime;
 mod pool;
 mod presence;
+pub mod range;
 mod receive;
 mod results;
 mod round;
@@ -33,12 +35,15 @@ mod unl;
 pub mod votes;
 
 #[cfg(test)]
+mod behind;
+#[cfg(test)]
 pub(crate) mod explore;
 #[cfg(test)]
 pub(crate) mod hostile;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use catchup::Catchup;
 pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
 use journal::{Journal, Record};
@@ -126,6 +131,7 @@ pub struct Consensus {
     missed: BTreeMap<NodeKey, u32>,
     /// The last ledger a linked peer, or a member, said it closed.
     peer_tips: BTreeMap<NodeKey, Seq>,
+    catchup: Catchup,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
     closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
@@ -202,6 +208,7 @@ impl Consensus {
             links: BTreeSet::new(),
             missed: BTreeMap::new(),
             peer_tips: BTreeMap::new(),
+            catchup: Catchup::default(),
             future: BTreeMap::new(),
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
@@ -230,6 +237,7 @@ impl Consensus {
     pub fn on(&mut self, event: Event, now: MonoMs, wall: WallMs) -> Vec<Effect> {
         self.now = self.now.max(now);
         self.wall = wall;
+        self.catchup.begin_turn();
         match event {
             Event::Start => self.start(),
             Event::Message(from, message) => self.receive(from, message),
@@ -247,6 +255,7 @@ impl Consensus {
             Event::ExecDone(result) => self.executed(result),
             Event::Overtime(run) => self.cut_short(run),
             Event::Loaded(ledgers) => self.loaded(ledgers),
+            Event::Range(from, range) => self.on_range(from, range),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -258,6 +267,7 @@ impl Consensus {
                 if !self.is_member(&peer) {
                     self.peer_tips.remove(&peer);
                 }
+                self.catchup.link_down(&peer);
                 self.presence.forget_host(&peer);
             }
         }
@@ -330,6 +340,7 @@ impl Consensus {
             pool: self.pool.len(),
             unexecuted: self.unexecuted(),
             overtimes: if self.result_cert().is_none() { self.overtimes.len() } else { 0 },
+            network_seq: self.tip.seq.max(self.best_peer_tip()),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             split: self.split,
             state_root: self.state_root,
@@ -388,7 +399,7 @@ impl Consensus {
             }
             Timer::Attempt(_) => {}
             Timer::Grace => self.round.grace_over |= is_over(self.round.grace_due),
-            Timer::Pace | Timer::Fetch => {}
+            Timer::Pace | Timer::Fetch | Timer::Adopt | Timer::Range => {}
             Timer::Retransmit => self.retransmit(),
             Timer::Status => {
                 let status = self.status();
@@ -542,6 +553,9 @@ impl Consensus {
 
     /// While behind a peer, asks it for the next ledger.
     fn ask_for_more(&mut self) {
+        if self.asks_for_ranges() {
+            return;
+        }
         let ahead = |(peer, tip): &(&NodeKey, &Seq)| **tip > self.tip.seq && self.links.contains(peer);
         let (members, strangers): (Vec<NodeKey>, Vec<NodeKey>) =
             self.peer_tips.iter().filter(ahead).map(|(peer, _)| *peer).partition(|peer| self.is_member(peer));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX,
-    INPUTS_MAX, NOVEL_USERS_MAX, Query, REPLY_MS, UNKNOWN_MAX, UNL_MAX,
+    INPUTS_MAX, NOVEL_USERS_MAX, Query, RANGE_LEDGERS_MAX, REPLY_MS, UNKNOWN_MAX, UNL_MAX,
     header::{Candidate, ExecResult, Input, Origin},
     messages::{
         Advance, Basis, Certificate, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed,
@@ -13,10 +13,11 @@ use super::{
     },
     mutation::mutated,
     presence::{HOST_USERS_MAX, Heard},
+    range::Lie,
     round::{Round, Want},
     votes::{Counted, Tally, count_once, is_well_formed},
 };
-use crate::types::{Attempt, Hash, NodeKey, Seq};
+use crate::types::{Attempt, Hash, NodeKey, Seq, Sig};
 
 /// Stands for all peers outside the UNL. No key that anybody can sign with.
 const STRANGERS: NodeKey = NodeKey([0; 32]);
@@ -56,7 +57,12 @@ impl Consensus {
                 Message::Presence(signed) => self.on_presence(from, &signed),
                 Message::Closed(closed) => self.on_closed(from, closed),
                 Message::Get(get) => self.on_get(from, get),
-                Message::Candidate(candidate) => self.on_candidate(candidate),
+                Message::Candidate(candidate) => self.on_candidate(from, candidate),
+                Message::Range(range) if self.expects_range(&from) => {
+                    let verify = |key: &NodeKey, digest: &Hash, sig: &Sig| self.crypto.verify(key, digest, sig);
+                    let checked = range.check(&self.scope.chain_id, verify);
+                    self.on_range(from, checked);
+                }
                 Message::Status(signed) => self.on_status(from, &signed.body),
                 // Of the contract's run and of diagnosis: the node's business.
                 _ => {}
@@ -68,6 +74,10 @@ impl Consensus {
         if seq < self.round.seq {
             // Its sender lacks the ledger that closed that round.
             self.send_closed(from, seq);
+            if seq < self.tip.seq {
+                // And further ones: it asks for many at once when it knows.
+                self.send_status(from);
+            }
         } else if seq > self.round.seq {
             // Not checked yet: it may be signed for a UNL that is not known here before its parent is closed.
             self.heard_of_tip(from, seq - 1);
@@ -316,21 +326,19 @@ impl Consensus {
         in_candidate || listed >= self.quorum.include
     }
 
-    fn on_candidate(&mut self, candidate: Candidate) {
+    fn on_candidate(&mut self, from: NodeKey, candidate: Candidate) {
         let hash = candidate.header.hash();
         let wanted = self.round.fetching.contains_key(&Want::Candidate(hash));
-        let header = &candidate.header;
-        let follows = header.seq == self.round.seq
-            && header.parent == self.tip.hash
-            && header.chain_id == self.scope.chain_id
-            && header.unl_hash == self.scope.unl_hash;
-        if wanted
-            && follows
-            && candidate.inputs.len() <= INPUTS_MAX
-            && candidate.is_consistent(&self.users, self.users_root, &self.unl)
-        {
+        if !(wanted && self.follows(&candidate.header)) {
+            return;
+        }
+        let bounded = candidate.inputs.len() <= INPUTS_MAX;
+        if bounded && candidate.is_consistent(&self.users, self.users_root, &self.unl) {
             self.round.candidates.insert(hash, candidate);
             self.fresh();
+        } else if self.round.closed.as_ref().is_some_and(|(qc, _)| qc.vote.ledger_hash == hash) {
+            // The header of a closed ledger has a true body: this is another one.
+            self.lied(from, Lie::Body);
         }
     }
 
@@ -343,13 +351,12 @@ impl Consensus {
             }
             return;
         }
-        let follows = (header.parent == self.tip.hash || mutated!(NoParentCheck))
-            && header.chain_id == self.scope.chain_id
-            && header.unl_hash == self.scope.unl_hash
-            && qc.vote.seq == header.seq
-            && qc.vote.ledger_hash == header.hash();
-        if !follows || self.round.closed.is_some() || !self.checker().certificate::<Precommit>(&qc) {
+        let follows = self.follows(&header) && qc.vote.seq == header.seq && qc.vote.ledger_hash == header.hash();
+        if self.round.closed.is_some() {
             return;
+        }
+        if !follows || !self.checker().certificate::<Precommit>(&qc) {
+            return self.lied(from, Lie::Certificate);
         }
         self.heard_of_tip(from, header.seq);
         let hash = qc.vote.ledger_hash;
@@ -415,6 +422,12 @@ impl Consensus {
                 self.effects.push(Effect::Serve(from, Query::Details(seq)));
             }
             Get::Details(_) => {}
+            Get::Range(first, last) => {
+                let last = last.min(first.saturating_add(RANGE_LEDGERS_MAX as Seq - 1));
+                if first > 0 && first <= last {
+                    self.effects.push(Effect::Serve(from, Query::Range(first, last)));
+                }
+            }
         }
     }
 
@@ -448,6 +461,8 @@ impl Consensus {
                 self.send_status(from);
             }
         } else if status.seq > self.tip.seq {
+            // What it says of itself counts more than what was taken from other messages.
+            self.peer_tips.remove(&from);
             self.heard_of_tip(from, status.seq);
             self.ask_for_more();
         }

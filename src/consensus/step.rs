@@ -22,6 +22,10 @@ impl Consensus {
     pub(super) fn step(&mut self) {
         loop {
             self.round.wanted.clear();
+            if self.adopt_ledgers() {
+                // Nothing is voted about a ledger that is closed already.
+                break;
+            }
             let changed = self.settle_results()
                 || self.resolve_overtime()
                 || self.send_novel()
@@ -39,6 +43,7 @@ impl Consensus {
             }
         }
         self.load_runs();
+        self.ask_ranges();
         self.want_listed_inputs();
         self.fetch();
     }
@@ -376,7 +381,7 @@ impl Consensus {
         }
     }
 
-    fn close_by_certificate(&mut self) -> bool {
+    pub(super) fn close_by_certificate(&mut self) -> bool {
         let Some((qc, from)) = self.round.closed.clone() else { return false };
         let mut holders: BTreeSet<NodeKey> = qc.sigs.iter().map(|(signer, _)| *signer).collect();
         holders.insert(from);
@@ -448,6 +453,10 @@ impl Consensus {
 
     /// Shows the ledger to those linked that may not know it is closed: members that have not precommitted, observers.
     fn push_closed(&mut self, ledger: &ClosedLedger) {
+        if self.best_peer_tip() > self.round.seq {
+            // Others have it for long; who is behind too asks for it.
+            return;
+        }
         let attempt = ledger.qc.vote.attempt;
         let precommitted: BTreeSet<NodeKey> =
             self.round.precommits.get(&attempt).map(|tally| tally.signers().copied().collect()).unwrap_or_default();
@@ -477,7 +486,9 @@ impl Consensus {
     fn enter_seq(&mut self, seq: Seq) {
         let closed = std::mem::replace(&mut self.round, Round::new(seq));
         self.round = closed.next();
-        self.forget_dead();
+        if !self.catchup.holds(seq) {
+            self.forget_dead();
+        }
         self.fresh();
         let future = std::mem::take(&mut self.future);
         for ((from, ..), message) in future {

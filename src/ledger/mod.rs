@@ -11,6 +11,7 @@
 //! user changes, outputs) and own results for [`BODIES_KEPT`] ledgers. What grows old is deleted a few rows at a time
 //! by the commits that store new ledgers, and never before its ledger was executed.
 
+mod archive;
 mod load;
 mod schema;
 mod store;
@@ -22,6 +23,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+pub use archive::{Archive, Depth, PAGE_LEDGERS_MAX};
 pub use store::Store;
 pub use worker::Ledger;
 

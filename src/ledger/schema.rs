@@ -1,14 +1,14 @@
 //! The tables, and how the file is created, opened and checked.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::{LedgerError, Trouble};
 
@@ -29,6 +29,9 @@ const WAL_BYTES: u64 = 32 + WAL_PAGES_MAX as u64 * (24 + 4_096);
 const STATEMENTS_MAX: usize = 64;
 /// Kibibytes of pages kept in memory.
 const CACHE_KIB: i64 = 8_192;
+/// How long a statement waits for another process that looks at the file: only while that one rebuilds the index of the
+/// write-ahead log. Past it the statement fails as `InUse`.
+const BUSY_TIME: Duration = Duration::from_secs(10);
 
 /// Values are borsh, keys raw bytes, `seq` a ledger's number.
 ///
@@ -57,11 +60,18 @@ CREATE TABLE evidence (n INTEGER PRIMARY KEY, signer BLOB NOT NULL, bytes BLOB N
 CREATE INDEX evidence_signer ON evidence (signer);
 ";
 
-/// Opens `dir`/hist/ledger.db for this process alone; creates it when it is missing.
-pub(super) fn open(dir: &Path) -> Result<(Connection, PathBuf), LedgerError> {
+/// Holds off other writers for as long as it lives, or its process does. Readers need no lock.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Opens `dir`/hist/ledger.db, which nobody else may write meanwhile; creates it when it is missing.
+pub(super) fn open(dir: &Path) -> Result<(Connection, PathBuf, Lock), LedgerError> {
     let hist = dir.join("hist");
     fs::create_dir_all(&hist).map_err(io_error("create", &hist))?;
     let path = hist.join("ledger.db");
+    let lock = lock(&hist, &path)?;
     match fs::metadata(&path) {
         Ok(meta) if meta.len() == 0 => return Err(Trouble::Damaged("the file is empty".into()).at(&path, "open")),
         Ok(_) => {}
@@ -69,9 +79,47 @@ pub(super) fn open(dir: &Path) -> Result<(Connection, PathBuf), LedgerError> {
         Err(error) => return Err(io_error("look at", &path)(error)),
     }
     match open_existing(&path) {
-        Ok(db) => Ok((db, path)),
+        Ok(db) => Ok((db, path, lock)),
         Err(trouble) => Err(trouble.at(&path, "open tables")),
     }
+}
+
+/// A lock of our own: SQLite's exclusive one would keep `hp ledger` from looking at the folder of a running node.
+fn lock(hist: &Path, path: &Path) -> Result<Lock, LedgerError> {
+    let name = hist.join("ledger.lock");
+    let opened = File::options().create(true).truncate(false).write(true).open(&name);
+    let file = opened.map_err(io_error("open", &name))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(LedgerError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(io_error("lock", &name)(error)),
+    }
+}
+
+/// Opens `dir`/hist/ledger.db to look at it, whether its node runs or not. Changes nothing in it.
+pub(super) fn open_to_read(dir: &Path) -> Result<(Connection, PathBuf), LedgerError> {
+    let path = dir.join("hist/ledger.db");
+    match fs::metadata(&path) {
+        Ok(meta) if meta.len() == 0 => return Err(Trouble::Damaged("the file is empty".into()).at(&path, "open")),
+        Ok(_) => {}
+        Err(error) => return Err(io_error("look at", &path)(error)),
+    }
+    let looked_at = || -> Result<Connection, Trouble> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags)?;
+        db.busy_timeout(BUSY_TIME)?;
+        // What the node has in its write-ahead log is the node's to move.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        expect_ours(&db)?;
+        set(&db, "trusted_schema", "OFF")?;
+        set(&db, "cell_size_check", "ON")?;
+        set(&db, "cache_size", &format!("-{CACHE_KIB}"))?;
+        expect_tables(&db)?;
+        Ok(db)
+    };
+    let db = looked_at().map_err(|trouble| trouble.at(&path, "open tables"))?;
+    Ok((db, path))
 }
 
 /// Under another name first, so that a file of the right name is always whole: an empty one is then surely damage.
@@ -128,19 +176,9 @@ fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> LedgerErro
 
 fn open_existing(path: &Path) -> Result<Connection, Trouble> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    db.busy_timeout(Duration::ZERO)?;
+    db.busy_timeout(BUSY_TIME)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    // Before the first read: then the write-ahead log's index stays in our memory, and no other process gets in.
-    set(&db, "locking_mode", "EXCLUSIVE")?;
-    match get(&db, "application_id")? {
-        APPLICATION_ID => {}
-        other => return Trouble::damaged(format!("application id {other:#x} is not ours")),
-    }
-    match get(&db, "user_version")? {
-        SCHEMA_VERSION => {}
-        found if found > SCHEMA_VERSION => return Err(Trouble::Newer { found, known: SCHEMA_VERSION }),
-        found => return Trouble::damaged(format!("schema version {found} never was")),
-    }
+    expect_ours(&db)?;
     if db.is_readonly("main")? {
         return Err(Trouble::ReadOnly);
     }
@@ -158,11 +196,29 @@ fn open_existing(path: &Path) -> Result<Connection, Trouble> {
     set(&db, "temp_store", "MEMORY")?;
     set(&db, "cache_size", &format!("-{CACHE_KIB}"))?;
     set(&db, "wal_autocheckpoint", &WAL_PAGES_MAX.to_string())?;
-    // Takes the lock for good.
-    db.execute_batch("BEGIN EXCLUSIVE; COMMIT;")?;
     check_length(&db, path)?;
     check(&db, fs::metadata(path).is_ok_and(|meta| meta.len() <= CHECK_BYTES_MAX))?;
     Ok(db)
+}
+
+/// Whether this program wrote the file, or an older one.
+fn expect_ours(db: &Connection) -> Result<(), Trouble> {
+    match get(db, "application_id")? {
+        APPLICATION_ID => {}
+        other => return Trouble::damaged(format!("application id {other:#x} is not ours")),
+    }
+    match get(db, "user_version")? {
+        SCHEMA_VERSION => Ok(()),
+        found if found > SCHEMA_VERSION => Err(Trouble::Newer { found, known: SCHEMA_VERSION }),
+        found => Trouble::damaged(format!("schema version {found} never was")),
+    }
+}
+
+fn expect_tables(db: &Connection) -> Result<(), Trouble> {
+    if tables(db)? == tables(&fresh()?)? {
+        return Ok(());
+    }
+    Trouble::damaged("its tables are not those of this schema version")
 }
 
 /// Whether the file has whole pages. SQLite finds out when any of them is missing, but reads zeros for what is missing
@@ -183,9 +239,7 @@ fn check_length(db: &Connection, path: &Path) -> Result<(), Trouble> {
 
 /// Whether the tables are the right ones, and the pages under them sound: under all (`whole`) or under the small ones.
 fn check(db: &Connection, whole: bool) -> Result<(), Trouble> {
-    if tables(db)? != tables(&fresh()?)? {
-        return Trouble::damaged("its tables are not those of this schema version");
-    }
+    expect_tables(db)?;
     let pragmas: Vec<String> = match whole {
         true => vec!["PRAGMA quick_check(1)".into()],
         false => CHECKED_ALWAYS.iter().map(|table| format!("PRAGMA quick_check({table})")).collect(),
@@ -227,7 +281,7 @@ mod tests {
     #[test]
     fn a_large_file_has_its_small_tables_checked_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let (db, path) = open(dir.path()).unwrap();
+        let (db, path, _lock) = open(dir.path()).unwrap();
         db.execute_batch(
             "INSERT INTO input (id, bytes) VALUES (X'01', zeroblob(3000)), (X'02', zeroblob(3000));
              INSERT INTO result (seq, bytes) VALUES (1, zeroblob(3000)), (2, zeroblob(3000));",

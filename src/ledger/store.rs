@@ -13,19 +13,21 @@ use super::{
 };
 use crate::{
     consensus::{
+        RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
         header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
         journal::{Journal, Record},
-        messages::{Advance, Certificate, Closed, Evidence, Overtime, Signed, Tc},
+        messages::{Advance, Certificate, Closed, Evidence, Overtime, Range, Signed, Tc},
     },
     types::{Attempt, Hash, Seq, UserKey},
 };
 
-/// `hist/ledger.db`, opened by this process alone. Its calls block for as long as the disk takes.
+/// `hist/ledger.db`, written by this process alone. Its calls block for as long as the disk takes.
 #[derive(Debug)]
 pub struct Store {
     pub(super) db: Connection,
     pub(super) path: PathBuf,
     pub(super) known: Known,
+    lock: schema::Lock,
 }
 
 /// What commits need to know of what is stored.
@@ -42,7 +44,7 @@ pub(super) struct Known {
     /// W; until it is known, input keys are not deleted.
     pub(super) input_window: Option<u64>,
     /// Inputs of the oldest body that are deleted already.
-    pruned_inputs: usize,
+    pub(super) pruned_inputs: usize,
 }
 
 /// Kinds of the rows in `round`: what I said about the ledger after the tip.
@@ -71,8 +73,8 @@ impl Store {
     ///
     /// Errors with `Damaged` when the file is not what this program wrote, with `InUse` when another process has it.
     pub fn open(dir: &Path) -> Result<Store, LedgerError> {
-        let (db, path) = schema::open(dir)?;
-        let mut store = Store { db, path, known: Known::default() };
+        let (db, path, lock) = schema::open(dir)?;
+        let mut store = Store { db, path, known: Known::default(), lock };
         store.known = store.read_known().map_err(|trouble| trouble.at(&store.path, "read the tip"))?;
         Ok(store)
     }
@@ -175,6 +177,39 @@ impl Store {
     /// runs. Nothing of them was deleted as long as they were not run; what lacks is damage.
     pub fn to_run(&self, first: Seq) -> Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError> {
         self.ledgers_to_run(first).map_err(self.failed("read the ledgers to be run"))
+    }
+
+    /// Closed ledgers from `first` to `last` with their inputs, as many as fit into one answer to a peer. None when the
+    /// first of them is not here with its body.
+    pub fn range(&self, first: Seq, last: Seq) -> Result<Range, LedgerError> {
+        let read = || -> Result<Range, Trouble> {
+            let oldest = self.oldest_body()?;
+            let mut range = Range { first, oldest, ledgers: Vec::new(), inputs: Vec::new() };
+            let mut bytes = 0;
+            for seq in (first..=last).take(RANGE_LEDGERS_MAX) {
+                let Some(ledger) = closed(&self.db, seq)?.filter(|_| seq >= oldest) else { break };
+                let size = encode(&ledger).len();
+                let payload = usize::try_from(ledger.candidate.header.inputs_bytes).unwrap_or(usize::MAX);
+                if !range.ledgers.is_empty() && payload.saturating_add(bytes + size) > RANGE_BYTES_MAX {
+                    break;
+                }
+                bytes += size;
+                for id in &ledger.candidate.inputs {
+                    let Some(input) = input(&self.db, id)? else { break };
+                    bytes += encode(&input).len();
+                    if bytes > RANGE_BYTES_MAX {
+                        break;
+                    }
+                    range.inputs.push(input);
+                }
+                range.ledgers.push(ledger);
+                if bytes > RANGE_BYTES_MAX {
+                    break;
+                }
+            }
+            Ok(range)
+        };
+        read().map_err(self.failed("read ledgers for a peer"))
     }
 
     /// Headers and certificates from `first` on, ascending without a gap; at most `count` and [`HEADERS_READ_MAX`].
@@ -289,9 +324,18 @@ impl Store {
 
     /// Moves the write-ahead log into the file and closes it.
     pub fn close(self) -> Result<(), LedgerError> {
-        let Store { db, path, .. } = self;
+        let Store { db, path, lock, .. } = self;
         db.flush_prepared_statement_cache();
-        db.close().map_err(|(_, error)| Trouble::Sql(error).at(&path, "close tables"))
+        let closed = db.close().map_err(|(_, error)| Trouble::Sql(error).at(&path, "close tables"));
+        drop(lock);
+        closed
+    }
+
+    /// The oldest ledger whose body is whole; 0 before the first.
+    fn oldest_body(&self) -> Result<Seq, Trouble> {
+        let oldest: Option<i64> = self.db.query_row("SELECT min(seq) FROM body", [], |row| row.get(0))?;
+        let being_deleted = Seq::from(self.known.pruned_inputs > 0);
+        oldest.map_or(Ok(0), |oldest| Ok(seq_of(oldest)? + being_deleted))
     }
 
     fn read_known(&self) -> Result<Known, Trouble> {

@@ -14,12 +14,12 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     consensus::{
-        LOADED_LEDGERS_MAX,
+        LOADED_LEDGERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
         journal::Journal,
         messages::{
-            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Signed, StatusMsg, Tc,
-            Vote,
+            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Range, Signed, StatusMsg,
+            Tc, Vote,
         },
     },
     types::{Attempt, Challenge, LimitKind, NodeKey, Sig, Status},
@@ -312,6 +312,57 @@ fn ledgers_are_loaded_for_their_runs_as_the_journal_says_a_bounded_number_and_nu
     store.db.execute("DELETE FROM body WHERE seq = 20", []).unwrap();
     let error = store.to_run(15).unwrap_err();
     assert!(error.is_damage() && error.to_string().contains("ledger 20"), "{error}");
+}
+
+#[test]
+fn a_range_for_a_peer_has_ledgers_in_a_row_with_their_inputs_as_many_as_fit() {
+    const WINDOW: u64 = 10_000;
+    let (dir, mut journal) = (folder(), Journal::new(genesis()));
+    let mut store = new_store(dir.path());
+    store.load(WINDOW).unwrap();
+    assert_eq!(store.range(1, 64).unwrap(), Range { first: 1, oldest: 0, ledgers: vec![], inputs: vec![] });
+    // Two of 600,000 bytes do not fit into one answer; two of 700,000 bytes in one ledger neither.
+    let sizes: Vec<Vec<usize>> = [vec![600_000], vec![600_000], vec![700_000, 700_000], vec![9, 9]]
+        .into_iter()
+        .chain((0..RANGE_LEDGERS_MAX + 10).map(|_| vec![]))
+        .collect();
+    let mut nonce = 0;
+    for sizes in &sizes {
+        let mut records = Vec::new();
+        let mut ids = Vec::new();
+        for size in sizes {
+            nonce += 1;
+            let origin = Origin::User { sig: Sig([1; 64]) };
+            let input = Input { payload: vec![7; *size], origin, ..new_input(&mut Rng(1), nonce) };
+            ids.push(input.id(&genesis().chain_id()));
+            records.push(Record::Input(Box::new(input)));
+        }
+        let mut body = candidate(&journal, ids, vec![user(nonce)], vec![]);
+        body.header.inputs_bytes = sizes.iter().map(|size| *size as u64).sum();
+        records.push(closed(body));
+        commit(&mut store, &mut journal, records, WINDOW);
+    }
+    let shape = |first, last| {
+        let range = store.range(first, last).unwrap();
+        assert_eq!((range.first, range.oldest), (first, 1));
+        for (at, ledger) in range.ledgers.iter().enumerate() {
+            assert_eq!(Some(ledger), store.closed(first + at as Seq).unwrap().as_ref());
+        }
+        let in_order: Vec<Hash> = range.ledgers.iter().flat_map(|ledger| ledger.candidate.inputs.clone()).collect();
+        let ids: Vec<Hash> = range.inputs.iter().map(|input| input.id(&genesis().chain_id())).collect();
+        assert!(in_order.starts_with(&ids));
+        assert!(encode(&range).len() <= RANGE_BYTES_MAX + (256 << 10));
+        (range.ledgers.len(), range.inputs.len())
+    };
+    assert_eq!([shape(1, 64), shape(2, 64), shape(3, 64)], [(1, 1), (1, 1), (1, 1)], "one at a time");
+    assert_eq!(shape(4, 5), (2, 2), "no more than was asked for");
+    assert_eq!(shape(4, 1_000), (RANGE_LEDGERS_MAX, 2), "no more than fit");
+    let tip = sizes.len() as Seq;
+    assert_eq!((shape(tip, tip + 5), shape(tip + 1, tip + 5)), ((1, 0), (0, 0)));
+    // What is being deleted is not sent any more, and the answer says what is left.
+    store.known.pruned_inputs = 1;
+    let range = store.range(1, 5).unwrap();
+    assert_eq!((range.oldest, range.ledgers.len()), (2, 0));
 }
 
 #[test]

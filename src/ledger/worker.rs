@@ -10,13 +10,16 @@ use std::{
     thread,
 };
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::{Instant, sleep_until},
+};
 
 use super::{LedgerError, Outputs, Store, Write};
 use crate::{
     consensus::{
         header::{ClosedLedger, ExecResult, Input},
-        messages::{Closed, Signed},
+        messages::{Closed, Range, Signed},
     },
     types::{Hash, Seq, UserKey},
 };
@@ -29,6 +32,9 @@ const COMMITS_JOINED_MAX: usize = 1_024;
 const READS_WAITING_MAX: usize = 256;
 /// Reads served before commits that came meanwhile have their turn.
 const READS_A_TURN_MAX: usize = 8;
+/// Ranges of ledgers for peers that are read at a time. Others wait, and so that commits need not wait for them, each one
+/// pauses as long as it took.
+const RANGES_READ_AT_ONCE: usize = 1;
 /// Writes after which the thread, when nothing waits, moves the write-ahead log into the file.
 const CHECKPOINT_WRITES: usize = 512;
 
@@ -49,6 +55,7 @@ pub struct Ledger {
     waiting: Arc<AtomicUsize>,
     failed: Arc<OnceLock<LedgerError>>,
     reads: Arc<Semaphore>,
+    ranges: Arc<Semaphore>,
 }
 
 impl Ledger {
@@ -63,7 +70,13 @@ impl Ledger {
             .name("ledger".into())
             .spawn(move || worker.run())
             .map_err(|error| LedgerError::Thread(Arc::new(error)))?;
-        Ok(Ledger { jobs, waiting, failed, reads: Arc::new(Semaphore::new(READS_WAITING_MAX)) })
+        Ok(Ledger {
+            jobs,
+            waiting,
+            failed,
+            reads: Arc::new(Semaphore::new(READS_WAITING_MAX)),
+            ranges: Arc::new(Semaphore::new(RANGES_READ_AT_ONCE)),
+        })
     }
 
     /// Commits a batch, all or none, after every batch handed over before. Never waits.
@@ -109,6 +122,25 @@ impl Ledger {
     /// See [`Store::to_run`].
     pub async fn to_run(&self, first: Seq) -> Answer<Vec<(ClosedLedger, Vec<Input>)>> {
         self.read(move |store| store.to_run(first)).await
+    }
+
+    /// See [`Store::range`]; encoded by `encode` on the thread too. Takes no more than half of the thread's time, however
+    /// many ask.
+    pub async fn range<T: Send + 'static>(
+        &self,
+        first: Seq,
+        last: Seq,
+        encode: impl FnOnce(Range) -> T + Send + 'static,
+    ) -> Answer<T> {
+        let turn = self.ranges.clone().acquire_owned().await.map_err(|_| LedgerError::Closed)?;
+        let asked = Instant::now();
+        let range = self.read(move |store| store.range(first, last).map(encode)).await;
+        tokio::spawn(async move {
+            // The wait for commits counts too: the busier the thread is, the rarer these are.
+            sleep_until(Instant::now() + asked.elapsed()).await;
+            drop(turn);
+        });
+        range
     }
 
     /// See [`Store::header_range`].

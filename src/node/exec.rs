@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Paths and users told of one run when results differ. Cut beyond it: a person needs the first few.
-const DETAILS_MAX: usize = 1_000;
+pub(super) const DETAILS_MAX: usize = 1_000;
 /// For a run that may take its time: long enough for everybody, and short enough for arithmetic on clocks.
 const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Runs that this machine, not the contract, made fail, before the node gives up.

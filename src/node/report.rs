@@ -10,10 +10,17 @@ use std::{
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
-use super::{Node, exec::Ran};
+use super::{
+    Node,
+    exec::Ran,
+    progress::{Part, Progress},
+};
 use crate::{
     config::{Config, Tolerance},
-    consensus::header::{ClosedLedger, ExecResult},
+    consensus::{
+        header::{ClosedLedger, ExecResult},
+        range::Lie,
+    },
     mesh::peer_id_text,
     types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
 };
@@ -47,9 +54,21 @@ pub(super) struct Report {
     last_closed: Option<Instant>,
     inputs: u64,
     failed_runs: u64,
+    /// Who sent something false as a closed ledger: what last, and how often.
+    liars: BTreeMap<NodeKey, (Lie, u64)>,
+    /// Set while the node is behind.
+    pub progress: Option<Progress>,
 }
 
 impl Report {
+    pub fn lied(&mut self, peer: NodeKey, lie: Lie) {
+        if self.liars.len() >= BAD_PEERS_MAX {
+            self.liars.clear();
+        }
+        let (last, count) = self.liars.entry(peer).or_insert((lie, 0));
+        (*last, *count) = (lie, *count + 1);
+    }
+
     pub fn alert(&mut self, what: String) {
         if self.alerts.back() != Some(&what) {
             self.alerts.push_back(what);
@@ -272,6 +291,13 @@ impl Node {
             "evidence": self.report.evidence.iter().map(|((node, kind), count)| json!({
                 "node": node.to_string(), "kind": kind, "count": count,
             })).collect::<Vec<_>>(),
+            "liars": self.report.liars.iter().map(|(node, (lie, count))| json!({
+                "node": node.to_string(), "what": lie.to_string(), "count": count,
+            })).collect::<Vec<_>>(),
+            "network_seq": summary.network_seq,
+            "catching_up": self.report.progress.map(|progress| json!({
+                "verified": part(&progress.verified), "executed": part(&progress.executed),
+            })),
             "alerts": alerts,
             "peer_address": self.mesh.local_addr().to_string(),
             "user_address": self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string()),
@@ -279,6 +305,13 @@ impl Node {
             "pid": std::process::id(),
         })
     }
+}
+
+fn part(part: &Part) -> Value {
+    json!({
+        "at": part.at, "from": part.from, "to": part.to, "percent": part.percent(), "per_s": part.per_s.round(),
+        "left_s": part.left().map(|left| left.as_secs()),
+    })
 }
 
 /// What an operator reads when a node starts.

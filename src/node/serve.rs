@@ -23,12 +23,20 @@ use crate::{
     wire,
 };
 
-/// Requests of one peer being answered. Past it a request is dropped; the peer asks again, or another.
+/// Requests of one peer being answered. Past it a request is dropped; the peer asks again, or another. For ranges of
+/// ledgers it is one.
 const SERVING_MAX: usize = 16;
 /// Differing paths told to the operator; the rest is under diag/.
 const DIFFERENCES_SHOWN: usize = 20;
 /// Bytes of a path told to the operator; the rest is cut.
 const PATH_SHOWN_BYTES: usize = 256;
+
+/// What a peer was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Served {
+    Range,
+    Other,
+}
 
 impl Node {
     pub(super) fn serve(&mut self, to: NodeKey, query: Query) {
@@ -43,14 +51,29 @@ impl Node {
             debug!(peer = %to.short(), "asks for too much at once");
             return;
         }
+        let served = if matches!(query, Query::Range(..)) { Served::Range } else { Served::Other };
+        if served == Served::Range && !self.serving_ranges.insert(to) {
+            debug!(peer = %to.short(), "asks for two ranges of ledgers at once");
+            return;
+        }
         *serving += 1;
-        let (ledger, mesh, served) = (self.ledger.clone(), self.mesh.clone(), self.served_tx.clone());
+        let (ledger, mesh, done) = (self.ledger.clone(), self.mesh.clone(), self.served_tx.clone());
         tokio::spawn(async move {
             let send = |message: Message| {
                 let bytes = wire::encode(&message);
                 let _ = mesh.send(&to, class(&message, bytes.len()), bytes.into());
             };
             let outcome = match query {
+                Query::Range(first, last) => ledger
+                    .range(first, last, |range| {
+                        let message = Message::Range(Box::new(range));
+                        let bytes = wire::encode(&message);
+                        (class(&message, bytes.len()), bytes)
+                    })
+                    .await
+                    .map(|(class, bytes)| {
+                        let _ = mesh.send(&to, class, bytes.into());
+                    }),
                 Query::Closed(seq) => ledger
                     .header_range(seq, 1)
                     .await
@@ -69,11 +92,14 @@ impl Node {
             if let Err(error) = outcome {
                 warn!(peer = %to.short(), error = &error as &dyn std::error::Error, "cannot answer a peer");
             }
-            let _ = served.send(to).await;
+            let _ = done.send((to, served)).await;
         });
     }
 
-    pub(super) fn on_served(&mut self, peer: NodeKey) {
+    pub(super) fn on_served(&mut self, peer: NodeKey, served: Served) {
+        if served == Served::Range {
+            self.serving_ranges.remove(&peer);
+        }
         if let Some(serving) = self.serving.get_mut(&peer) {
             *serving -= 1;
             if *serving == 0 {

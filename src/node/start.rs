@@ -215,6 +215,7 @@ impl Node {
         debug!(nofile, "open files allowed");
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
+        let (found_tx, found) = mpsc::channel(LINE_MAX);
         let node = Node {
             config,
             secret,
@@ -232,8 +233,15 @@ impl Node {
             executor,
             from_runs_tx,
             from_runs,
+            found_tx,
+            found,
+            checking: BTreeSet::new(),
+            progress: Default::default(),
+            progress_told: None,
+            draw: None,
             effects: VecDeque::new(),
             effects_bytes: 0,
+            persists: 0,
             batch: Vec::new(),
             committing: None,
             timers: Default::default(),
@@ -249,6 +257,7 @@ impl Node {
             twins: BTreeSet::new(),
             runs: Default::default(),
             serving: Default::default(),
+            serving_ranges: BTreeSet::new(),
             served_tx,
             served,
             report: Default::default(),

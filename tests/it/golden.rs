@@ -6,14 +6,14 @@ use hotpocket::{
     config::{Inputs, SharedConfig},
     consensus::{
         header::{
-            Candidate, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange, inputs_root, unl_hash,
-            users_root,
+            Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange, inputs_root,
+            unl_hash, users_root,
         },
         merkle,
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
-            Overtime, Precommit, Presence, Prevote, Propose, ResultCert, Scope, Signable, Signed, StatusMsg, Tc, TcFwd,
-            Vote,
+            Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StatusMsg, Tc,
+            TcFwd, Vote,
         },
     },
     crypto::SecretKey,
@@ -208,6 +208,11 @@ fn novels_basis() -> Basis {
     Basis::Novels(novels, ResultCert { result: result(), sigs })
 }
 
+fn range() -> Range {
+    let ledgers = vec![ClosedLedger { candidate: candidate(), qc: certificate(0, Precommit) }];
+    Range { first: 5, oldest: 1, ledgers, inputs: vec![user_input(), session_input()] }
+}
+
 fn evidence() -> Evidence {
     let other = Vote { ledger_hash: hash(0xff), ..vote(0) };
     Evidence {
@@ -259,6 +264,8 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("npl-end", Message::NplEnd(signed(0, NplEnd { ledger_hash: hash(4), frames: 3 }))),
         ("details", Message::Details(Box::new(details))),
         ("evidence", Message::Evidence(evidence())),
+        ("get-range", Message::Get(Get::Range(5, 68))),
+        ("range", Message::Range(Box::new(range()))),
     ]
 }
 
@@ -283,10 +290,11 @@ fn number(message: &Message) -> u8 {
         Message::NplEnd(_) => 15,
         Message::Details(_) => 16,
         Message::Evidence(_) => 17,
+        Message::Range(_) => 18,
     }
 }
 
-const KINDS: u8 = 18;
+const KINDS: u8 = 19;
 
 /// What is signed in a message: the digest as `Signable` makes it, then its tag, whether it covers the UNL, and the
 /// body's bytes, so that the digest can be made by hand.
@@ -319,7 +327,8 @@ fn signed_part(message: &Message) -> Option<SignedPart> {
         | Message::Get(_)
         | Message::Candidate(_)
         | Message::Details(_)
-        | Message::Evidence(_) => None,
+        | Message::Evidence(_)
+        | Message::Range(_) => None,
     }
 }
 

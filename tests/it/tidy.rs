@@ -412,6 +412,32 @@ fn adapters_know_neither_each_other_nor_what_stands_above_them() {
 }
 
 #[test]
+fn the_verifier_shares_nothing_with_what_it_checks() {
+    // Keys, hashes and numbers, and the primitives of signing and hashing.
+    const MAY_USE: [&str; 3] = ["crate::types", "crate::crypto", "crate::verify"];
+    let mut complaints = Complaints::default();
+    let verifier: Vec<Source> = product_files().into_iter().filter(|source| source.is_under("src/verify")).collect();
+    assert!(verifier.len() > 4, "the verifier is not where this test looks for it");
+    for source in &verifier {
+        for (line, path) in paths(&source.product()) {
+            let ours = begins_with(&path, "crate") && !MAY_USE.iter().any(|allowed| begins_with(&path, allowed));
+            if ours || path.starts_with("super::super") {
+                complaints.add(
+                    &source.path,
+                    line,
+                    format!("the verifier imports {path}; it is worth what it does itself"),
+                );
+            }
+            let impure = IMPURE.iter().filter(|impure| **impure != "std::thread");
+            if let Some(impure) = impure.clone().find(|impure| begins_with(&path, impure)) {
+                complaints.add(&source.path, line, format!("the verifier uses {impure}, and must be pure"));
+            }
+        }
+    }
+    complaints.end();
+}
+
+#[test]
 fn functions_over_bytes_touch_nothing_else() {
     let mut complaints = Complaints::default();
     let sources = product_files();

@@ -12,6 +12,8 @@ use super::{
 
 /// Ledgers that everybody sound must close once faults are over.
 const LEDGERS_AFTER: u64 = 3;
+/// Milliseconds for which a node falls behind in a long run.
+const LONG_MS: u64 = 3_000;
 /// Milliseconds in which they must.
 const SETTLE_MS: u64 = 60_000;
 /// How often all operators vote for each change once faults are over, in turns because each has one vote at a time.
@@ -45,6 +47,7 @@ fn config(rng: &mut Rng) -> Config {
             Manner::Equivocates,
             Manner::Withholds,
             Manner::Silent,
+            Manner::Forges,
         ]);
     }
     if liars < live && rng.chance(20) {
@@ -78,6 +81,22 @@ fn config(rng: &mut Rng) -> Config {
         duplicates: rng.pick(&[0, 0, 10]),
         reorder: rng.chance(25),
     }
+}
+
+/// A node that is away, or whose runs are slow, while the others close a hundred ledgers: seldom, because it takes long.
+fn fall_behind(world: &mut World) {
+    let honest: Vec<usize> = (0..world.cfg.n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
+    let node = honest[world.rng.index(honest.len())];
+    if world.rng.chance(50) {
+        world.nodes[node].slow_ms = 500;
+    } else {
+        world.nodes[node].dead = true;
+        world.crash(node);
+    }
+    world.plan(LONG_MS, Happening::Back(node));
+    let (at, crash) = (LONG_MS + world.rng.within(0, 100), world.rng.within(0, 200) as u32);
+    world.plan(at, Happening::Crash(node, crash));
+    world.plan(LONG_MS + 1000, Happening::Gst);
 }
 
 fn plan(world: &mut World, length: u64) {
@@ -195,8 +214,19 @@ pub fn run(seed: u64) -> Coverage {
     let quorum = quorum(n, cfg.threshold);
     let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
+    let long = faulty < n - quorum && rng.chance(15);
+    let (cfg, length) = if long {
+        let latency_ms = (1, rng.within(1, 5));
+        (Config { roundtime_ms: 20, min_round_ms: 0, latency_ms, run_ms: (0, 2), ..cfg }, LONG_MS + 1000)
+    } else {
+        (cfg, length)
+    };
     let mut world = World::new(cfg, rng);
-    plan(&mut world, length);
+    if long {
+        fall_behind(&mut world);
+    } else {
+        plan(&mut world, length);
+    }
     world.run(length, |world| world.gst);
     // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
     let all_speak = faulty == 0 && world.nodes.iter().all(|node| !node.dead);

@@ -45,6 +45,8 @@ pub enum Manner {
     Withholds,
     /// Says nothing at all.
     Silent,
+    /// Votes, but what it sends of closed ledgers is false.
+    Forges,
 }
 
 impl Manner {
@@ -173,6 +175,8 @@ pub enum Happening {
     Request(UnlChange),
     /// An input of long ago comes again.
     Replay,
+    /// A node that was away, or slow, is so no more.
+    Back(usize),
     /// Faults end.
     Gst,
 }
@@ -523,6 +527,13 @@ impl World {
                     let to = self.rng.index(n);
                     let from = (to + 1 + self.rng.index(n - 1)) % n;
                     self.handle(to, Event::Message(self.nodes[from].key, Message::Input(input)));
+                }
+            }
+            Happening::Back(node) => {
+                self.nodes[node].slow_ms = 0;
+                self.nodes[node].dead = false;
+                if self.nodes[node].core.is_none() {
+                    self.push(self.now, Ev::Restart { node });
                 }
             }
             Happening::Gst => {

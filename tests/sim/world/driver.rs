@@ -8,13 +8,13 @@ use hotpocket::{
         Consensus, Effect, Event, Params, Query,
         header::{ClosedLedger, Input},
         journal::Record,
-        messages::{Basis, Closed, Message},
+        messages::{Basis, Closed, Message, Range},
     },
-    types::{Hash, MonoMs, NodeKey, Status},
+    types::{Hash, MonoMs, NodeKey, Seq, Sig, Status, UserKey},
 };
 
 use super::{
-    super::{crypto::TableCrypto, properties::run_contract},
+    super::{crypto::TableCrypto, properties::run_contract, rng::Rng},
     Ev, Manner, NO_LIMIT_MS, Step, WALL_START_MS, World,
     trace::{describe, describe_event, describe_record, trace},
 };
@@ -322,6 +322,14 @@ impl World {
                 }
             }
             Effect::Serve(key, query) => self.serve(node, key, &query),
+            Effect::Lied(key, lie) => {
+                if honest {
+                    self.watch.seen.hit("caught a liar");
+                    let manner = self.nodes.iter().find(|other| other.key == key).map(|other| other.manner);
+                    assert_eq!(manner, Some(Manner::Forges), "node {node} accuses {} of {lie}", key.0[0] - 1);
+                }
+            }
+            Effect::TooFarBehind { .. } => panic!("node {node}: nobody deletes anything here"),
             Effect::Split(_) => self.watch.seen.hit("splits"),
             Effect::SplitHealed(_) => self.watch.seen.hit("splits healed"),
             Effect::Refuse(..) => self.watch.seen.hit("refused inputs"),
@@ -371,7 +379,13 @@ impl World {
                     answers.extend(found.map(Message::Input));
                 }
             }
+            Query::Range(first, last) => {
+                answers.push(Message::Range(Box::new(range(history, *first, *last))));
+            }
             Query::Details(_) => {}
+        }
+        if self.nodes[node].manner == Manner::Forges {
+            answers = answers.into_iter().map(|answer| forged(answer, &mut self.rng)).collect();
         }
         if self.nodes[node].manner == Manner::Withholds {
             return;
@@ -461,4 +475,45 @@ impl World {
         }
         assert_eq!(disk.state.1, Some(state_root), "node {node} undoes ledger {seq} to another state");
     }
+}
+
+/// What an honest node answers to a GET for closed ledgers.
+fn range(history: &[(ClosedLedger, Vec<Input>)], first: Seq, last: Seq) -> Range {
+    let at = |seq: Seq| usize::try_from(seq).expect("small").min(history.len());
+    let (from, to) = (at(first.saturating_sub(1)), at(last));
+    let kept = &history[from.min(to)..to];
+    Range {
+        first,
+        oldest: 1,
+        ledgers: kept.iter().map(|(ledger, _)| ledger.clone()).collect(),
+        // The last one's inputs do not always fit.
+        inputs: kept
+            .iter()
+            .rev()
+            .skip(usize::from(last.is_multiple_of(3)))
+            .flat_map(|(_, inputs)| inputs.clone())
+            .collect(),
+    }
+}
+
+/// What a forger makes of an answer about closed ledgers.
+fn forged(mut answer: Message, rng: &mut Rng) -> Message {
+    match &mut answer {
+        Message::Closed(closed) => closed.header.time_ms += 1,
+        Message::Candidate(candidate) => candidate.users_add.push(UserKey([77; 32])),
+        Message::Range(range) => {
+            let count = range.ledgers.len();
+            let Some(ledger) = (count > 0).then(|| &mut range.ledgers[rng.index(count)]) else { return answer };
+            match rng.index(6) {
+                0 => ledger.candidate.header.time_ms += 1,
+                1 => ledger.qc.sigs[0].1 = Sig([7; 64]),
+                2 => ledger.qc.sigs.truncate(1),
+                3 => ledger.candidate.users_add.push(UserKey([77; 32])),
+                4 => ledger.candidate.inputs.push(Hash([0xff; 32])),
+                _ => range.ledgers.reverse(),
+            }
+        }
+        _ => {}
+    }
+    answer
 }

@@ -100,10 +100,11 @@ impl World {
             return;
         }
         let tip = |world: &World| world.nodes[to].core.as_ref().map(|core| core.summary().seq);
-        let before = if matches!(message, Message::Closed(_)) { tip(self) } else { None };
+        let before = if matches!(message, Message::Closed(_) | Message::Range(_)) { tip(self) } else { None };
         self.handle(to, Event::Message(key, message.clone()));
         if before.is_some() && tip(self) > before {
-            self.watch.seen.hit("closed by certificate");
+            let range = matches!(message, Message::Range(_));
+            self.watch.seen.hit(if range { "adopted out of a range" } else { "closed by certificate" });
         }
     }
 

@@ -82,6 +82,7 @@ pub(super) fn describe(message: &Message) -> String {
         Message::Get(Get::Inputs(ids)) => text += &format!(" {} inputs", ids.len()),
         Message::Get(get) => text += &format!(" {get:?}"),
         Message::Candidate(Candidate { header, .. }) => text += &format!(" {}", header.hash().short()),
+        Message::Range(m) => text += &format!(" {} of {} ledgers", m.first, m.ledgers.len()),
         Message::Status(m) => text += &format!(" {}", m.body.seq),
         _ => {}
     }

@@ -1,0 +1,303 @@
+//! `hp ledger verify --replay`: every ledger run again in a copy of the folder, and compared with the chain.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context as _, anyhow};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{unreadable, verify::Progress, view};
+use crate::{
+    cli::{Exit, Failure, run::Stop},
+    config::Config,
+    consensus::{
+        Execution,
+        header::{ExecResult, execution_order},
+    },
+    ledger::{Archive, Depth},
+    node::replay::{Again, Replayer},
+    types::{Hash, LimitKind, Seq, Status, UserKey},
+    verify::Report,
+};
+
+/// Paths named of one run.
+const PATHS_MAX: usize = 20;
+/// What a node has in its folder that a run of the contract does not need, or must not touch.
+const LEFT_OUT: [&str; 6] = ["state", "hist", "log", "run", "diag", "cfg"];
+
+/// What a replay begins with.
+#[derive(Debug, clap::Args)]
+pub(super) struct Begin {
+    /// The files in state/ before the first ledger that is run again; needed unless it was empty
+    #[arg(long, value_name = "FOLDER", requires = "replay")]
+    state: Option<PathBuf>,
+    /// Where the copy of the folder is made [default: the system's folder for temporary files]
+    #[arg(long, value_name = "FOLDER", requires = "replay")]
+    scratch: Option<PathBuf>,
+}
+
+/// What came of a replay.
+pub(super) struct Replayed {
+    ran: u64,
+    seconds: f64,
+    /// Ledgers whose run was over its time, and so was not repeated.
+    time_up: u64,
+    /// Ledgers in which the contract used the party line.
+    party_line: u64,
+    /// The first ledger that differs.
+    pub(super) differs: Option<Differs>,
+}
+
+/// A ledger whose run led to something else.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("ledger {seq}: run again, its {field} is {found}, but the chain says {expected}; the run {}", self.paths())]
+pub(super) struct Differs {
+    seq: Seq,
+    field: &'static str,
+    found: String,
+    expected: String,
+    /// Paths that the run changed.
+    changed: Vec<String>,
+}
+
+impl Differs {
+    fn paths(&self) -> String {
+        if self.changed.is_empty() {
+            return "changed no files".to_owned();
+        }
+        let shown: Vec<&str> = self.changed.iter().take(PATHS_MAX).map(String::as_str).collect();
+        let more = self.changed.len().saturating_sub(PATHS_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("changed {}{more}", shown.join(", "))
+    }
+}
+
+impl Replayed {
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "ran": self.ran, "seconds": self.seconds, "time_up": self.time_up, "party_line": self.party_line,
+            "differs": self.differs.as_ref().map(|differs| json!({
+                "seq": differs.seq, "field": differs.field, "found": differs.found, "expected": differs.expected,
+                "changed": differs.changed,
+            })),
+        })
+    }
+
+    pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
+        let per_second = (self.ran as f64 / self.seconds.max(0.001)) as u64;
+        let mut lines =
+            vec![("replay", format!("{} ledgers run again in {:.2} s, {per_second}/s", self.ran, self.seconds))];
+        if self.time_up > 0 {
+            lines.push((
+                "not run",
+                format!("{} ledgers whose time was up: how far a run comes is no fact of the chain", self.time_up),
+            ));
+        }
+        if self.party_line > 0 {
+            let what = "in which the contract spoke on the party line: run again, it heard only itself";
+            lines.push(("note", format!("{} ledgers {what}", self.party_line)));
+        }
+        lines
+    }
+}
+
+/// Runs what `report` covers again.
+pub(super) fn run(dir: &Path, archive: &Archive, report: &Report, begin: &Begin) -> Result<Replayed, Failure> {
+    let dir = std::path::absolute(dir).with_context(|| format!("cannot tell where {} is", dir.display()))?;
+    let config = Config::load(&dir)?;
+    let chain = view::Chain::read(archive)?;
+    if config.cfg_hash() != chain.genesis.cfg_hash || config.contract.id != chain.genesis.contract_id {
+        let what = format!(
+            "{} is not the configuration of this chain: contract id or shared settings differ",
+            config.file.display()
+        );
+        return Err(Failure::new(Exit::Config, anyhow!(what)));
+    }
+    let scratch = scratch(&dir, begin)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let config = Config { dir: scratch.path().to_owned(), ..config };
+    runtime.block_on(async {
+        let stop = Stop::watch().context("cannot watch for signals")?;
+        tokio::select! {
+            replayed = replay(config, archive, &chain, report) => replayed,
+            // The copy is removed in any case.
+            signal = stop.wait() => Err(Failure::new(Exit::Interrupted, anyhow!("ended by {signal}"))),
+        }
+    })
+}
+
+async fn replay(config: Config, archive: &Archive, chain: &view::Chain, report: &Report) -> Result<Replayed, Failure> {
+    let (from, to) = (report.from, report.to);
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut replayer = Replayer::start(config, &exe).await?;
+    let mut users = users_before(archive, from, chain.tip)?;
+    let mut replayed = Replayed { ran: 0, seconds: 0.0, time_up: 0, party_line: 0, differs: None };
+    let mut progress = Progress::new("run again", from);
+    let began = Instant::now();
+    let mut next = from;
+    'ledgers: while next <= to {
+        // Read some, then run them: the database is not held meanwhile.
+        for ledger in view::read_page(archive, next, to, Depth::All)? {
+            let Some(ledger) = ledger else { break 'ledgers };
+            next = ledger.seq + 1;
+            if ledger.seq == from && ledger.header.result.state_root != replayer.root() {
+                return Err(other_begin(&ledger, replayer.root()));
+            }
+            let Some(expected) = ledger.result().cloned() else { break 'ledgers };
+            let execution = execution(chain, ledger, &mut users)?;
+            let seq = execution.header.seq;
+            let again = if expected.status == Status::Limit(LimitKind::Time) {
+                replayed.time_up += 1;
+                None
+            } else {
+                let again = replayer.run(execution).await?;
+                replayed.party_line += u64::from(again.npl_messages > 0);
+                replayed.ran += 1;
+                Some(again)
+            };
+            replayed.differs = differs(&expected, again, replayer.root());
+            if replayed.differs.is_some() {
+                break 'ledgers;
+            }
+            progress.tell(seq, to);
+        }
+    }
+    progress.end();
+    replayed.seconds = began.elapsed().as_secs_f64();
+    replayer.stop().await;
+    Ok(replayed)
+}
+
+fn other_begin(ledger: &view::Ledger, found: Hash) -> Failure {
+    let expected = ledger.header.result.state_root;
+    let what = format!(
+        "the state to begin with has root {found}, but before ledger {} it was {expected}: give the files that were in state/ \
+         then with --state FOLDER (a node keeps no copy of them)",
+        ledger.seq
+    );
+    Failure::new(Exit::Failed, anyhow!(what))
+}
+
+/// What the node gave its executor for this ledger.
+fn execution(chain: &view::Chain, ledger: view::Ledger, users: &mut BTreeSet<UserKey>) -> Result<Execution, Failure> {
+    let seq = ledger.seq;
+    let gone =
+        || Failure::new(Exit::Failed, anyhow!("ledger {seq} cannot be run again: its contents are no longer kept"));
+    let body = ledger.body.ok_or_else(gone)?;
+    let mut inputs = Vec::with_capacity(body.inputs.len());
+    for (_, input) in body.inputs {
+        inputs.push(input.ok_or_else(gone)?);
+    }
+    body.users_del.iter().for_each(|user| {
+        users.remove(user);
+    });
+    users.extend(body.users_add);
+    let inputs = execution_order(&ledger.header, inputs);
+    let unl = chain.next_unl(&ledger.header).to_vec();
+    let view::Ledger { header, hash, .. } = ledger;
+    // Over its time it is told so, but machines differ: the limit is wider than a node's.
+    Ok(Execution { header, hash, unl, users: users.clone(), inputs, is_limited: true })
+}
+
+/// Compares a run, if there was one, with the chain.
+fn differs(expected: &ExecResult, again: Option<Again>, root: Hash) -> Option<Differs> {
+    let (outputs_root, status, changed) = match &again {
+        Some(again) => (again.result.outputs_root, again.result.status, again.changed.as_slice()),
+        None => (Hash::ZERO, expected.status, &[][..]),
+    };
+    let (field, found, expected_text) = if status != expected.status {
+        ("status", status.to_string(), expected.status.to_string())
+    } else if root != expected.state_root {
+        ("state root", root.to_string(), expected.state_root.to_string())
+    } else if outputs_root != expected.outputs_root {
+        ("outputs root", outputs_root.to_string(), expected.outputs_root.to_string())
+    } else {
+        return None;
+    };
+    let changed = changed.iter().map(|path| format!("state/{}", path.escape_ascii())).collect();
+    Some(Differs { seq: expected.of_seq, field, found, expected: expected_text, changed })
+}
+
+/// The users of the ledger before `first`, found by going back from the last ledger.
+fn users_before(archive: &Archive, first: Seq, tip: Seq) -> Result<BTreeSet<UserKey>, Failure> {
+    let mut users = BTreeSet::new();
+    if first <= 1 {
+        return Ok(users);
+    }
+    let mut changes = Vec::new();
+    view::read(archive, first, tip, Depth::Users, |ledger| {
+        let what = || anyhow!("the contents of ledger {} are no longer kept", ledger.seq);
+        let body = ledger.body.ok_or_else(|| Failure::new(Exit::Failed, what()))?;
+        changes.push((body.users_add, body.users_del));
+        Ok(())
+    })?;
+    for user in archive.head().map_err(unreadable)?.users_tip {
+        users.insert(UserKey(user.try_into().map_err(|_| anyhow!("a user in the database is damaged"))?));
+    }
+    for (came, went) in changes.into_iter().rev() {
+        came.iter().for_each(|user| {
+            users.remove(user);
+        });
+        users.extend(went);
+    }
+    Ok(users)
+}
+
+// ---- The copy -------------------------------------------------------------------------------------------------------
+
+/// A copy of the contract's folder: what the contract may look at, and the state to begin with.
+fn scratch(dir: &Path, begin: &Begin) -> Result<TempDir, Failure> {
+    let made = match &begin.scratch {
+        Some(folder) => TempDir::with_prefix_in("hp-replay-", folder),
+        None => TempDir::with_prefix("hp-replay-"),
+    };
+    let scratch = made.context("cannot make a folder for the replay (see --scratch)")?;
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
+        if !LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
+            copy(&entry.path(), &scratch.path().join(entry.file_name()))?;
+        }
+    }
+    let state = scratch.path().join("state");
+    match &begin.state {
+        Some(given) => {
+            // Not a link to it: the copy is written to.
+            let given = given.canonicalize().with_context(|| format!("cannot read {}", given.display()))?;
+            copy(&given, &state)?;
+        }
+        None => fs::create_dir(&state).with_context(|| format!("cannot create {}", state.display()))?,
+    }
+    Ok(scratch)
+}
+
+/// Copies a file, a folder with everything in it, or a symlink. Sockets and the like are left out.
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    let mut waiting = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = waiting.pop() {
+        let copied = (|| -> io::Result<()> {
+            let meta = fs::symlink_metadata(&from)?;
+            if meta.is_symlink() {
+                return std::os::unix::fs::symlink(fs::read_link(&from)?, &to);
+            }
+            if meta.is_file() {
+                return fs::copy(&from, &to).map(|_| ());
+            }
+            if meta.is_dir() {
+                fs::create_dir(&to)?;
+                for entry in fs::read_dir(&from)? {
+                    let entry = entry?;
+                    waiting.push((entry.path(), to.join(entry.file_name())));
+                }
+            }
+            Ok(())
+        })();
+        copied.with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! A look at the database from outside its node: `hp ledger`. Reads, and decides nothing.
+//!
+//! Whether the node runs does not matter. Each call is one short transaction, so that it sees one moment and keeps the
+//! node from nothing; what several calls show may belong to different moments, and the tip may be higher in a later one.
+//! Values come as the bytes that are stored: what they mean, and whether they are right, is for `verify` to say.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{LedgerError, READ_BYTES_MAX, Trouble, decode, schema, store::seq_of};
+use crate::{
+    types::{Hash, Seq},
+    verify::{Head, Page, Stored, StoredBody, StoredClosed, StoredRow, StoredWaiting},
+};
+
+/// Ledgers in one page; whoever wants more asks again.
+pub const PAGE_LEDGERS_MAX: u64 = 512;
+
+/// How much of each ledger a page holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Header, certificate, change of the UNL and this node's result.
+    Closed,
+    /// Those, who comes and goes, and the keys of inputs.
+    Users,
+    /// Everything there is.
+    All,
+}
+
+/// `hist/ledger.db`, open for reading.
+#[derive(Debug)]
+pub struct Archive {
+    db: Connection,
+    path: PathBuf,
+}
+
+impl Archive {
+    /// Opens `dir`/hist/ledger.db, where `dir` is the contract's folder.
+    ///
+    /// Errors with `Damaged` when the file is not what this program wrote, with `Io` when there is none.
+    pub fn open(dir: &Path) -> Result<Archive, LedgerError> {
+        let (db, path) = schema::open_to_read(dir)?;
+        Ok(Archive { db, path })
+    }
+
+    /// Number of the last closed ledger; 0 before the first.
+    pub fn tip(&self) -> Result<Seq, LedgerError> {
+        tip(&self.db).map_err(|trouble| trouble.at(&self.path, "read the tip"))
+    }
+
+    /// Everything but the ledgers themselves: genesis, users, votes, what waits.
+    pub fn head(&self) -> Result<Head, LedgerError> {
+        self.at_once("read the journal", read_head)
+    }
+
+    /// The ledgers from `first` to `last`, ascending; the first of them, if they are too many or too long. One that is
+    /// not stored is there without its parts.
+    pub fn page(&self, first: Seq, last: Seq, depth: Depth) -> Result<Page, LedgerError> {
+        self.at_once("read ledgers", |db| {
+            let (mut ledgers, mut bytes) = (Vec::new(), 0);
+            for seq in (first..=last).take(PAGE_LEDGERS_MAX as usize) {
+                let stored = read_ledger(db, seq, depth)?;
+                bytes += stored.bytes();
+                ledgers.push(stored);
+                if bytes > READ_BYTES_MAX {
+                    break;
+                }
+            }
+            Ok(Page { ledgers, tip: tip(db)?, kept_from: kept_from(db)? })
+        })
+    }
+
+    fn at_once<T>(
+        &self,
+        what: &'static str,
+        read: impl FnOnce(&Connection) -> Result<T, Trouble>,
+    ) -> Result<T, LedgerError> {
+        let reading = || -> Result<T, Trouble> {
+            let transaction = self.db.unchecked_transaction()?;
+            read(&transaction)
+        };
+        reading().map_err(|trouble| trouble.at(&self.path, what))
+    }
+}
+
+/// Two values of one row.
+type Pair = (Vec<u8>, Vec<u8>);
+
+fn tip(db: &Connection) -> Result<Seq, Trouble> {
+    let tip: Option<i64> = db.prepare_cached("SELECT max(seq) FROM ledger")?.query_row([], |row| row.get(0))?;
+    tip.map_or(Ok(0), seq_of)
+}
+
+fn kept_from(db: &Connection) -> Result<Option<Seq>, Trouble> {
+    let oldest: Option<i64> = db.prepare_cached("SELECT min(seq) FROM body")?.query_row([], |row| row.get(0))?;
+    // A number that no ledger has is told with the rows that belong to none.
+    Ok(oldest.and_then(|seq| Seq::try_from(seq).ok()))
+}
+
+fn read_head(db: &Connection) -> Result<Head, Trouble> {
+    let tip = tip(db)?;
+    let blobs = |sql: &str| -> Result<Vec<Vec<u8>>, Trouble> {
+        Ok(db.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+    };
+    let meta: Vec<(String, Vec<u8>)> = db
+        .prepare_cached("SELECT key, value FROM meta")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let executed: Option<i64> = db.query_row("SELECT max(seq) FROM result", [], |row| row.get(0))?;
+    let round = db
+        .prepare_cached("SELECT kind, attempt, bytes FROM round ORDER BY kind, attempt")?
+        .query_map([], |row| Ok(StoredRow { kind: row.get(0)?, attempt: row.get(1)?, bytes: row.get(2)? }))?
+        .collect::<Result<_, _>>()?;
+    let pairs = |sql: &str| -> Result<Vec<Pair>, Trouble> {
+        Ok(db.prepare_cached(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
+    };
+    let waiting = db
+        .prepare_cached("SELECT pooled.key, input.id, input.bytes FROM pooled LEFT JOIN input ON input.n = pooled.n")?
+        .query_map([], |row| Ok(StoredWaiting { key: row.get(0)?, id: row.get(1)?, bytes: row.get(2)? }))?
+        .collect::<Result<_, _>>()?;
+    let mut stray = Vec::new();
+    for table in ["ledger", "unl_change", "body", "input_key", "result", "run", "output"] {
+        let sql = format!("SELECT seq FROM {table} WHERE seq < 1 OR seq > ?1 LIMIT 1");
+        let found: Option<i64> = db.query_row(&sql, [tip as i64], |row| row.get(0)).optional()?;
+        stray.extend(found.map(|seq| (table, seq)));
+    }
+    let changes: Vec<(i64, Vec<u8>)> = db
+        .prepare_cached("SELECT seq, change FROM unl_change WHERE seq BETWEEN 1 AND ?1 ORDER BY seq")?
+        .query_map([tip as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let unl_changes =
+        changes.into_iter().map(|(seq, change)| Ok((seq_of(seq)?, change))).collect::<Result<_, Trouble>>()?;
+    Ok(Head {
+        unl_changes,
+        meta: meta.into_iter().collect(),
+        tip,
+        kept_from: kept_from(db)?,
+        executed: executed.and_then(|seq| Seq::try_from(seq).ok()).unwrap_or(0),
+        users_tip: blobs("SELECT user FROM user_tip")?,
+        users_executed: blobs("SELECT user FROM user_executed")?,
+        round,
+        candidates: pairs("SELECT hash, bytes FROM candidate")?,
+        waiting,
+        inputs: db.query_row("SELECT count(*) FROM input", [], |row| row.get::<_, u32>(0))?.into(),
+        evidence: pairs("SELECT signer, bytes FROM evidence ORDER BY n")?,
+        stray,
+    })
+}
+
+fn read_ledger(db: &Connection, seq: Seq, depth: Depth) -> Result<Stored, Trouble> {
+    let mut stored = Stored { seq, ..Stored::default() };
+    let Ok(row) = i64::try_from(seq) else { return Ok(stored) };
+    stored.closed = db
+        .prepare_cached("SELECT hash, header, qc FROM ledger WHERE seq = ?1")?
+        .query_row([row], |row| Ok(StoredClosed { hash: row.get(0)?, header: row.get(1)?, qc: row.get(2)? }))
+        .optional()?;
+    stored.result =
+        db.prepare_cached("SELECT bytes FROM result WHERE seq = ?1")?.query_row([row], |row| row.get(0)).optional()?;
+    stored.unl_change = db
+        .prepare_cached("SELECT change FROM unl_change WHERE seq = ?1")?
+        .query_row([row], |row| row.get(0))
+        .optional()?;
+    if depth == Depth::Closed {
+        return Ok(stored);
+    }
+    stored.body = db
+        .prepare_cached("SELECT inputs, users_add, users_del FROM body WHERE seq = ?1")?
+        .query_row([row], |row| Ok(StoredBody { inputs: row.get(0)?, users_add: row.get(1)?, users_del: row.get(2)? }))
+        .optional()?;
+    stored.keys = db
+        .prepare_cached("SELECT keys FROM input_key WHERE seq = ?1")?
+        .query_row([row], |row| row.get(0))
+        .optional()?;
+    if depth == Depth::Users {
+        return Ok(stored);
+    }
+    if let Some(body) = &stored.body {
+        // A list that does not read has no inputs to look for; that is told where it is checked.
+        let ids: Vec<Hash> = decode(&body.inputs, "the inputs of a ledger").unwrap_or_default();
+        let mut query = db.prepare_cached("SELECT bytes FROM input WHERE id = ?1")?;
+        for id in ids {
+            stored.inputs.push(query.query_row([id.0], |row| row.get(0)).optional()?);
+        }
+    }
+    stored.run =
+        db.prepare_cached("SELECT outputs FROM run WHERE seq = ?1")?.query_row([row], |row| row.get(0)).optional()?;
+    stored.outputs = db
+        .prepare_cached("SELECT user, bytes FROM output WHERE seq = ?1 ORDER BY user")?
+        .query_map(params![row], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    Ok(stored)
+}
