@@ -650,3 +650,35 @@ pub(crate) fn every_field_of_a_message_is_signed() {
     check(&scope, Propose { seq: 1, attempt: 1, ledger_hash: Hash([9; 32]), tc, basis });
     check(&scope, StatusMsg { seq: 1, lcl: Hash([9; 32]), attempt: 0, synced: true });
 }
+
+#[test]
+pub fn what_was_kept_for_the_next_round_is_checked_when_it_begins() {
+    let mut bench = Bench::new(&[1, 2, 3, 4], 75);
+    let ledger = bench.next_ledger(0, &[2, 3, 4]);
+    // Of the next round, before its parent is known: a good one, one with another's signature, and one that is signed as
+    // if the UNL had changed.
+    let (seq, parent) = (2, ledger.candidate.header.hash());
+    let novel = |time_slot| Novel {
+        seq,
+        parent,
+        time_slot,
+        users_add: vec![],
+        users_del: vec![],
+        inputs: vec![],
+        unl_vote: None,
+        settlement: None,
+    };
+    let good = bench.signed(2, novel(1));
+    let forged = Signed { from: key(3), ..bench.signed(4, novel(2)) };
+    let scope = Scope { unl_hash: Hash([9; 32]), ..bench.core.scope() };
+    let sig = signature(&key(4), &novel(3).digest(&scope));
+    let elsewhere = Signed { from: key(4), body: novel(3), sig };
+    for (from, message) in [(2, good), (3, forged), (4, elsewhere)] {
+        bench.hear(from, Message::Novel(message));
+    }
+    assert_eq!(bench.core.summary().novels, []);
+    bench.hear(2, Consensus::closed_message(&ledger));
+    bench.hear(2, Message::Candidate(ledger.candidate));
+    assert_eq!(bench.core.summary().seq, 1);
+    assert_eq!(bench.core.summary().novels, [key(2)]);
+}

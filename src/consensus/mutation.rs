@@ -77,11 +77,21 @@ mod made {
         TcFwdWithoutPolc,
         /// A proposal is looked at when it comes, and not again when what it rests on is there.
         ProposeOnce,
+        /// What was kept for the next round is not checked when that begins.
+        UncheckedFuture,
+        /// One operator's vote less than a quorum changes the UNL.
+        OneUnlVoteLess,
+        /// The quorum of the old UNL stays after a change.
+        OldQuorum,
+        /// Signatures cover the old UNL after a change.
+        OldScope,
+        /// A vote that has done its work is not taken back.
+        KeptUnlVote,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 20] = [
+        pub const ALL: [Mutation; 25] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -102,6 +112,11 @@ mod made {
             Mutation::UnderivedPrevote,
             Mutation::TcFwdWithoutPolc,
             Mutation::ProposeOnce,
+            Mutation::UncheckedFuture,
+            Mutation::OneUnlVoteLess,
+            Mutation::OldQuorum,
+            Mutation::OldScope,
+            Mutation::KeptUnlVote,
         ];
     }
 

@@ -10,6 +10,7 @@ use super::{
     header::{ExecResult, UnlChange, unl_hash},
     journal::Record,
     messages::{Get, Novel, Scope},
+    mutation::mutated,
     votes::Quorum,
 };
 use crate::types::NodeKey;
@@ -40,6 +41,7 @@ impl UnlChange {
 /// The change that a ledger makes: what the contract asks for in the result that the ledger carries, else what the
 /// operators of a quorum vote for. A request that cannot be met does not stand in the operators' way.
 pub(super) fn decide(unl: &[NodeKey], q: usize, novels: &[&Novel], result: &ExecResult) -> Option<UnlChange> {
+    let q = if mutated!(OneUnlVoteLess) { q - 1 } else { q };
     let applies = |change: &UnlChange| change.apply(unl).is_some();
     let voted = || votes(novels).into_iter().find(|(change, votes)| *votes >= q && applies(change));
     result.unl_req.filter(applies).or_else(|| voted().map(|(change, _)| change))
@@ -91,6 +93,9 @@ impl Consensus {
     /// Takes my vote back when with this UNL it has done its work, or is not asked for any more.
     pub(super) fn drop_settled_vote(&mut self, unl: &[NodeKey]) {
         let Some(vote) = self.unl_vote else { return };
+        if mutated!(KeptUnlVote) {
+            return;
+        }
         if vote.apply(unl).is_none() || unl.binary_search(&self.params.me).is_err() {
             self.unl_vote = None;
             self.effects.push(Effect::Persist(Record::UnlVote(None)));
@@ -102,8 +107,11 @@ impl Consensus {
     pub(super) fn switch_unl(&mut self, unl: Vec<NodeKey>) {
         let had_others = self.has_others();
         let before = std::mem::replace(&mut self.unl, unl);
-        self.quorum = Quorum::new(self.unl.len(), self.threshold);
-        let scope = Scope { unl_hash: unl_hash(&self.unl), ..self.scope };
+        if !mutated!(OldQuorum) {
+            self.quorum = Quorum::new(self.unl.len(), self.threshold);
+        }
+        let unl_hash = if mutated!(OldScope) { self.scope.unl_hash } else { unl_hash(&self.unl) };
+        let scope = Scope { unl_hash, ..self.scope };
         self.former_scope = Some(std::mem::replace(&mut self.scope, scope));
 
         let me = self.params.me;

@@ -1,10 +1,11 @@
 //! The deterministic simulator: one seed is one run of a whole network over the real core.
 //!
 //! `world` has nodes, links, disks, clocks and faults; `properties` what must hold; `plans` draws a run from a seed;
-//! `schedules` and `lies` script the ones that random search may not show; `mutations` sees that mistakes are found.
+//! `schedules`, `lies` and `members` script the ones that random search may not show; `mutations` sees that mistakes are found.
 
 mod crypto;
 mod lies;
+mod members;
 mod mutations;
 mod overtime;
 mod plans;

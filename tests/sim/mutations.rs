@@ -6,7 +6,7 @@ use hotpocket::consensus::{
     mutation::{Mutated, Mutation},
 };
 
-use super::{caught, lies, run, schedules};
+use super::{caught, lies, members, run, schedules};
 
 /// What shows that something is wrong.
 enum Finder {
@@ -65,6 +65,14 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
         Mutation::ProposeOnce => {
             vec![schedule!(lies::a_proposal_is_voted_for_when_the_novels_it_rests_on_come_behind_it)]
         }
+        Mutation::UncheckedFuture => {
+            vec![schedule!(hostile::what_was_kept_for_the_next_round_is_checked_when_it_begins)]
+        }
+        Mutation::OneUnlVoteLess | Mutation::KeptUnlVote => vec![schedule!(
+            members::the_votes_of_a_quorum_decide_and_fewer_do_not_and_what_a_node_voted_for_survives_its_end
+        )],
+        Mutation::OldQuorum => vec![schedule!(members::one_node_grows_into_a_network_and_shrinks_to_another_one)],
+        Mutation::OldScope => vec![Seeds(50, "refuses a signature")],
     }
 }
 

@@ -242,7 +242,7 @@ impl Watch {
         let request = before.unl_req.filter(|change| changed(&unl, *change).is_some());
         match (request, change) {
             (Some(_), _) => {
-                assert_eq!(change, request, "ledger {} makes the change that the contract asked for", header.seq);
+                assert_eq!(change, request, "S8: ledger {} makes the change that the contract asked for", header.seq);
                 self.seen.hit("UNL changed by the contract");
             }
             (None, Some(change)) => {
@@ -250,7 +250,7 @@ impl Watch {
                 let for_it = self.asked.get(&change).unwrap_or(&nobody);
                 let votes = unl.iter().filter(|node| self.liars.contains(node) || for_it.contains(node)).count();
                 let needed = quorum(unl.len(), self.genesis.threshold);
-                assert!(votes >= needed, "ledger {}: {change:?} has {votes} votes of {needed}", header.seq);
+                assert!(votes >= needed, "S8: ledger {}: {change:?} has {votes} votes of {needed}", header.seq);
                 self.seen.hit("UNL changed by operators");
             }
             (None, None) => {}

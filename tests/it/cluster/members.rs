@@ -137,6 +137,27 @@ fn a_sixth_node_is_voted_in_and_another_one_out_over_kills_and_the_one_that_left
         }
         say(&net.nodes[5]).await;
         net.agree().await;
+
+        // Somebody who comes from nothing knows the first members alone, and follows the chain through the changes; the
+        // only address it has is that of a node which was none of them.
+        let dir = net.nodes[0].dir.with_file_name("late");
+        let (path, cfg) = (dir.to_str().expect("UTF-8"), net.nodes[5].dir.join("cfg/hp.cfg"));
+        let made = call(&["new", path, "--join", cfg.to_str().expect("UTF-8"), "--pubport", "1"]).await;
+        assert_eq!(made.code, Some(0), "{made:?}");
+        assert!(made.out.contains("hp unl add "), "{}", made.out);
+        let sixth = format!("127.0.0.1:{}", net.nodes[5].peer_port());
+        let mut late = Net::of(tempfile::tempdir().expect("a folder"), vec![dir]);
+        late.nodes[0].edit_config(|text| {
+            let start = text.find("\npeers = [").expect("a list") + 1;
+            let end = start + text[start..].find(']').expect("its end") + 1;
+            let text = format!("{}peers = [\"{sixth}\"]{}", &text[..start], &text[end..]);
+            text.replace("pubport = 1\n", "pubport = 0\n").replacen("peerport = ", "peerport = 0 # ", 1)
+        });
+        late.start_all().await;
+        let (seq, lcl) = net.agree().await;
+        let same = |status: &Value| status["seq"].as_u64() > Some(seq) || status["lcl"] == lcl;
+        late.nodes[0].status_where("it catches up", same).await;
+        decides_with(&late.nodes[0], &net.nodes[1..].iter().collect::<Vec<_>>()).await;
     });
 }
 
