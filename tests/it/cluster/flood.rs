@@ -209,12 +209,20 @@ impl Voice {
         };
         let message = match kind {
             // The one is ledgered, the other waits for as long as an input may.
-            "INPUT" => Message::Input(self.input(512 << 10, tip + [1_000, 65_536][usize::from(number % 2 == 0)])),
+            "INPUT" => {
+                Message::Input(self.input(512 << 10, tip + [1_000, 65_536][usize::from(number.is_multiple_of(2))]))
+            }
             "INPUT, empty" => Message::Input(self.input(0, tip + 65_536)),
             "PRESENCE" => {
                 let (up, down) = (self.users(8_000), self.users(8_000));
                 let boot = Hash(self.secret.seed());
-                Message::Presence(self.sign(Presence { boot, counter: number, full: number % 2 == 0, up, down }))
+                Message::Presence(self.sign(Presence {
+                    boot,
+                    counter: number,
+                    full: number.is_multiple_of(2),
+                    up,
+                    down,
+                }))
             }
             "NOVEL" => Message::Novel(self.sign(novel())),
             "RESULT" => Message::Result(self.sign(self.result(seq - 1, lcl))),
@@ -250,7 +258,7 @@ impl Voice {
             }
             "NPL" => {
                 // Every second one for a run that nobody knows yet.
-                let ledger_hash = if number % 2 == 0 { lcl } else { Hash::tagged("run", &(number % 32)) };
+                let ledger_hash = if number.is_multiple_of(2) { lcl } else { Hash::tagged("run", &(number % 32)) };
                 Message::Npl(self.sign(Npl { ledger_hash, counter: number, data: vec![7; 64 << 10] }))
             }
             "NPL_END" => Message::NplEnd(self.sign(NplEnd { ledger_hash: self.hash(), frames: number })),
