@@ -15,8 +15,8 @@ use hotpocket::{
         header::{Candidate, ExecResult, Genesis, Header, Input, Origin},
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
-            Overtime, Precommit, Presence, Prevote, Propose, ResultCert, Scope, Signable, Signed, StatusMsg, Tc, TcFwd,
-            Vote,
+            Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StatusMsg, Tc,
+            TcFwd, Vote,
         },
     },
     crypto::SecretKey,
@@ -64,7 +64,7 @@ struct Voice {
 }
 
 /// Everything that a peer can say.
-const KINDS: [&str; 20] = [
+const KINDS: [&str; 21] = [
     "INPUT",
     "INPUT, empty",
     "PRESENCE",
@@ -83,6 +83,7 @@ const KINDS: [&str; 20] = [
     "NPL",
     "NPL_END",
     "DETAILS",
+    "RANGE",
     "EVIDENCE",
     "noise",
 ];
@@ -241,11 +242,12 @@ impl Voice {
                 Message::Propose(self.sign(Propose { seq, attempt, ledger_hash: self.hash(), tc, basis }))
             }
             "CLOSED" => Message::Closed(Closed { header: header(), qc: certificate(10_000) }),
-            "GET" => Message::Get(match number % 5 {
+            "GET" => Message::Get(match number % 6 {
                 0 => Get::Candidate(self.hash()),
                 1 => Get::Novel(self.hash()),
                 2 => Get::Inputs(self.hashes(1_024)),
                 3 => Get::Presence,
+                4 => Get::Range(1, u64::MAX),
                 _ => Get::Details(tip),
             }),
             "BODY" => {
@@ -267,6 +269,10 @@ impl Voice {
                 leaves: self.hashes(5_000).into_iter().map(|hash| (vec![b'x'; 100], hash)).collect(),
                 outputs: Vec::new(),
             })),
+            "RANGE" => {
+                let inputs = vec![self.input(512 << 10, tip + 1_000)];
+                Message::Range(Box::new(Range { first: seq, oldest: number, ledgers: Vec::new(), inputs }))
+            }
             "EVIDENCE" => {
                 let two = [(); 2].map(|()| wire::encode(&Message::Novel(self.sign(Novel { seq, ..novel() }))));
                 let [first, second] = two;
