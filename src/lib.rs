@@ -9,7 +9,8 @@
 //! 5. The adapters: [`mesh`] (links to other nodes), [`gateway`] (users' websockets), [`contract`] (runs the
 //!    executable), [`state`] (the contract's files and their root), [`ledger`] (the database).
 //!    [`verify`] checks what is in the database, as a second implementation of the protocol.
-//! 6. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
+//! 6. [`signed`]: frames of the user port's signed mode, and the proof that a user checks.
+//! 7. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
 //!
 //! Invariants, kept by `tests/it/tidy.rs`:
 //!
@@ -17,7 +18,7 @@
 //!   randomness, hash maps or floats. Same events in, same effects out, on every machine.
 //! - Adapters never import each other, and hold no votes. Only `node` knows both sides.
 //! - `verify` shares nothing with what it checks but `types` and `crypto`.
-//! - `wire`, `contract::fdlist`, `contract::npl` and `config` are pure functions over bytes.
+//! - `wire`, `signed`, `contract::fdlist`, `contract::npl` and `config` are pure functions over bytes.
 //! - Nothing but `node` reads the wall clock. Nothing but `contract` has `unsafe`.
 //! - Network and consensus run on one thread; hashing, big reads and the database run off it.
 //!
@@ -32,6 +33,7 @@ pub mod gateway;
 pub mod ledger;
 pub mod mesh;
 pub mod node;
+pub mod signed;
 pub mod state;
 pub mod types;
 pub mod verify;

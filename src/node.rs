@@ -3,7 +3,7 @@
 //! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
 //! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
-//! ledger, `serve` answers peers, `report` tells people.
+//! ledger, `users` answers users, `serve` peers, `report` tells people.
 
 mod catchup;
 pub mod control;
@@ -15,6 +15,7 @@ mod report;
 mod serve;
 mod start;
 mod unl;
+mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -35,21 +36,22 @@ use self::{
     control::{Asked, Control},
     exec::{Ended, ExecError, Executor},
     party_line::PartyLine,
+    users::{Delivery, Told},
 };
 use crate::{
     config::Config,
     consensus::{
-        Consensus, Effect, Event, Execution, LocalInput, LocalRef, Refused, Timer,
-        header::{ClosedLedger, ExecResult},
+        Consensus, Effect, Event, Execution, SignedRef, Timer,
+        header::ClosedLedger,
         journal::Record,
-        messages::{Details, Message, Npl, NplEnd, Signable, Signed},
+        messages::{Details, Get, Message, Npl, NplEnd, ResultCert, Signable, Signed},
     },
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
-    gateway::{ErrorCode, Gateway, GatewayEvent, SessionId},
+    gateway::{Gateway, GatewayEvent, SessionId},
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
-    types::{Challenge, Hash, MonoMs, NodeKey, Seq, Status, UserKey, WallMs},
+    types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, UserKey, WallMs},
     wire::{self, Hello},
 };
 
@@ -63,8 +65,6 @@ const LINE_MAX: usize = 256;
 const EFFECTS_MAX: usize = 65_536;
 /// Bytes of the same, as far as peers' requests and inputs make them. One more message may go over it by its answer.
 const EFFECTS_BYTES_MAX: usize = 64 << 20;
-/// Sessions remembered for answers to their inputs. Past it all are forgotten: they lose refusals, no inputs.
-const SESSIONS_MAX: usize = 65_536;
 
 /// Processes of one node that are remembered, to see when one comes back after another. The oldest make room.
 const BOOTS_MAX: usize = 8;
@@ -135,6 +135,8 @@ pub struct Node {
 
     line: PartyLine,
     line_counters: BTreeMap<Hash, u64>,
+    /// The ledger whose run began before, in this process or in one before it, and was cut.
+    rerun: Option<Hash>,
     sessions: BTreeMap<(UserKey, Challenge), SessionId>,
     linked: BTreeSet<NodeKey>,
     /// The processes of each member that were linked, the last one last.
@@ -147,6 +149,16 @@ pub struct Node {
     serving_ranges: BTreeSet<NodeKey>,
     served_tx: mpsc::Sender<(NodeKey, serve::Served)>,
     served: mpsc::Receiver<(NodeKey, serve::Served)>,
+    told_tx: mpsc::Sender<Told>,
+    told: mpsc::Receiver<Told>,
+    /// Questions of sessions that the database is asked.
+    asking: BTreeMap<SessionId, usize>,
+    /// Agreed results whose outputs users in signed mode have not been told of, in order.
+    deliveries: VecDeque<Delivery>,
+    /// Whether the first of them is under way.
+    delivering: bool,
+    /// The last result that was agreed on, when its signatures are known.
+    last_agreed: Option<ResultCert>,
     report: report::Report,
     _lock: start::Lock,
 }
@@ -158,6 +170,8 @@ struct Kept {
     details: Option<Details>,
     /// Until they are delivered.
     outputs: Vec<(UserKey, Bytes)>,
+    /// Leaves of `outputs_root`, one for each of them.
+    leaves: Vec<Hash>,
     /// Users who sent something, to be told when the run failed.
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
@@ -166,7 +180,7 @@ struct Kept {
 
 impl Kept {
     fn new(senders: Vec<UserKey>) -> Kept {
-        Kept { details: None, outputs: Vec::new(), senders, compared: BTreeSet::new() }
+        Kept { details: None, outputs: Vec::new(), leaves: Vec::new(), senders, compared: BTreeSet::new() }
     }
 }
 
@@ -207,6 +221,7 @@ impl Node {
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(found) = self.found.recv() => self.on_found(found)?,
                 Some((peer, served)) = self.served.recv() => self.on_served(peer, served),
+                Some(told) = self.told.recv() => self.on_told(told),
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => self.look(),
@@ -274,7 +289,9 @@ impl Node {
                 self.report.linked(peer);
                 self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
-                self.handle(Event::LinkUp(peer))
+                self.handle(Event::LinkUp(peer))?;
+                self.ask_for_line(Some(peer));
+                Ok(())
             }
             MeshEvent::LinkDown { peer, reason } => {
                 info!(peer = %peer.short(), reason, "link lost");
@@ -338,16 +355,16 @@ impl Node {
         match message {
             // Nobody passes the party line on: what does not come from its signer is not taken.
             Message::Npl(npl) if member && npl.from == peer => {
-                let Npl { ledger_hash, data, .. } = npl.body;
+                let Npl { ledger_hash, counter, data } = npl.body;
                 if data.len() > NPL_MESSAGE_BYTES_MAX {
                     return Ok(());
                 }
-                self.line.heard(ledger_hash, NplIn::Data { from: peer, data: data.into() });
+                self.line.heard(ledger_hash, counter, NplIn::Data { from: peer, data: data.into() });
                 Ok(())
             }
             Message::NplEnd(end) if member && end.from == peer => {
                 let NplEnd { ledger_hash, frames } = end.body;
-                self.line.heard(ledger_hash, NplIn::End { from: peer, frames });
+                self.line.heard(ledger_hash, frames, NplIn::End { from: peer, frames });
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
@@ -388,47 +405,6 @@ impl Node {
         }
     }
 
-    fn on_user(&mut self, event: GatewayEvent) -> Result<(), NodeError> {
-        match event {
-            GatewayEvent::UserUp { user } => self.handle(Event::UserUp(user)),
-            GatewayEvent::UserDown { user } => {
-                self.sessions.retain(|(other, _), _| *other != user);
-                self.handle(Event::UserDown(user))
-            }
-            GatewayEvent::Input { user, session, proof, counter, payload } => {
-                if let Some(why) = self.refuses_raw_inputs() {
-                    if let Some(gateway) = &self.gateway {
-                        gateway.refuse(session, ErrorCode::Refused, why);
-                    }
-                    return Ok(());
-                }
-                if self.sessions.len() >= SESSIONS_MAX {
-                    self.sessions.clear();
-                }
-                self.sessions.insert((user, proof.challenge), session);
-                self.handle(Event::LocalInput(LocalInput {
-                    user,
-                    challenge: proof.challenge,
-                    helo_sig: proof.sig,
-                    nonce: counter,
-                    payload: payload.to_vec(),
-                }))
-            }
-        }
-    }
-
-    fn refuses_raw_inputs(&self) -> Option<&'static str> {
-        if self.config.user.inputs == crate::config::Inputs::Signed {
-            Some("this network takes signed inputs only ([user] inputs = \"signed\")")
-        } else if self.halted_runs {
-            Some("this node's state differs from the network's, so it could not hand you the answer; use another node")
-        } else if !self.core.unl().contains(&self.config.key) {
-            Some("this node is an observer, not a member of the UNL, so it cannot vouch for inputs that are not signed")
-        } else {
-            None
-        }
-    }
-
     fn on_run(&mut self, from_run: FromRun) -> Result<(), NodeError> {
         match from_run {
             FromRun::Line(ledger_hash, out) => {
@@ -449,6 +425,7 @@ impl Node {
                     Ended::Ran(ran) => *ran,
                     Ended::Cut(execution) => {
                         self.line.end(execution.hash);
+                        self.rerun = Some(execution.hash);
                         self.line_counters.remove(&execution.hash);
                         warn!(
                             seq = execution.header.seq,
@@ -467,6 +444,7 @@ impl Node {
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
                 let kept = self.runs.get_mut(&seq).expect("noted when the run began");
                 kept.details = Some(ran.details);
+                kept.leaves = ran.leaves;
                 kept.outputs = outputs.into_iter().map(|(user, output)| (user, output.into())).collect();
                 while self.runs.len() > RUNS_KEPT {
                     self.runs.pop_first();
@@ -491,7 +469,19 @@ impl Node {
             }
             NplOut::End { frames } => Message::NplEnd(self.sign(NplEnd { ledger_hash, frames })),
         };
-        self.broadcast(&message);
+        let bytes: Bytes = wire::encode(&message).into();
+        self.line.said(ledger_hash, bytes.clone());
+        self.mesh.broadcast(Class::Vote, bytes);
+    }
+
+    /// Asks what was said on the party line of a run that is done again: it was said to the run before.
+    fn ask_for_line(&self, peer: Option<NodeKey>) {
+        let Some(ledger) = self.line.running().filter(|ledger| self.rerun == Some(*ledger)) else { return };
+        let get = Message::Get(Get::Npl(ledger));
+        match peer {
+            Some(peer) => self.send(peer, &get),
+            None => self.broadcast(&get),
+        }
     }
 
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
@@ -526,13 +516,15 @@ impl Node {
                 Effect::Cancel(timer) => {
                     self.timers.remove(&timer);
                 }
-                Effect::LedgerClosed { ledger, hash, attempt } => self.ledger_closed(&ledger, hash, attempt),
+                Effect::LedgerClosed { ledger, hash, attempt, signed } => {
+                    self.ledger_closed(&ledger, hash, attempt, &signed);
+                }
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
                 Effect::EndRun(seq) => self.end_run(seq),
                 Effect::Execute(execution) => self.enqueue(Job::Run(execution)),
                 Effect::Load(first) => self.load(first),
-                Effect::Deliver(result) => self.deliver(&result),
+                Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
                 Effect::Split(results) => self.split(&results),
                 Effect::SplitHealed(seq) => {
@@ -577,13 +569,13 @@ impl Node {
         }));
     }
 
-    fn broadcast(&mut self, message: &Message) {
+    fn broadcast(&self, message: &Message) {
         let bytes = wire::encode(message);
         let class = class(message, bytes.len());
         self.mesh.broadcast(class, bytes.into());
     }
 
-    fn send(&mut self, to: NodeKey, message: &Message) {
+    fn send(&self, to: NodeKey, message: &Message) {
         let bytes = wire::encode(message);
         if let Err(error) = self.mesh.send(&to, class(message, bytes.len()), bytes.into()) {
             debug!(peer = %to.short(), kind = message.kind(), %error, "not sent");
@@ -617,6 +609,7 @@ impl Node {
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
+                self.ask_for_line(None);
                 self.runs.insert(execution.header.seq, Kept::new(execution.senders()));
                 let (end_run, end) = oneshot::channel();
                 self.end_run = Some((execution.header.seq, end_run));
@@ -646,7 +639,9 @@ impl Node {
     fn undo(&mut self, seq: Seq, state_root: Hash, senders: Vec<UserKey>) {
         self.report.timed_out(seq);
         self.batch.push(Write::Outputs { seq, outputs: Vec::new() });
-        self.runs.entry(seq).or_insert_with(|| Kept::new(senders)).outputs.clear();
+        let kept = self.runs.entry(seq).or_insert_with(|| Kept::new(senders));
+        kept.outputs.clear();
+        kept.leaves.clear();
         self.enqueue(Job::Undo(state_root));
     }
 
@@ -665,61 +660,13 @@ impl Node {
         }
     }
 
-    // ---- Users --------------------------------------------------------------------------------------------------
-
-    fn deliver(&mut self, result: &ExecResult) {
-        self.report.agreed(result);
-        // Not there: executed before a restart, and its sessions ended with that process.
-        let Some(kept) = self.runs.get_mut(&result.of_seq) else { return };
-        // From here on the outputs are in the database alone.
-        let (outputs, senders) = (std::mem::take(&mut kept.outputs), std::mem::take(&mut kept.senders));
-        let Some(gateway) = &self.gateway else { return };
-        if result.status == Status::Ok {
-            for (user, output) in outputs {
-                gateway.deliver(&user, output);
-            }
-        } else {
-            let why = format!(
-                "the contract failed in ledger {} ({}): its outputs are dropped and its state is as before",
-                result.of_seq, result.status
-            );
-            for user in &senders {
-                gateway.tell(user, ErrorCode::ContractFailed, &why);
-            }
-        }
-    }
-
-    fn refuse(&self, input: &LocalRef, why: Refused) {
-        let Some(gateway) = &self.gateway else { return };
-        let Some(session) = self.sessions.get(&(input.user, input.challenge)) else { return };
-        match why {
-            Refused::Busy => gateway.refuse(
-                *session,
-                ErrorCode::Busy,
-                "the node holds as many inputs as it can; send it again later",
-            ),
-            Refused::Expired => {
-                gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for")
-            }
-            // The gateway has checked both before.
-            Refused::Ledgered | Refused::TooLong | Refused::NotSigned => {}
-        }
-    }
-
-    fn expired(&self, inputs: &[LocalRef]) {
-        let Some(gateway) = &self.gateway else { return };
-        for input in inputs {
-            let why =
-                format!("input {} of this session was not taken into a ledger in time and never will be", input.nonce);
-            gateway.tell(&input.user, ErrorCode::Expired, &why);
-        }
-    }
-
-    fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: crate::types::Attempt) {
+    fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, signed: &[SignedRef]) {
+        self.line.closed(hash);
         self.report.closed(ledger, hash, attempt);
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
+        self.accept(ledger.candidate.header.seq, hash, signed);
     }
 }
 

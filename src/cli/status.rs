@@ -123,7 +123,12 @@ fn text(status: &Value) -> String {
         let text = |key: &str| proof[key].as_str().unwrap_or("-").to_owned();
         lines.push((
             "evidence",
-            format!("{} signed two different {} messages ({count} times)", text("node"), text("kind")),
+            format!(
+                "{} signed two different {} messages ({count} times, the last for ledger {})",
+                text("node"),
+                text("kind"),
+                proof["seq"]
+            ),
         ));
     }
     for pending in list("unl_changes") {
@@ -177,7 +182,7 @@ mod tests {
             "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
             "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
-            "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2}],
+            "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2, "seq": 7, "attempt": 0}],
             "unl_changes": [{"change": "remove", "node": "cc", "by": ["aa"], "needed": 3}],
             "liars": [{"node": "cc", "what": "a false certificate", "count": 1}],
             "catching_up": {
@@ -199,7 +204,7 @@ missing   bb
           cc
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output
 ports     peers 127.0.0.1:1, users -
-evidence  bb signed two different NOVEL messages (2 times)
+evidence  bb signed two different NOVEL messages (2 times, the last for ledger 7)
 unl vote  remove cc: 1 of 3 votes (aa)
 liar      cc sent a false certificate (1 times)
 ALERT     look

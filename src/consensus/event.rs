@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     header::{ClosedLedger, ExecResult, Header, Input, UnlChange},
     journal::Record,
-    messages::{Evidence, Message},
+    messages::{Evidence, Message, ResultCert},
     pool::Refused,
     range::{CheckedRange, Lie},
 };
@@ -50,6 +50,8 @@ pub enum Event {
     Timer(Timer),
     /// A user of this node sent an input in a session.
     LocalInput(LocalInput),
+    /// A user of this node sent an input that it signed. The signature was checked.
+    SignedInput(Input),
     /// A user came to this node.
     UserUp(UserKey),
     /// A user's last session at this node ended.
@@ -157,6 +159,8 @@ pub enum Effect {
         hash: Hash,
         /// In which attempt.
         attempt: Attempt,
+        /// Its inputs that users signed themselves.
+        signed: Vec<SignedRef>,
     },
     /// Make state/ what it was before this ledger's run.
     Rollback(Seq),
@@ -177,8 +181,9 @@ pub enum Effect {
     EndRun(Seq),
     /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.
     Load(Seq),
-    /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users.
-    Deliver(Box<ExecResult>),
+    /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users. Without signatures where
+    /// the next ledger, which is stored, said what was agreed.
+    Deliver(Box<ResultCert>),
     /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
     Diverged {
         /// Mine.
@@ -192,7 +197,7 @@ pub enum Effect {
     SplitHealed(Seq),
     /// A local input was not taken.
     Refuse(LocalRef, Refused),
-    /// Inputs of this host's sessions that can never be ledgered any more.
+    /// Inputs that can never be ledgered any more: of this host's sessions, and all that users signed.
     Expired(Vec<LocalRef>),
     /// A node asks for what only the database has.
     Serve(NodeKey, Query),
@@ -210,15 +215,42 @@ pub enum Effect {
     },
 }
 
-/// Names an input of a session of this node.
+/// Names an input that a user of this node sent, or may have sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalRef {
+pub enum LocalRef {
+    /// In a session that this node vouches for.
+    Session {
+        /// Whose.
+        user: UserKey,
+        /// Of the session.
+        challenge: Challenge,
+        /// Counter within it.
+        nonce: u64,
+    },
+    /// Signed by the user.
+    Signed(SignedRef),
+}
+
+/// Names an input that its user signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignedRef {
     /// Whose.
     pub user: UserKey,
-    /// Of the session.
-    pub challenge: Challenge,
-    /// Counter within it.
+    /// Unique among the user's.
     pub nonce: u64,
+    /// The input's id.
+    pub id: Hash,
+}
+
+/// What this node knows of an input that its user signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignedState {
+    /// In this ledger.
+    Ledgered(Seq),
+    /// Held, and not in a ledger yet.
+    Held,
+    /// In none of the ledgers of the window, and not held.
+    Unknown,
 }
 
 /// What a peer asks the database for.
@@ -234,6 +266,8 @@ pub enum Query {
     Details(Seq),
     /// Closed ledgers from the first number to the second.
     Range(Seq, Seq),
+    /// What a run said on the party line.
+    Npl(Hash),
 }
 
 /// Where this node stands, for people.

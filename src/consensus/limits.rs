@@ -21,6 +21,10 @@ pub(super) const UNKNOWN_MAX: usize = 256;
 pub(super) const WANTED_MAX: usize = 512;
 /// Attempts beyond mine for which messages are kept.
 pub(super) const ATTEMPTS_AHEAD: Attempt = 8;
+/// Inputs of its users that an observer tells the members again at once; more the next time.
+pub(super) const TOLD_INPUTS_MAX: usize = 256;
+/// Bytes of them.
+pub(super) const TOLD_BYTES_MAX: usize = 4 << 20;
 /// Closed ledgers waiting in memory for their run. Past it they wait in the database alone, and are loaded in order when
 /// there is room: a node whose runs are slower than a quorum's goes on closing ledgers.
 pub const EXECUTIONS_MAX: usize = 64;

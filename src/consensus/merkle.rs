@@ -38,18 +38,43 @@ pub struct Proof {
 
 /// Proof for the leaf at `index`; `None` when there is no such leaf.
 pub fn proof(leaves: Vec<Hash>, index: u32) -> Option<Proof> {
-    let mut position = index as usize;
-    if position >= leaves.len() {
-        return None;
+    Tree::new(leaves).proof(index)
+}
+
+/// A whole tree, for many proofs of it.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    /// From the leaves, one at least, to the root.
+    levels: Vec<Vec<Hash>>,
+}
+
+impl Tree {
+    /// Over `leaves` in their order.
+    pub fn new(leaves: Vec<Hash>) -> Tree {
+        let mut levels = vec![leaves];
+        while let Some(last) = levels.last().filter(|level| level.len() > 1) {
+            let above = last.chunks(2).map(parent).collect();
+            levels.push(above);
+        }
+        Tree { levels }
     }
-    let mut siblings = Vec::new();
-    let mut level = leaves;
-    while level.len() > 1 {
-        siblings.push(level.get(position ^ 1).copied());
-        level = level.chunks(2).map(parent).collect();
-        position /= 2;
+
+    /// The same as [`root`].
+    pub fn root(&self) -> Hash {
+        self.levels.last().and_then(|level| level.first()).copied().unwrap_or(Hash::ZERO)
     }
-    Some(Proof { index, siblings })
+
+    /// Proof for the leaf at `index`; `None` when there is no such leaf.
+    pub fn proof(&self, index: u32) -> Option<Proof> {
+        let mut position = index as usize;
+        self.levels[0].get(position)?;
+        let mut siblings = Vec::new();
+        for level in &self.levels[..self.levels.len() - 1] {
+            siblings.push(level.get(position ^ 1).copied());
+            position /= 2;
+        }
+        Some(Proof { index, siblings })
+    }
 }
 
 impl Proof {
@@ -91,6 +116,7 @@ mod tests {
                 assert_eq!(proof.root(leaves[index as usize]), expected, "leaf {index} of {count}");
                 assert_ne!(proof.root(Hash([99; 32])), expected, "another leaf at {index} of {count}");
             }
+            assert_eq!(Tree::new(leaves.clone()).root(), expected);
             assert_eq!(proof(leaves, count.into()), None);
         }
     }
@@ -101,6 +127,6 @@ mod tests {
         let ab = Hash::tagged(NODE_TAG, &(a, b));
         assert_eq!(root(vec![a, b, c]), Hash::tagged(NODE_TAG, &(ab, c)));
         assert_eq!(root(vec![a]), a);
-        assert_eq!(root(vec![]), Hash::ZERO);
+        assert_eq!((root(vec![]), Tree::new(vec![]).root()), (Hash::ZERO, Hash::ZERO));
     }
 }

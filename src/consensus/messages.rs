@@ -317,6 +317,8 @@ pub enum Get {
     Details(Seq),
     /// Closed ledgers from the first number to the second, both among them, as many as fit into one [`Range`].
     Range(Seq, Seq),
+    /// NPL_GET: what the receiver's contract said on the party line in its run of this ledger.
+    Npl(Hash),
 }
 
 /// Closed ledgers in a row: the answer to [`Get::Range`]. Empty when the sender has none of them, or not their contents.
@@ -352,6 +354,16 @@ pub struct Evidence {
     pub first: Vec<u8>,
     /// The one that came later.
     pub second: Vec<u8>,
+}
+
+/// Who signed, which kind, ledger and attempt: what may be said once.
+pub type Slot = (NodeKey, &'static str, Seq, Attempt);
+
+impl Evidence {
+    /// The slot that was used twice; `None` when this is no evidence.
+    pub fn slot(&self) -> Option<Slot> {
+        Message::try_from_slice(&self.first).ok()?.slot()
+    }
 }
 
 /// Everything that travels between nodes after the hello.
@@ -425,7 +437,7 @@ impl Message {
 
     /// Who signed, which kind, ledger and attempt: two different messages in one slot are evidence. `None` for
     /// messages that may be repeated with other content.
-    pub fn slot(&self) -> Option<(NodeKey, &'static str, Seq, Attempt)> {
+    pub fn slot(&self) -> Option<Slot> {
         let signer = match self {
             Message::Novel(m) => m.from,
             Message::Result(m) => m.from,

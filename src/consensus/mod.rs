@@ -48,7 +48,7 @@ pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
 use journal::{Journal, Record};
 pub use limits::*;
-use messages::{Closed, Get, Message, Overtime, Scope, Signable, Signed, StatusMsg};
+use messages::{Closed, Get, Message, Overtime, ResultCert, Scope, Signable, Signed, StatusMsg};
 use mutation::mutated;
 use pool::Pool;
 pub use pool::Refused;
@@ -101,13 +101,15 @@ pub struct Consensus {
     pool: Pool,
     presence: PresenceTable,
     round: Round,
+    /// The last input that an observer told again.
+    told_from: Hash,
 
     /// Results of the tip, the first of each signer.
     results: BTreeMap<NodeKey, Signed<ExecResult>>,
     /// My results that no later ledger settled, by ledger.
     mine: BTreeMap<Seq, ExecResult>,
     /// Agreed results that I have not compared with mine, by ledger.
-    agreed: BTreeMap<Seq, ExecResult>,
+    agreed: BTreeMap<Seq, ResultCert>,
     /// Last ledger whose result was compared.
     settled: Seq,
     /// Last ledger that I have a result of.
@@ -205,6 +207,7 @@ impl Consensus {
             state_root,
             trusted: true,
             split: false,
+            told_from: Hash::ZERO,
             links: BTreeSet::new(),
             missed: BTreeMap::new(),
             peer_tips: BTreeMap::new(),
@@ -243,6 +246,7 @@ impl Consensus {
             Event::Message(from, message) => self.receive(from, message),
             Event::Timer(timer) => self.timer(timer),
             Event::LocalInput(input) => self.local_input(input),
+            Event::SignedInput(input) => self.signed_input(input),
             Event::UserUp(user) => {
                 let change = self.presence.up(user);
                 self.tell_presence(change);
@@ -278,6 +282,11 @@ impl Consensus {
     /// The chain's name.
     pub fn chain_id(&self) -> Hash {
         self.scope.chain_id
+    }
+
+    /// Ledger 0.
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
     }
 
     /// What signatures of the current round cover.
@@ -404,6 +413,7 @@ impl Consensus {
             Timer::Status => {
                 let status = self.status();
                 self.effects.push(Effect::Broadcast(status));
+                self.tell_observed_inputs();
                 self.effects.push(Effect::SetTimer(Timer::Status, self.now + STATUS_MS));
             }
         }
@@ -411,7 +421,7 @@ impl Consensus {
 
     fn local_input(&mut self, local: LocalInput) {
         let LocalInput { user, challenge, helo_sig, nonce, payload } = local;
-        let name = LocalRef { user, challenge, nonce };
+        let name = LocalRef::Session { user, challenge, nonce };
         // A session's inputs get the longest life: the user signed nothing that could say otherwise.
         let max_ledger = self.round.seq + self.params.input_window - 1;
         let origin = Origin::Session { host: self.params.me, challenge, helo_sig, host_sig: Sig([0; 64]) };
@@ -428,10 +438,45 @@ impl Consensus {
         }
     }
 
+    /// The members get it at once, also from an observer.
+    fn signed_input(&mut self, input: Input) {
+        assert!(matches!(input.origin, Origin::User { .. }), "the user signed it");
+        let id = input.id(&self.scope.chain_id);
+        let name = SignedRef { user: input.user, nonce: input.nonce, id };
+        match self.take_input(id, input.clone(), self.params.me, false) {
+            Ok(true) => self.effects.push(Effect::Broadcast(Message::Input(input))),
+            // It is on its way already: its user hears of it when it is in a ledger, or can not be any more.
+            Ok(false) => {}
+            Err(refused) => self.effects.push(Effect::Refuse(LocalRef::Signed(name), refused)),
+        }
+    }
+
+    /// What became of an input that its user signed.
+    pub fn signed_state(&self, user: UserKey, nonce: u64) -> SignedState {
+        match self.window.get(&(user, Hash::ZERO, nonce)) {
+            Some(seq) => SignedState::Ledgered(*seq),
+            None if self.pool.has_signed(user, nonce) => SignedState::Held,
+            None => SignedState::Unknown,
+        }
+    }
+
+    /// An observer lists nothing, so nobody asks it for what was lost on the way: it tells its users' inputs again.
+    fn tell_observed_inputs(&mut self) {
+        if self.is_member(&self.params.me) {
+            return;
+        }
+        let me = self.params.me;
+        let inputs = self.pool.signed_from(&me, self.told_from, TOLD_INPUTS_MAX, TOLD_BYTES_MAX);
+        for input in inputs {
+            self.told_from = input.id(&self.scope.chain_id);
+            self.effects.push(Effect::Broadcast(Message::Input(input)));
+        }
+    }
+
     /// Puts a verified input into the pool, and on disk with the next commit. Whether it is new.
     fn take_input(&mut self, id: Hash, input: Input, link: NodeKey, needed: bool) -> Result<bool, Refused> {
-        if self.window.contains_key(&input.key()) {
-            return Err(Refused::Ledgered);
+        if let Some(seq) = self.window.get(&input.key()) {
+            return Err(Refused::Ledgered(*seq));
         }
         if input.payload.len() > self.params.input_bytes_max {
             return Err(Refused::TooLong);
@@ -452,7 +497,7 @@ impl Consensus {
         Ok(new)
     }
 
-    /// Drops inputs that can never be ledgered any more, and tells this host's users of those that expired.
+    /// Drops inputs that can never be ledgered any more, and tells the users of those that expired.
     fn forget_dead(&mut self) {
         let ledgered = |key: &InputKey| self.window.contains_key(key);
         let dead = self.pool.dead(self.round.seq, ledgered, |host| self.is_member(host));
@@ -462,11 +507,18 @@ impl Consensus {
         let mut expired = Vec::new();
         for id in &dead {
             let input = self.pool.remove(id).expect("listed from here");
-            if let Origin::Session { host, challenge, .. } = input.origin
-                && host == self.params.me
-                && !self.window.contains_key(&input.key())
-            {
-                expired.push(LocalRef { user: input.user, challenge, nonce: input.nonce });
+            let (user, nonce) = (input.user, input.nonce);
+            match (&input.origin, self.window.get(&input.key())) {
+                // Another input with its nonce was faster.
+                (Origin::User { .. }, Some(seq)) => {
+                    let name = LocalRef::Signed(SignedRef { user, nonce, id: *id });
+                    self.effects.push(Effect::Refuse(name, Refused::Ledgered(*seq)));
+                }
+                (Origin::User { .. }, None) => expired.push(LocalRef::Signed(SignedRef { user, nonce, id: *id })),
+                (Origin::Session { host, challenge, .. }, None) if *host == self.params.me => {
+                    expired.push(LocalRef::Session { user, challenge: *challenge, nonce });
+                }
+                (Origin::Session { .. }, _) => {}
             }
         }
         self.effects.push(Effect::Persist(Record::Forget(dead)));
@@ -491,6 +543,7 @@ impl Consensus {
         for message in self.own_messages() {
             self.effects.push(Effect::Send(peer, message));
         }
+        self.tell_observed_inputs();
     }
 
     // ---- Small helpers ------------------------------------------------------------------------------------------

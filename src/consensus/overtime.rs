@@ -89,7 +89,7 @@ impl Consensus {
     pub(super) fn verdict(&self, seq: Seq) -> Option<Verdict> {
         let of = |result: &ExecResult| if is_time_up(result) { Verdict::Limited } else { Verdict::Unlimited };
         if let Some(agreed) = self.agreed.get(&seq) {
-            return Some(of(agreed));
+            return Some(of(&agreed.result));
         }
         if seq != self.tip.seq {
             return None;
@@ -162,7 +162,7 @@ impl Consensus {
     pub(super) fn redone(&mut self, result: ExecResult) {
         let seq = result.of_seq;
         self.redo = None;
-        let agreed = self.agreed.get(&seq).expect("it was run for it").clone();
+        let agreed = self.agreed.get(&seq).expect("it was run for it").result.clone();
         if result != agreed {
             return self.diverge(result, agreed);
         }

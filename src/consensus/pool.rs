@@ -1,12 +1,15 @@
 //! Inputs held and not ledgered.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX,
     header::{Input, InputKey, Origin, priority},
 };
-use crate::types::{Hash, NodeKey, Seq};
+use crate::types::{Hash, NodeKey, Seq, UserKey};
 
 /// Bytes of all inputs held. Past it an input is refused as "busy".
 pub const POOL_BYTES_MAX: usize = 64 << 20;
@@ -22,10 +25,12 @@ const AHEAD: u64 = 64;
 pub enum Refused {
     /// The pool, or its host's share, is full.
     Busy,
-    /// `max_ledger` is past, or too far ahead.
+    /// `max_ledger` is past.
     Expired,
-    /// It was ledgered already.
-    Ledgered,
+    /// `max_ledger` is too far ahead.
+    TooFar,
+    /// Its key is in this ledger already.
+    Ledgered(Seq),
     /// It is longer than this network allows.
     TooLong,
     /// This network takes signed inputs only.
@@ -48,6 +53,8 @@ pub struct Pool {
     bytes: usize,
     by_host: BTreeMap<NodeKey, usize>,
     unproposed: usize,
+    /// Those that users signed, by user and nonce.
+    signed: BTreeSet<(UserKey, u64, Hash)>,
 }
 
 impl Pool {
@@ -89,6 +96,9 @@ impl Pool {
         self.bytes += size;
         self.by_host.insert(host, host_bytes + size);
         self.unproposed += 1;
+        if matches!(input.origin, Origin::User { .. }) {
+            self.signed.insert((input.user, input.nonce, id));
+        }
         self.entries.insert(id, Entry { key: input.key(), input, host, proposed: false });
         Ok(true)
     }
@@ -104,13 +114,34 @@ impl Pool {
             self.by_host.remove(&entry.host);
         }
         self.unproposed -= usize::from(!entry.proposed);
+        self.signed.remove(&(entry.input.user, entry.input.nonce, *id));
         Some(entry.input)
+    }
+
+    /// Whether an input with this nonce, signed by the user, is held.
+    pub fn has_signed(&self, user: UserKey, nonce: u64) -> bool {
+        self.signed.range((user, nonce, Hash::ZERO)..=(user, nonce, Hash([0xff; 32]))).next().is_some()
+    }
+
+    /// Inputs that users sent to this node and signed, at most so many and so many bytes of payload; the first are those
+    /// after `from`, and behind the last come the first again.
+    pub fn signed_from(&self, host: &NodeKey, from: Hash, count: usize, bytes: usize) -> Vec<Input> {
+        let own =
+            |(_, entry): &(&Hash, &Entry)| entry.host == *host && matches!(entry.input.origin, Origin::User { .. });
+        let turned = self.entries.range((Bound::Excluded(from), Bound::Unbounded)).chain(self.entries.range(..=from));
+        let mut left = bytes;
+        let fits = turned.filter(own).take(count).take_while(|(_, entry)| {
+            let fits = left == bytes || entry.input.payload.len() <= left;
+            left = left.saturating_sub(entry.input.payload.len());
+            fits
+        });
+        fits.map(|(_, entry)| entry.input.clone()).collect()
     }
 
     /// Whether an input may be kept while `seq` is being closed.
     pub fn check_ledger(input: &Input, seq: Seq, input_window: u64) -> Result<(), Refused> {
         let ahead = input.max_ledger.checked_sub(seq).ok_or(Refused::Expired)?;
-        if ahead < input_window + AHEAD { Ok(()) } else { Err(Refused::Expired) }
+        if ahead < input_window + AHEAD { Ok(()) } else { Err(Refused::TooFar) }
     }
 
     /// Ids for my NOVEL of `seq`, ascending, within the caps of a ledger; they count as proposed from now on.

@@ -421,7 +421,10 @@ impl Consensus {
             Get::Details(seq) if self.is_member(&from) && self.may_answer(from, 64 << 10) => {
                 self.effects.push(Effect::Serve(from, Query::Details(seq)));
             }
-            Get::Details(_) => {}
+            Get::Npl(hash) if self.is_member(&from) && hash == self.tip.hash => {
+                self.effects.push(Effect::Serve(from, Query::Npl(hash)));
+            }
+            Get::Details(_) | Get::Npl(_) => {}
             Get::Range(first, last) => {
                 let last = last.min(first.saturating_add(RANGE_LEDGERS_MAX as Seq - 1));
                 if first > 0 && first <= last {

@@ -151,10 +151,10 @@ impl Consensus {
             return self.sign_limited(limited, Vec::new());
         }
         if let Some(agreed) = self.agreed.get(&seq)
-            && *agreed != result
+            && agreed.result != result
         {
             // Known to be wrong before it was signed: never sign it.
-            let agreed = agreed.clone();
+            let agreed = agreed.result.clone();
             return self.diverge(result, agreed);
         }
         self.sign_result(result);
@@ -184,15 +184,15 @@ impl Consensus {
     /// Looks for the tip's agreed result, and compares what is agreed with what I have.
     pub(super) fn compare_results(&mut self) {
         if let Some(cert) = self.result_cert() {
-            self.agree(cert.result);
+            self.agree(cert);
         } else {
             self.look_for_split();
         }
     }
 
-    /// A quorum stands behind this result.
-    pub(super) fn agree(&mut self, agreed: ExecResult) {
-        let seq = agreed.of_seq;
+    /// A quorum stands behind this result; without signatures when a closed ledger says so.
+    pub(super) fn agree(&mut self, agreed: ResultCert) {
+        let seq = agreed.result.of_seq;
         if std::mem::replace(&mut self.split, false) {
             self.effects.push(Effect::SplitHealed(seq));
         }
@@ -201,9 +201,11 @@ impl Consensus {
 
     /// Keeps an agreed result until it is compared. Of a ledger that does not wait in memory the next header tells it
     /// when that is loaded.
-    fn note_agreed(&mut self, agreed: ExecResult) {
-        if agreed.of_seq > self.settled && agreed.of_seq <= self.runs.last && self.trusted {
-            self.agreed.insert(agreed.of_seq, agreed);
+    fn note_agreed(&mut self, agreed: ResultCert) {
+        let seq = agreed.result.of_seq;
+        if seq > self.settled && seq <= self.runs.last && self.trusted {
+            // The first one is kept: the signatures of a quorum prove it before the next header does.
+            self.agreed.entry(seq).or_insert(agreed);
         }
     }
 
@@ -212,21 +214,22 @@ impl Consensus {
         let Some((&seq, mine)) = self.mine.first_key_value() else { return false };
         let Some(agreed) = self.agreed.get(&seq) else { return false };
         let (mine, agreed) = (mine.clone(), agreed.clone());
-        if mine != agreed && is_time_up(&mine) && self.redo(seq) {
+        if mine != agreed.result && is_time_up(&mine) && self.redo(seq) {
             return false;
         }
         self.mine.remove(&seq);
         self.agreed.remove(&seq);
         self.settled = seq;
         self.limited.take_if(|run| run.header.seq == seq);
-        if mine != agreed && is_time_up(&agreed) {
-            self.undo(&agreed);
-        } else if mine != agreed {
+        let result = &agreed.result;
+        if mine != *result && is_time_up(result) {
+            self.undo(result);
+        } else if mine != *result {
             if mutated!(SecondResult) {
-                let second = self.sign(agreed.clone());
+                let second = self.sign(result.clone());
                 self.effects.push(Effect::Broadcast(Message::Result(second)));
             }
-            self.diverge(mine, agreed);
+            self.diverge(mine, agreed.result);
             return true;
         }
         self.effects.push(Effect::Deliver(Box::new(agreed)));
@@ -274,7 +277,7 @@ impl Consensus {
         match next {
             // The ledger after my last result says what was agreed.
             Some(next) => {
-                self.agreed.insert(seq, next.result.clone());
+                self.agreed.insert(seq, by_header(&next.result));
                 self.settle_results();
             }
             None => {
@@ -330,7 +333,7 @@ impl Consensus {
     fn queue_runs(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
         for (closed, inputs) in ledgers {
             if closed.candidate.header.seq > 1 {
-                self.note_agreed(closed.candidate.header.result.clone());
+                self.note_agreed(by_header(&closed.candidate.header.result));
             }
             // A header may show that the run before went wrong: then nothing is run on top of it.
             while self.settle_results() {}
@@ -370,4 +373,9 @@ impl Consensus {
     pub(super) fn unexecuted(&self) -> Seq {
         if self.trusted { self.tip.seq - self.executed } else { 0 }
     }
+}
+
+/// A result that a closed ledger says was agreed on.
+pub(super) fn by_header(result: &ExecResult) -> ResultCert {
+    ResultCert { result: result.clone(), sigs: Vec::new() }
 }

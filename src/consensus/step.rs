@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Consensus, Effect, Timer,
+    Consensus, Effect, SignedRef, Timer,
     fetch::{first_missing, forget_held},
-    header::{Before, Candidate, ClosedLedger, Derived, ExecResult, Input, derive, determined},
+    header::{Before, Candidate, ClosedLedger, Derived, ExecResult, Input, Origin, derive, determined},
     journal::Record,
     limits::HOST_MISSED_MAX,
     messages::{
@@ -425,13 +425,16 @@ impl Consensus {
             self.users = candidate.users_after(&self.users);
             self.users_root = header.users_root;
         }
+        let by_user = candidate.inputs.iter().zip(&inputs).filter(|(_, it)| matches!(it.origin, Origin::User { .. }));
+        let signed = by_user.map(|(id, it)| SignedRef { user: it.user, nonce: it.nonce, id: *id }).collect();
         self.effects.push(Effect::LedgerClosed {
             ledger: Box::new(ledger.clone()),
             hash,
             attempt: ledger.qc.vote.attempt,
+            signed,
         });
         if header.seq > 1 {
-            self.agree(header.result.clone());
+            self.agree(super::results::by_header(&header.result));
         }
         self.tip = super::Tip::of(&header);
         self.results.clear();

@@ -32,6 +32,8 @@ impl HeloProof {
 pub enum Mode {
     /// Every frame is one input, every output one frame (Hot Pocket 0.1).
     Raw,
+    /// Frames of [`crate::signed`]: inputs that the user signs, outputs with proofs.
+    Signed,
 }
 
 /// A helo that was checked: `user` holds the key it claims.
@@ -58,7 +60,7 @@ pub enum HeloError {
     #[error("pubkey is not exactly 64 hexadecimal digits")]
     PublicKey,
     /// A mode this node does not speak.
-    #[error("mode {0} is not spoken here; leave it out for raw mode")]
+    #[error("mode {0} is not spoken here; \"signed\" is, and \"raw\", which is the same as none")]
     Mode(String),
     /// Another challenge than this session's.
     #[error("challenge is not the one this session was given")]
@@ -113,6 +115,7 @@ pub fn parse_helo(frame: &[u8], challenge: &Challenge) -> Result<Helo, HeloError
     let mode = match fields.mode {
         None => Mode::Raw,
         Some(mode) if mode == "raw" => Mode::Raw,
+        Some(mode) if mode == "signed" => Mode::Signed,
         Some(other) => return Err(HeloError::Mode(other.to_string().chars().take(80).collect())),
     };
     if fields.challenge != challenge.to_string() {
@@ -166,6 +169,14 @@ mod tests {
     }
 
     #[test]
+    fn a_helo_says_how_it_wants_to_talk() {
+        let mode = |frame: &str| parse_helo(frame.as_bytes(), &CHALLENGE).unwrap().mode;
+        assert_eq!(mode(&helo().to_string()), Mode::Raw);
+        assert_eq!(mode(&with("mode", json!("raw"))), Mode::Raw);
+        assert_eq!(mode(&with("mode", json!("signed"))), Mode::Signed);
+    }
+
+    #[test]
     fn an_upper_case_key_and_signature_name_the_same_user() {
         let plain = parse_helo(helo().to_string().as_bytes(), &CHALLENGE).unwrap();
         let mut upper = helo();
@@ -197,7 +208,9 @@ mod tests {
         }
         assert_eq!(code(&with("type", json!("hello"))), "bad_format");
         assert_eq!(code(&with("sig", json!(null))), "bad_format");
-        assert_eq!(code(&with("mode", json!("signed"))), "bad_format");
+        for mode in [json!("Signed"), json!(""), json!(2), json!(["signed"])] {
+            assert_eq!(code(&with("mode", mode)), "bad_format");
+        }
         assert_eq!(code(&"[".repeat(HELO_BYTES_MAX)), "bad_format");
         for pubkey in [format!("{key}zz;{victim}"), format!("{key} "), key[1..].to_owned(), format!("{key}{victim}")] {
             assert_eq!(code(&with("pubkey", json!(pubkey))), "bad_format");

@@ -1,4 +1,4 @@
-//! Users' websockets: handshake, limits, raw mode. Holds no votes and knows nothing of ledgers.
+//! Users' websockets: handshake, limits, raw and signed mode. Holds no votes and knows nothing of ledgers.
 //!
 //! One task accepts, one task serves each connection, and [`Gateway`] is the handle the node delivers through.
 //! What users do arrives at the node as [`GatewayEvent`]s on one bounded channel. When it is full the connections
@@ -12,7 +12,7 @@ mod session;
 mod socket;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     pin::pin,
@@ -40,7 +40,10 @@ use self::{
     outbox::Outbox,
     socket::Unfinished,
 };
-use crate::types::{MonoMs, UserKey};
+use crate::{
+    signed::{Reply, Request},
+    types::{MonoMs, UserKey},
+};
 
 /// Room of the channel given to [`Gateway::start`]. Past it connections wait for the node and read nothing.
 /// An event holds one message at most, so that this many times `pubmaxsize` is the most the channel can hold.
@@ -153,6 +156,22 @@ pub enum GatewayEvent {
         /// The message, unaltered.
         payload: Bytes,
     },
+    /// A session in signed mode is open. It is sent nothing before its [`Gateway::welcome`].
+    Opened {
+        /// Whose.
+        user: UserKey,
+        /// Which.
+        session: SessionId,
+    },
+    /// What a session in signed mode asks for, within the limits. No signature in it was checked.
+    Request {
+        /// Who sent it.
+        user: UserKey,
+        /// Through which session.
+        session: SessionId,
+        /// What is wanted.
+        request: Request,
+    },
 }
 
 /// The handle of a running gateway. Dropping it cuts every connection; `stop` closes them in order.
@@ -184,6 +203,7 @@ impl Gateway {
                 rate: config.messages_per_minute.map(|per_minute| MessageRate::new(per_minute, 0)),
                 sessions: HashMap::new(),
                 users: HashMap::new(),
+                signed: 0,
                 next_session: 0,
             }),
             unfinished: Arc::default(),
@@ -203,8 +223,8 @@ impl Gateway {
         self.local_addr
     }
 
-    /// Sends `output` to every live session of `user`: one frame, text when it is valid UTF-8, else binary.
-    /// Nothing happens when the user has no session here.
+    /// Sends `output` to every session of `user` in raw mode: one frame, text when it is valid UTF-8, else binary.
+    /// Nothing happens when the user has none here.
     pub fn deliver(&self, user: &UserKey, output: Bytes) {
         let registry = self.shared.lock();
         if let Some(sessions) = registry.users.get(user) {
@@ -212,16 +232,59 @@ impl Gateway {
                 Ok(text) => Message::Text(text),
                 Err(_) => Message::Binary(output),
             };
-            sessions.values().for_each(|outbox| outbox.push(message.clone()));
+            in_mode(sessions, Mode::Raw).for_each(|line| line.outbox.push(message.clone()));
         }
     }
 
-    /// Sends `{"type":"error","code":...,"message":...}` to every live session of `user`.
+    /// Sends `{"type":"error","code":...,"message":...}` to every session of `user` in raw mode.
     pub fn tell(&self, user: &UserKey, code: ErrorCode, message: &str) {
         let registry = self.shared.lock();
         if let Some(sessions) = registry.users.get(user) {
             let message = Message::text(error_frame(code, message));
-            sessions.values().for_each(|outbox| outbox.push(message.clone()));
+            in_mode(sessions, Mode::Raw).for_each(|line| line.outbox.push(message.clone()));
+        }
+    }
+
+    /// Whether `user` has a welcomed session in signed mode, so that it is worth making frames for it.
+    pub fn has_signed(&self, user: &UserKey) -> bool {
+        self.shared.lock().users.get(user).is_some_and(|sessions| in_mode(sessions, Mode::Signed).next().is_some())
+    }
+
+    /// Everybody with a welcomed session in signed mode.
+    pub fn signed_users(&self) -> BTreeSet<UserKey> {
+        let registry = self.shared.lock();
+        let signed = registry.users.iter().filter(|(_, sessions)| in_mode(sessions, Mode::Signed).next().is_some());
+        signed.map(|(user, _)| *user).collect()
+    }
+
+    /// Whether anybody has a welcomed session in signed mode.
+    pub fn has_any_signed(&self) -> bool {
+        self.shared.lock().signed > 0
+    }
+
+    /// Sends a frame to every welcomed session of `user` in signed mode.
+    pub fn say(&self, user: &UserKey, frame: String) {
+        let registry = self.shared.lock();
+        if let Some(sessions) = registry.users.get(user) {
+            let message = Message::text(frame);
+            in_mode(sessions, Mode::Signed).for_each(|line| line.outbox.push(message.clone()));
+        }
+    }
+
+    /// Sends one session in signed mode its first frame. From now on it gets what [`Gateway::say`] says.
+    pub fn welcome(&self, user: &UserKey, session: SessionId, welcome: &Reply) {
+        let mut registry = self.shared.lock();
+        let Registry { users, signed, .. } = &mut *registry;
+        if let Some(line) = users.get_mut(user).and_then(|sessions| sessions.get_mut(&session)) {
+            *signed += usize::from(!std::mem::replace(&mut line.welcomed, true));
+            line.outbox.push(Message::text(welcome.to_json()));
+        }
+    }
+
+    /// Answers one session. Nothing happens when it is over.
+    pub fn answer(&self, session: SessionId, frame: String) {
+        if let Some(outbox) = self.shared.lock().sessions.get(&session) {
+            outbox.push(Message::text(frame));
         }
     }
 
@@ -274,9 +337,24 @@ struct Shared {
 struct Registry {
     connections: Connections,
     rate: Option<MessageRate>,
-    users: HashMap<UserKey, BTreeMap<SessionId, Arc<Outbox>>>,
+    users: HashMap<UserKey, BTreeMap<SessionId, Line>>,
     sessions: HashMap<SessionId, Arc<Outbox>>,
+    /// Welcomed sessions in signed mode.
+    signed: usize,
     next_session: u64,
+}
+
+/// The way to one session.
+#[derive(Debug)]
+struct Line {
+    outbox: Arc<Outbox>,
+    mode: Mode,
+    /// In raw mode from the start.
+    welcomed: bool,
+}
+
+fn in_mode(sessions: &BTreeMap<SessionId, Line>, mode: Mode) -> impl Iterator<Item = &Line> {
+    sessions.values().filter(move |line| line.mode == mode && line.welcomed)
 }
 
 impl Shared {
@@ -299,14 +377,14 @@ impl Shared {
     ///
     /// Room for the event is awaited first, so that the table changes and the event is queued in one step: two
     /// sessions of a user can never have their `UserUp` and `UserDown` in the wrong order.
-    async fn enter(&self, user: UserKey, outbox: Arc<Outbox>) -> Option<SessionId> {
+    async fn enter(&self, user: UserKey, mode: Mode, outbox: Arc<Outbox>) -> Option<SessionId> {
         let room = self.events.reserve().await.ok()?;
         let mut registry = self.lock();
         let id = SessionId(registry.next_session);
         registry.next_session += 1;
         registry.sessions.insert(id, outbox.clone());
         let sessions = registry.users.entry(user).or_default();
-        sessions.insert(id, outbox);
+        sessions.insert(id, Line { outbox, mode, welcomed: mode == Mode::Raw });
         if sessions.len() == 1 {
             room.send(GatewayEvent::UserUp { user });
         }
@@ -318,10 +396,12 @@ impl Shared {
         let room = self.events.reserve().await;
         let mut registry = self.lock();
         registry.sessions.remove(&id);
-        let sessions = registry.users.get_mut(&user).expect("a session in the table has its user there");
-        sessions.remove(&id);
+        let Registry { users, signed, .. } = &mut *registry;
+        let sessions = users.get_mut(&user).expect("a session in the table has its user there");
+        let line = sessions.remove(&id).expect("a session leaves once");
+        *signed -= usize::from(line.mode == Mode::Signed && line.welcomed);
         if sessions.is_empty() {
-            registry.users.remove(&user);
+            users.remove(&user);
             if let Ok(room) = room {
                 room.send(GatewayEvent::UserDown { user });
             }

@@ -30,12 +30,15 @@ use tracing::{debug, warn};
 
 use super::{
     GatewayEvent, SessionId, Shared,
-    handshake::{HELO_BYTES_MAX, Helo, HeloProof, challenge_message, parse_helo},
+    handshake::{HELO_BYTES_MAX, Helo, HeloProof, Mode, challenge_message, parse_helo},
     outbox::Outbox,
     reply::{ErrorCode, error_frame},
     socket::{Socket, UNFINISHED_BYTES_MAX, config},
 };
-use crate::types::{Challenge, UserKey};
+use crate::{
+    signed::{Fate, Reason, Reply, Request, RequestError, StatusFrame, frame_bytes_max, parse_request},
+    types::{Challenge, UserKey},
+};
 
 /// Time for the last frames to leave after a connection is over, and again for the other side to hang up.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -99,7 +102,7 @@ where
     let Some(mut open) = entered else {
         return farewell(socket, End::Stopping, &Outbox::new(0, Arc::default())).await;
     };
-    socket.set_message_bytes_max(readable_bytes_max(shared.config.message_bytes_max));
+    socket.set_message_bytes_max(readable_bytes_max(open.frame_bytes_max()));
     let end = open.run(&mut socket).await;
     debug!(session = open.id.0, user = %open.user.short(), ?end, "session over");
     let outbox = open.outbox.clone();
@@ -151,7 +154,7 @@ impl Challenged {
     }
 }
 
-/// The wait of one input for room in the node's event queue.
+/// The wait of one event for room in the node's event queue.
 type Room = Pin<Box<dyn Future<Output = Result<OwnedPermit<GatewayEvent>, SendError<()>>> + Send>>;
 
 /// A session whose user is known.
@@ -160,10 +163,11 @@ struct Open<'a> {
     id: SessionId,
     user: UserKey,
     proof: HeloProof,
+    mode: Mode,
     /// Number of the next input.
     counter: u64,
     outbox: Arc<Outbox>,
-    /// An input that was read and waits for the node. While it does nothing more is read: the user feels a busy
+    /// An event, mostly an input that was read, that waits for the node. While it does nothing more is read: the user feels a busy
     /// node as a connection that takes no more bytes.
     waiting: Option<(GatewayEvent, Room)>,
     /// A refusal was written and not all of it left. Until it has, nothing more is read, so that nobody can make
@@ -178,19 +182,35 @@ impl<'a> Open<'a> {
     /// Registers the session; the first of a user is an event. `None` when the node is gone.
     async fn enter(shared: &'a Shared, helo: Helo) -> Option<Open<'a>> {
         let outbox = Arc::new(Outbox::new(shared.config.queue_bytes_max, shared.outboxes.clone()));
-        let id = shared.enter(helo.user, outbox.clone()).await?;
+        let id = shared.enter(helo.user, helo.mode, outbox.clone()).await?;
         debug!(session = id.0, user = %helo.user.short(), mode = ?helo.mode, "session open");
-        Some(Open {
+        let mut open = Open {
             shared,
             id,
             user: helo.user,
             proof: helo.proof,
+            mode: helo.mode,
             counter: 0,
             outbox,
             waiting: None,
             refusing: false,
             deaf: false,
-        })
+        };
+        if open.mode == Mode::Signed {
+            // Nothing is read before the node has taken it, so that its welcome comes first.
+            let opened = GatewayEvent::Opened { user: open.user, session: id };
+            open.waiting = Some((opened, Box::pin(shared.events.clone().reserve_owned())));
+        }
+        Some(open)
+    }
+
+    /// The longest frame that is taken.
+    fn frame_bytes_max(&self) -> usize {
+        let payload = self.shared.config.message_bytes_max;
+        match self.mode {
+            Mode::Raw => payload,
+            Mode::Signed => frame_bytes_max(payload),
+        }
     }
 
     /// Moves frames both ways until the session ends.
@@ -262,25 +282,58 @@ impl<'a> Open<'a> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         match message {
-            Message::Text(text) => self.on_input(socket, text.as_bytes()),
-            Message::Binary(bytes) => self.on_input(socket, &bytes),
+            Message::Text(text) => self.on_frame(socket, text.as_bytes()),
+            Message::Binary(bytes) => self.on_frame(socket, &bytes),
             Message::Close(_) => Err(End::Gone),
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
         }
+    }
+
+    fn on_frame<S>(&mut self, socket: &mut Socket<S>, frame: &[u8]) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let max = self.frame_bytes_max();
+        if frame.len() > max {
+            let message = format!("a message has at most {max} bytes, this one has {}", frame.len());
+            return self.refuse(socket, ErrorCode::TooLarge, &message);
+        }
+        match self.mode {
+            Mode::Raw => self.on_input(socket, frame),
+            Mode::Signed => self.on_request(socket, frame),
+        }
+    }
+
+    fn on_request<S>(&mut self, socket: &mut Socket<S>, frame: &[u8]) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let allowed = self.shared.rate_allows(&self.user);
+        match parse_request(frame, self.shared.config.message_bytes_max) {
+            Ok(request) if allowed => {
+                self.send_event(GatewayEvent::Request { user: self.user, session: self.id, request })
+            }
+            Ok(Request::Input(input)) => self.reject(socket, input.nonce, Reason::Rate, self.rate_message()),
+            Ok(Request::Query(_)) => self.refuse(socket, ErrorCode::Rate, &self.rate_message()),
+            Err(error @ RequestError::TooLarge { nonce, .. }) => {
+                self.reject(socket, nonce, Reason::TooLarge, error.to_string())
+            }
+            Err(RequestError::Format(_)) if !allowed => self.refuse(socket, ErrorCode::Rate, &self.rate_message()),
+            Err(error) => self.refuse(socket, ErrorCode::BadFormat, &error.to_string()),
+        }
+    }
+
+    fn rate_message(&self) -> String {
+        let cpm = self.shared.config.messages_per_minute.unwrap_or_default();
+        format!("at most {cpm} messages a minute are taken")
     }
 
     fn on_input<S>(&mut self, socket: &mut Socket<S>, payload: &[u8]) -> Result<(), End>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let max = self.shared.config.message_bytes_max;
-        if payload.len() > max {
-            let message = format!("a message has at most {max} bytes, this one has {}", payload.len());
-            return self.refuse(socket, ErrorCode::TooLarge, &message);
-        }
         if !self.shared.rate_allows(&self.user) {
-            let cpm = self.shared.config.messages_per_minute.unwrap_or_default();
-            return self.refuse(socket, ErrorCode::Rate, &format!("at most {cpm} messages a minute are taken"));
+            return self.refuse(socket, ErrorCode::Rate, &self.rate_message());
         }
         let input = GatewayEvent::Input {
             user: self.user,
@@ -291,10 +344,14 @@ impl<'a> Open<'a> {
             payload: Bytes::copy_from_slice(payload),
         };
         self.counter += 1;
-        match self.shared.events.try_send(input) {
+        self.send_event(input)
+    }
+
+    fn send_event(&mut self, event: GatewayEvent) -> Result<(), End> {
+        match self.shared.events.try_send(event) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(input)) => {
-                self.waiting = Some((input, Box::pin(self.shared.events.clone().reserve_owned())));
+            Err(TrySendError::Full(event)) => {
+                self.waiting = Some((event, Box::pin(self.shared.events.clone().reserve_owned())));
                 Ok(())
             }
             Err(TrySendError::Closed(_)) => Err(End::Stopping),
@@ -305,11 +362,26 @@ impl<'a> Open<'a> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        self.tell(socket, error_frame(code, message))
+    }
+
+    fn reject<S>(&mut self, socket: &mut Socket<S>, nonce: u64, reason: Reason, message: String) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let status = StatusFrame { nonce, id: None, fate: Fate::Rejected { reason, message } };
+        self.tell(socket, Reply::Status(status).to_json())
+    }
+
+    fn tell<S>(&mut self, socket: &mut Socket<S>, frame: String) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         if self.deaf {
             return Ok(());
         }
         self.refusing = true;
-        socket.write(Message::text(error_frame(code, message))).map_err(ended)
+        socket.write(Message::text(frame)).map_err(ended)
     }
 
     fn hand_over(&mut self, room: Result<OwnedPermit<GatewayEvent>, SendError<()>>) -> Result<(), End> {

@@ -24,11 +24,14 @@ use std::{io, path::PathBuf, sync::Arc};
 use borsh::{BorshDeserialize, BorshSerialize};
 
 pub use archive::{Archive, Depth, PAGE_LEDGERS_MAX};
-pub use store::Store;
+pub use store::{Proven, Store};
 pub use worker::Ledger;
 
 use crate::{
-    consensus::{journal::Record, messages::Evidence},
+    consensus::{
+        journal::Record,
+        messages::{Closed, Evidence},
+    },
     types::{Hash, Seq, UserKey},
 };
 
@@ -42,13 +45,52 @@ const PRUNE_LEDGERS_MAX: u64 = 4;
 /// Old inputs one commit deletes at most, besides twice as many as it ledgers; the rest waits for the next commits.
 const PRUNE_INPUTS_MIN: usize = 64;
 /// Proofs kept against one signer; further ones are not stored, the first prove as much.
-const EVIDENCE_PER_SIGNER_MAX: u64 = 8;
+pub const EVIDENCE_PER_SIGNER_MAX: u64 = 8;
 /// Proofs kept in all; further ones are not stored.
-const EVIDENCE_MAX: u64 = 256;
+pub const EVIDENCE_MAX: u64 = 256;
 /// Headers in one answer of `header_range`; whoever wants more asks again.
 pub const HEADERS_READ_MAX: usize = 256;
 /// Bytes after which an answer of many values ends; whoever wants more asks again.
 pub const READ_BYTES_MAX: usize = 16 << 20;
+
+/// Outputs of the past in one answer of `outputs_since`; whoever wants more asks again.
+pub const PAGE_OUTPUTS_MAX: usize = 64;
+/// Bytes of outputs after which such an answer ends; one output may be longer.
+pub const PAGE_BYTES_MAX: usize = 256 << 10;
+/// Leaves of the trees of such an answer; one tree may have more.
+pub const PAGE_LEAVES_MAX: usize = 65_536;
+/// Ledgers that were not run here, named in such an answer.
+pub const MISSING_MAX: usize = 64;
+
+/// An answer of `outputs_since`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastOutputs {
+    /// Ascending by ledger.
+    pub outputs: Vec<PastOutput>,
+    /// Ledgers with outputs that were not run here.
+    pub missing: Vec<Seq>,
+    /// The answer covers the ledgers up to this one.
+    pub to: Seq,
+    /// Whether there is more behind it.
+    pub more: bool,
+    /// First ledger whose outputs are kept.
+    pub kept_from: Seq,
+}
+
+/// One user's output of the past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastOutput {
+    /// The ledger.
+    pub seq: Seq,
+    /// What the user got.
+    pub output: Vec<u8>,
+    /// Position of its leaf.
+    pub index: u32,
+    /// Leaves of `outputs_root`, as this node's run led to them.
+    pub leaves: Vec<Hash>,
+    /// The next ledger, which says what was agreed; `None` when there is none yet.
+    pub next: Option<Closed>,
+}
 
 /// Outputs of one run, ascending by user.
 pub type Outputs = Vec<(UserKey, Vec<u8>)>;
@@ -65,7 +107,7 @@ pub enum Write {
         /// Output by user; a user occurs once.
         outputs: Outputs,
     },
-    /// A node signed two different things. The first few against each signer are kept.
+    /// A node signed two different things. The first few against each signer are kept, one for each thing said twice.
     Evidence(Box<Evidence>),
 }
 

@@ -36,7 +36,8 @@ const BUSY_TIME: Duration = Duration::from_secs(10);
 /// Values are borsh, keys raw bytes, `seq` a ledger's number.
 ///
 /// Input bytes are written once: `input` holds them from the moment they arrive until the body of their ledger is
-/// deleted; `pooled` marks those that no ledger lists yet.
+/// deleted; `pooled` marks those that no ledger lists yet. `output.leaf` is the output's leaf of its ledger's
+/// `outputs_root`: a proof needs all leaves of a ledger, and must not read all outputs for them.
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE ledger (seq INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL, qc BLOB NOT NULL) STRICT;
@@ -54,10 +55,13 @@ CREATE TABLE round (
 CREATE TABLE candidate (hash BLOB PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE result (seq INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE run (seq INTEGER PRIMARY KEY, outputs INTEGER NOT NULL) STRICT;
-CREATE TABLE output (seq INTEGER NOT NULL, user BLOB NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (seq, user)
+CREATE TABLE output (
+    seq INTEGER NOT NULL, user BLOB NOT NULL, leaf BLOB NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (seq, user)
     ) STRICT, WITHOUT ROWID;
-CREATE TABLE evidence (n INTEGER PRIMARY KEY, signer BLOB NOT NULL, bytes BLOB NOT NULL) STRICT;
-CREATE INDEX evidence_signer ON evidence (signer);
+CREATE INDEX output_user ON output (user);
+CREATE TABLE evidence (
+    n INTEGER PRIMARY KEY, signer BLOB NOT NULL, kind TEXT NOT NULL, seq INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    bytes BLOB NOT NULL, UNIQUE (signer, kind, seq, attempt)) STRICT;
 ";
 
 /// Holds off other writers for as long as it lives, or its process does. Readers need no lock.

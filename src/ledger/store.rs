@@ -8,18 +8,33 @@ use std::{
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
-    BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError, Outputs, PRUNE_INPUTS_MIN,
-    PRUNE_LEDGERS_MAX, READ_BYTES_MAX, Trouble, Write, decode, encode, schema,
+    BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError, MISSING_MAX, Outputs,
+    PAGE_BYTES_MAX, PAGE_LEAVES_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs,
+    READ_BYTES_MAX, Trouble, Write, decode, encode, schema,
 };
 use crate::{
     consensus::{
         RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
         header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
         journal::{Journal, Record},
+        merkle,
         messages::{Advance, Certificate, Closed, Evidence, Overtime, Range, Signed, Tc},
     },
-    types::{Attempt, Hash, Seq, UserKey},
+    types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
+
+/// What a stored proof of misbehaviour is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proven {
+    /// Who signed two different messages.
+    pub signer: NodeKey,
+    /// Of this kind.
+    pub kind: String,
+    /// About this ledger; a RESULT is about the one after the ledger it is of.
+    pub seq: Seq,
+    /// In this attempt.
+    pub attempt: Attempt,
+}
 
 /// `hist/ledger.db`, written by this process alone. Its calls block for as long as the disk takes.
 #[derive(Debug)]
@@ -269,28 +284,12 @@ impl Store {
         outputs(&self.db, seq).map_err(self.failed("read outputs"))
     }
 
-    /// Outputs to one user of the ledgers above `since`, ascending. Ends early past [`READ_BYTES_MAX`] bytes.
-    pub fn outputs_since(&self, user: &UserKey, since: Seq) -> Result<Vec<(Seq, Vec<u8>)>, LedgerError> {
-        let read = || -> Result<Vec<(Seq, Vec<u8>)>, Trouble> {
-            let Some(since) = row_seq(since) else { return Ok(Vec::new()) };
-            // One look a ledger: those kept are about a thousand.
-            let mut query = self.db.prepare_cached(
-                "SELECT output.seq, output.bytes FROM run CROSS JOIN output
-                 ON output.seq = run.seq AND output.user = ?1 WHERE run.seq > ?2 ORDER BY run.seq",
-            )?;
-            let mut rows = query.query(params![user.0, since])?;
-            let (mut found, mut bytes) = (Vec::new(), 0);
-            while let Some(row) = rows.next()? {
-                let output: Vec<u8> = row.get(1)?;
-                bytes += output.len();
-                if bytes > READ_BYTES_MAX && !found.is_empty() {
-                    break;
-                }
-                found.push((seq_of(row.get(0)?)?, output));
-            }
-            Ok(found)
-        };
-        read().map_err(self.failed("read outputs"))
+    /// Outputs to one user of the ledgers above `since` whose results are agreed on, ascending, with what proves them.
+    ///
+    /// That of the last ledger counts as agreed on when it is `agreed`: no next header tells it yet. Ends early past
+    /// [`PAGE_OUTPUTS_MAX`] outputs, [`PAGE_BYTES_MAX`] bytes of them or [`PAGE_LEAVES_MAX`] leaves of their trees.
+    pub fn outputs_since(&self, user: &UserKey, since: Seq, agreed: Option<Seq>) -> Result<PastOutputs, LedgerError> {
+        past_outputs(&self.db, &self.known, user, since, agreed).map_err(self.failed("read outputs"))
     }
 
     /// Proofs of misbehaviour, oldest first, of which a bounded number is kept; ends early past [`READ_BYTES_MAX`] bytes.
@@ -307,6 +306,25 @@ impl Store {
                 proofs.push(column(row, 0, "a proof")?);
             }
             Ok(proofs)
+        };
+        read().map_err(self.failed("read evidence"))
+    }
+
+    /// What those proofs are of, oldest first: who said what twice, about which ledger, in which attempt.
+    pub fn proven(&self) -> Result<Vec<Proven>, LedgerError> {
+        let read = || -> Result<Vec<Proven>, Trouble> {
+            let mut query = self.db.prepare_cached("SELECT signer, kind, seq, attempt FROM evidence ORDER BY n")?;
+            let mut rows = query.query([])?;
+            let mut proven = Vec::new();
+            while let Some(row) = rows.next()? {
+                proven.push(Proven {
+                    signer: NodeKey(row.get(0)?),
+                    kind: row.get(1)?,
+                    seq: seq_of(row.get(2)?)?,
+                    attempt: row.get(3)?,
+                });
+            }
+            Ok(proven)
         };
         read().map_err(self.failed("read evidence"))
     }
@@ -620,20 +638,25 @@ impl Change<'_> {
         self.db
             .prepare_cached("INSERT OR REPLACE INTO run (seq, outputs) VALUES (?1, ?2)")?
             .execute(params![seq, outputs.len() as i64])?;
-        let mut insert = self.db.prepare_cached("INSERT INTO output (seq, user, bytes) VALUES (?1, ?2, ?3)")?;
+        let mut insert =
+            self.db.prepare_cached("INSERT INTO output (seq, user, leaf, bytes) VALUES (?1, ?2, ?3, ?4)")?;
         for (user, bytes) in outputs {
-            insert.execute(params![seq, user.0, bytes])?;
+            insert.execute(params![seq, user.0, merkle::output_leaf(user, bytes).0, bytes])?;
         }
         Ok(())
     }
 
     fn evidence(&mut self, evidence: &Evidence) -> Result<(), Trouble> {
-        let signer = evidence.signer.0;
+        let slot = evidence.slot().and_then(|(_, kind, seq, attempt)| Some((kind, row_seq(seq)?, attempt)));
+        let Some((kind, seq, attempt)) = slot else { return Trouble::contradiction("evidence of nothing") };
+        // One proof for each thing said twice: several peers show the same.
         let mut insert = self.db.prepare_cached(
-            "INSERT INTO evidence (signer, bytes) SELECT ?1, ?2
-             WHERE (SELECT count(*) FROM evidence WHERE signer = ?1) < ?3 AND (SELECT count(*) FROM evidence) < ?4",
+            "INSERT INTO evidence (signer, kind, seq, attempt, bytes) SELECT ?1, ?2, ?3, ?4, ?5
+             WHERE (SELECT count(*) FROM evidence WHERE signer = ?1) < ?6 AND (SELECT count(*) FROM evidence) < ?7
+             ON CONFLICT DO NOTHING",
         )?;
-        insert.execute(params![signer, encode(evidence), EVIDENCE_PER_SIGNER_MAX as i64, EVIDENCE_MAX as i64])?;
+        let (per_signer, all) = (EVIDENCE_PER_SIGNER_MAX as i64, EVIDENCE_MAX as i64);
+        insert.execute(params![evidence.signer.0, kind, seq, attempt, encode(evidence), per_signer, all])?;
         Ok(())
     }
 
@@ -804,4 +827,83 @@ fn outputs(db: &Connection, seq: Seq) -> Result<Option<Outputs>, Trouble> {
         return Trouble::damaged(format!("ledger {seq} has {} outputs instead of {stored}", outputs.len()));
     }
     Ok(Some(outputs))
+}
+
+fn past_outputs(
+    db: &Connection,
+    known: &Known,
+    user: &UserKey,
+    since: Seq,
+    tip_agreed: Option<Seq>,
+) -> Result<PastOutputs, Trouble> {
+    let by_headers = known.tip.saturating_sub(1);
+    let agreed = known.executed.min(tip_agreed.filter(|seq| *seq == known.tip).unwrap_or(by_headers));
+    let oldest: Option<i64> = db.prepare_cached("SELECT min(seq) FROM run")?.query_row([], |row| row.get(0))?;
+    let kept_from = oldest.map_or(Ok(known.executed + 1), seq_of)?;
+    let mut past = PastOutputs { outputs: Vec::new(), missing: Vec::new(), to: agreed, more: false, kept_from };
+    let Some(first) = row_seq(since).filter(|_| since < agreed) else {
+        past.to = agreed.max(since);
+        return Ok(past);
+    };
+    let mut query = db.prepare_cached(
+        "SELECT seq, bytes FROM output WHERE user = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+    )?;
+    let mut rows = query.query(params![user.0, first, agreed as i64, PAGE_OUTPUTS_MAX as i64 + 1])?;
+    let (mut bytes, mut leaves) = (0, 0);
+    while let Some(row) = rows.next()? {
+        let seq = seq_of(row.get(0)?)?;
+        let output: Vec<u8> = row.get(1)?;
+        let tree = output_leaves(db, seq)?;
+        (bytes, leaves) = (bytes + output.len(), leaves + tree.len());
+        let count = past.outputs.len();
+        if count > 0 && (count == PAGE_OUTPUTS_MAX || bytes > PAGE_BYTES_MAX || leaves > PAGE_LEAVES_MAX) {
+            past.more = true;
+            past.to = past.outputs.last().map_or(since, |last| last.seq);
+            break;
+        }
+        let index = tree.iter().position(|(other, _)| other == user).and_then(|index| u32::try_from(index).ok());
+        let Some(index) = index else { return Trouble::damaged(format!("an output of ledger {seq} is nobody's")) };
+        let leaves = tree.into_iter().map(|(_, leaf)| leaf).collect();
+        past.outputs.push(PastOutput { seq, output, index, leaves, next: header_at(db, seq + 1)? });
+    }
+    past.missing = missing_runs(db, since.max(kept_from.saturating_sub(1)), past.to)?;
+    Ok(past)
+}
+
+/// Leaves of a ledger's `outputs_root`, ascending by user.
+fn output_leaves(db: &Connection, seq: Seq) -> Result<Vec<(UserKey, Hash)>, Trouble> {
+    let mut query = db.prepare_cached("SELECT user, leaf FROM output WHERE seq = ?1 ORDER BY user")?;
+    let leaves = query.query_map([seq as i64], |row| Ok((UserKey(row.get(0)?), Hash(row.get(1)?))))?;
+    Ok(leaves.collect::<Result<_, _>>()?)
+}
+
+fn header_at(db: &Connection, seq: Seq) -> Result<Option<Closed>, Trouble> {
+    let Some(row) = row_seq(seq) else { return Ok(None) };
+    let mut query = db.prepare_cached("SELECT header, qc FROM ledger WHERE seq = ?1")?;
+    let mut rows = query.query([row])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some(Closed { header: column(row, 0, "a header")?, qc: column(row, 1, "a certificate")? }))
+}
+
+/// The first ledgers after `since` up to `to` that had outputs by the next header, and were not run here.
+fn missing_runs(db: &Connection, since: Seq, to: Seq) -> Result<Vec<Seq>, Trouble> {
+    let (since, to) = (since as i64, to as i64);
+    let mut count = db.prepare_cached("SELECT count(*) FROM run WHERE seq > ?1 AND seq <= ?2")?;
+    if count.query_row(params![since, to], |row| row.get::<_, i64>(0))? >= to - since {
+        return Ok(Vec::new());
+    }
+    let mut query = db.prepare_cached(
+        "SELECT ledger.seq FROM ledger WHERE seq > ?1 AND seq <= ?2
+         AND NOT EXISTS (SELECT 1 FROM run WHERE run.seq = ledger.seq) ORDER BY seq LIMIT ?3",
+    )?;
+    let rows = query.query_map(params![since, to, MISSING_MAX as i64], |row| row.get::<_, i64>(0))?;
+    let mut missing = Vec::new();
+    for seq in rows {
+        let seq = seq_of(seq?)?;
+        // Of the last one nothing is known yet.
+        if header_at(db, seq + 1)?.is_some_and(|next| next.header.result.outputs_root != Hash::ZERO) {
+            missing.push(seq);
+        }
+    }
+    Ok(missing)
 }

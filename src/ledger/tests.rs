@@ -17,9 +17,9 @@ use crate::{
         LOADED_LEDGERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
         journal::Journal,
+        merkle,
         messages::{
-            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Range, Signed, StatusMsg,
-            Tc, Vote,
+            Advance, AdvanceVote, Certificate, Message, Novel, Overtime, Precommit, Prevote, Range, Signed, Tc, Vote,
         },
     },
     types::{Attempt, Challenge, LimitKind, NodeKey, Sig, Status},
@@ -480,13 +480,75 @@ fn the_past_can_be_asked_for() {
     store.commit(&[run(1, &two), run(1, &one), Write::from(result_of(&journal, Status::Ok).unwrap())]).unwrap();
     store.commit(&[run(2, &two)]).unwrap();
     assert_eq!(store.outputs(1).unwrap(), Some(sorted(one)));
-    assert_eq!(store.outputs_since(&user(1), 0).unwrap(), [(1, vec![1; 5_000]), (2, vec![3])]);
-    assert_eq!(store.outputs_since(&user(1), 1).unwrap(), [(2, vec![3])]);
-    assert_eq!(store.outputs_since(&user(2), 0).unwrap(), [(1, vec![])]);
     store.commit(&[run(2, &vec![])]).unwrap();
     assert_eq!(store.outputs(2).unwrap(), Some(vec![]));
     assert_eq!(store.result(1).unwrap().unwrap().body.of_seq, 1);
     assert!(matches!(store.commit(&[run(3, &vec![])]), Err(LedgerError::Contradiction { .. })));
+}
+
+#[test]
+fn agreed_outputs_of_one_user_come_in_pages_with_their_leaves_and_name_what_is_missing() {
+    const WINDOW: u64 = 1_000;
+    let dir = folder();
+    let (mut store, mut journal) = (new_store(dir.path()), Journal::new(genesis()));
+    let mut close = |store: &mut Store, outputs: Option<Outputs>| -> Seq {
+        let mut next = candidate(&journal, vec![], vec![], vec![]);
+        let seq = next.header.seq;
+        if seq > 1 {
+            next.header.result.outputs_root = Hash([1; 32]);
+        }
+        let ledger = closed(next);
+        commit(store, &mut journal, vec![ledger], WINDOW);
+        if let Some(outputs) = outputs {
+            let result = result_of(&journal, Status::Ok).unwrap();
+            store.commit(&[Write::Outputs { seq, outputs }]).unwrap();
+            commit(store, &mut journal, vec![result], WINDOW);
+        }
+        seq
+    };
+    let none = PastOutputs { outputs: vec![], missing: vec![], to: 0, more: false, kept_from: 1 };
+    assert_eq!(store.outputs_since(&user(1), 0, None).unwrap(), none);
+
+    let last = PAGE_OUTPUTS_MAX as Seq + 2;
+    for seq in 1..=last {
+        assert_eq!(close(&mut store, Some(vec![(user(2), vec![9]), (user(1), vec![seq as u8])])), seq);
+    }
+    let first = store.outputs_since(&user(1), 0, None).unwrap();
+    assert_eq!((first.outputs.len(), first.to, first.more), (PAGE_OUTPUTS_MAX, PAGE_OUTPUTS_MAX as Seq, true));
+    let output = &first.outputs[4];
+    assert_eq!((output.seq, &output.output[..], output.index), (5, &[5][..], 0));
+    assert_eq!(output.leaves, [merkle::output_leaf(&user(1), &[5]), merkle::output_leaf(&user(2), &[9])]);
+    assert_eq!(output.next.as_ref().unwrap().header.seq, 6);
+    // The last ledger's are agreed on when the caller knows so: no header says it yet.
+    let rest = |agreed| {
+        let past = store.outputs_since(&user(1), first.to, agreed).unwrap();
+        (past.outputs.iter().map(|output| output.seq).collect::<Vec<_>>(), past.to, past.more)
+    };
+    assert_eq!(rest(None), (vec![last - 1], last - 1, false));
+    assert_eq!(rest(Some(last - 1)), (vec![last - 1], last - 1, false));
+    assert_eq!(rest(Some(last)), (vec![last - 1, last], last, false));
+    for beyond in [last, last + 7, u64::MAX] {
+        assert_eq!(store.outputs_since(&user(1), beyond, None).unwrap(), PastOutputs { to: beyond, ..none.clone() });
+    }
+    assert_eq!(store.outputs_since(&user(3), 0, None).unwrap(), PastOutputs { to: last - 1, ..none.clone() });
+
+    // A long output ends the page behind it.
+    let long = close(&mut store, Some(vec![(user(1), vec![0; PAGE_BYTES_MAX + 1])]));
+    close(&mut store, Some(vec![(user(1), vec![1])]));
+    let next = close(&mut store, Some(vec![]));
+    let page = |since| {
+        let past = store.outputs_since(&user(1), since, None).unwrap();
+        (past.outputs.iter().map(|output| output.seq).collect::<Vec<_>>(), past.to, past.more)
+    };
+    assert_eq!(page(long - 2), (vec![long - 1], long - 1, true));
+    assert_eq!(page(long - 1), (vec![long], long, true));
+    assert_eq!(page(long), (vec![long + 1], next - 1, false));
+    // What was not run here is named.
+    store.db.execute("DELETE FROM run WHERE seq = ?1", [3]).unwrap();
+    store.db.execute("DELETE FROM output WHERE seq = ?1", [3]).unwrap();
+    let past = store.outputs_since(&user(1), 0, None).unwrap();
+    assert_eq!((past.missing, past.outputs[2].seq), (vec![3], 4));
+    assert!(store.outputs_since(&user(1), 3, None).unwrap().missing.is_empty());
 }
 
 #[test]
@@ -510,17 +572,27 @@ fn an_input_that_comes_again_after_its_ledger_changes_nothing() {
 fn evidence_is_kept_up_to_a_number_against_each_signer() {
     let dir = folder();
     let mut store = new_store(dir.path());
-    let evidence = |signer: u8, n: Seq| {
-        let status = |attempt| StatusMsg { seq: n, lcl: Hash::ZERO, attempt, synced: true };
-        let message = |attempt| encode(&Message::Status(signed(status(attempt))));
-        Evidence { signer: NodeKey([signer; 32]), first: message(1), second: message(2) }
+    let evidence = |signer: u8, seq: Seq, other: u8| {
+        let message = |byte| {
+            let vote = Prevote(Vote { seq, attempt: 2, ledger_hash: Hash([byte; 32]) });
+            encode(&Message::Prevote(Signed { from: NodeKey([signer; 32]), ..signed(vote) }))
+        };
+        Evidence { signer: NodeKey([signer; 32]), first: message(1), second: message(other) }
     };
-    let mut batch: Vec<Write> = (0..40).map(|n| Write::Evidence(Box::new(evidence(1, n)))).collect();
-    batch.push(Write::Evidence(Box::new(evidence(2, 0))));
+    let mut batch: Vec<Write> = (0..40).map(|n| Write::Evidence(Box::new(evidence(1, n, 2)))).collect();
+    // The same slot again, shown by somebody else.
+    batch.insert(1, Write::Evidence(Box::new(evidence(1, 0, 3))));
+    batch.push(Write::Evidence(Box::new(evidence(2, 0, 2))));
     store.commit(&batch).unwrap();
-    let mut expected: Vec<Evidence> = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| evidence(1, n)).collect();
-    expected.push(evidence(2, 0));
+    let mut expected: Vec<Evidence> = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| evidence(1, n, 2)).collect();
+    expected.push(evidence(2, 0, 2));
+    store.close().unwrap();
+    let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.evidence().unwrap(), expected);
+    let proven: Vec<Proven> = store.proven().unwrap();
+    let slots = proven.iter().map(|it| (it.signer.0[0], &*it.kind, it.seq, it.attempt));
+    let expected = (0..EVIDENCE_PER_SIGNER_MAX).map(|n| (1, "PREVOTE", n, 2)).chain([(2, "PREVOTE", 0, 2)]);
+    assert!(slots.eq(expected), "{proven:?}");
 }
 
 /// Rows of a table, for what no reader shows.

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{LedgerError, Outputs, Store, Write};
+use super::{LedgerError, Outputs, PastOutputs, Store, Write};
 use crate::{
     consensus::{
         header::{ClosedLedger, ExecResult, Input},
@@ -169,8 +169,8 @@ impl Ledger {
     }
 
     /// See [`Store::outputs_since`].
-    pub async fn outputs_since(&self, user: UserKey, since: Seq) -> Answer<Vec<(Seq, Vec<u8>)>> {
-        self.read(move |store| store.outputs_since(&user, since)).await
+    pub async fn outputs_since(&self, user: UserKey, since: Seq, agreed: Option<Seq>) -> Answer<PastOutputs> {
+        self.read(move |store| store.outputs_since(&user, since, agreed)).await
     }
 
     /// Commits what waits, moves the write-ahead log into the file, closes it and ends the thread. Errors with the
@@ -319,7 +319,10 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{consensus::messages::Evidence, types::NodeKey};
+    use crate::{
+        consensus::messages::{Evidence, Message, Prevote, Vote},
+        types::{NodeKey, Sig},
+    };
 
     /// Keeps the thread busy with a read until the sender sends.
     async fn hold(ledger: &Ledger) -> mpsc::Sender<()> {
@@ -345,7 +348,10 @@ mod tests {
         // Outputs of a ledger that is not there, and as many batches as share the transaction.
         let failed = ledger.commit(vec![Write::Outputs { seq: 5, outputs: Vec::new() }]);
         let joined: Vec<_> = (1..COMMITS_JOINED_MAX).map(|_| ledger.commit(Vec::new())).collect();
-        let evidence = Evidence { signer: NodeKey([1; 32]), first: vec![1], second: vec![2] };
+        let vote = Vote { seq: 1, attempt: 0, ledger_hash: Hash::ZERO };
+        let said = Signed { from: NodeKey([1; 32]), body: Prevote(vote), sig: Sig([0; 64]) };
+        let first = borsh::to_vec(&Message::Prevote(said)).unwrap();
+        let evidence = Evidence { signer: NodeKey([1; 32]), first, second: vec![2] };
         let behind = ledger.commit(vec![Write::Evidence(Box::new(evidence))]);
         held.send(()).unwrap();
         for receiver in [failed].into_iter().chain(joined).chain([behind]) {

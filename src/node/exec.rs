@@ -95,6 +95,8 @@ pub struct Ran {
     pub result: ExecResult,
     /// What each user gets, ascending by user; empty unless the status is `Ok`.
     pub outputs: Vec<(UserKey, Vec<u8>)>,
+    /// Leaves of `outputs_root`, one for each of them.
+    pub leaves: Vec<Hash>,
     /// For comparing with other nodes.
     pub details: Details,
     /// From the closed ledger to the post-state on disk.
@@ -319,20 +321,18 @@ impl Executor {
             Status::Ok => report.outputs.into_iter().collect(),
             _ => Vec::new(),
         };
-        let outputs_root =
-            merkle::root(outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect());
+        let output_leaves: Vec<Hash> = outputs.iter().map(|(user, output)| merkle::output_leaf(user, output)).collect();
+        let outputs_root = merkle::root(output_leaves.clone());
         // Of a run that fails after all, because of what it left in state/, nothing takes effect.
         let unl_req = report.unl_request.filter(|_| status == Status::Ok);
         let result =
             ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req };
-        let told = outputs.iter().take(DETAILS_MAX);
-        let details = Details {
-            result: result.clone(),
-            leaves,
-            outputs: told.map(|(user, output)| (*user, merkle::output_leaf(user, output))).collect(),
-        };
+        let told = outputs.iter().zip(&output_leaves).take(DETAILS_MAX);
+        let details =
+            Details { result: result.clone(), leaves, outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect() };
         let (elapsed, contract) = (started.elapsed(), report.elapsed);
-        Ok(Some(Ran { hash: execution.hash, result, outputs, details, elapsed, contract }))
+        let hash = execution.hash;
+        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, elapsed, contract }))
     }
 
     /// Whether the disk has room for what a contract writes.

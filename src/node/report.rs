@@ -21,6 +21,7 @@ use crate::{
         header::{ClosedLedger, ExecResult},
         range::Lie,
     },
+    ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
     mesh::peer_id_text,
     types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
 };
@@ -35,8 +36,6 @@ const BAD_FRAMES_LOGGED: u64 = 5;
 const BAD_PEERS_MAX: usize = 1_024;
 /// A node that is behind and gets no ledger for so long may lack what nobody keeps any more.
 const STUCK_TIME: Duration = Duration::from_secs(10);
-/// Proofs of misbehaviour logged and stored of one node and kind.
-const EVIDENCE_MAX: u64 = 16;
 
 /// What the node has told, and counted, so far.
 #[derive(Debug, Default)]
@@ -48,7 +47,8 @@ pub(super) struct Report {
     /// Set while the last run is one that failed.
     failing: Option<String>,
     bad_frames: BTreeMap<NodeKey, u64>,
-    evidence: BTreeMap<(NodeKey, String), u64>,
+    /// Ledger and attempt of what each node said twice, by kind; as many as are stored.
+    evidence: BTreeMap<(NodeKey, String), BTreeSet<(Seq, Attempt)>>,
     last_run: Option<Value>,
     ledgers: u64,
     last_closed: Option<Instant>,
@@ -101,14 +101,32 @@ impl Report {
         }
     }
 
-    /// Whether this is worth storing.
-    pub fn evidence(&mut self, signer: NodeKey, kind: &str) -> bool {
-        let count = self.evidence.entry((signer, kind.to_owned())).or_insert(0);
-        *count += 1;
-        if *count == 1 {
-            warn!(node = %signer, kind, "a node signed two different messages for one slot; the proof is stored");
+    /// Proofs that were stored before this process began.
+    pub fn restore_evidence(&mut self, proven: Vec<Proven>) {
+        for Proven { signer, kind, seq, attempt } in proven {
+            self.evidence.entry((signer, kind)).or_default().insert((seq, attempt));
         }
-        *count <= EVIDENCE_MAX
+        for ((signer, kind), slots) in &self.evidence {
+            warn!(node = %signer, kind, proofs = slots.len(), "a node signed two different messages for one slot, once; proofs are stored");
+        }
+    }
+
+    /// Whether this is worth storing: the first proof of its slot, and not too many against its signer yet.
+    pub fn evidence(&mut self, signer: NodeKey, kind: &str, slot: (Seq, Attempt)) -> bool {
+        let against = |(node, _): &&(NodeKey, String)| *node == signer;
+        let of_signer: u64 =
+            self.evidence.iter().filter(|(key, _)| against(key)).map(|(_, slots)| slots.len() as u64).sum();
+        let all: u64 = self.evidence.values().map(|slots| slots.len() as u64).sum();
+        if of_signer >= EVIDENCE_PER_SIGNER_MAX || all >= EVIDENCE_MAX {
+            return false;
+        }
+        let slots = self.evidence.entry((signer, kind.to_owned())).or_default();
+        let new = slots.insert(slot);
+        if new && slots.len() == 1 {
+            let (seq, attempt) = slot;
+            warn!(node = %signer, kind, seq, attempt, "a node signed two different messages for one slot; the proof is stored");
+        }
+        new
     }
 
     pub fn split(&mut self, seq: Seq, sides: usize) {
@@ -288,8 +306,9 @@ impl Node {
             "failed_runs": self.report.failed_runs,
             "ledgers": self.report.ledgers,
             "inputs": self.report.inputs,
-            "evidence": self.report.evidence.iter().map(|((node, kind), count)| json!({
-                "node": node.to_string(), "kind": kind, "count": count,
+            "evidence": self.report.evidence.iter().map(|((node, kind), slots)| json!({
+                "node": node.to_string(), "kind": kind, "count": slots.len(),
+                "seq": slots.last().map(|(seq, _)| seq), "attempt": slots.last().map(|(_, attempt)| attempt),
             })).collect::<Vec<_>>(),
             "liars": self.report.liars.iter().map(|(node, (lie, count))| json!({
                 "node": node.to_string(), "what": lie.to_string(), "count": count,
@@ -404,6 +423,19 @@ mod tests {
             report.refused(NodeKey([stranger; 32]), String::new());
         }
         assert_eq!((report.refused.len(), report.alerts.len()), (REFUSED_MAX, 1));
+    }
+
+    #[test]
+    fn one_thing_said_twice_is_stored_once_and_a_bounded_number_of_them() {
+        let (mut report, liar) = (Report::default(), NodeKey([1; 32]));
+        let before = Proven { signer: liar, kind: "NOVEL".to_owned(), seq: 3, attempt: 0 };
+        report.restore_evidence(vec![before]);
+        assert!(!report.evidence(liar, "NOVEL", (3, 0)), "stored before the restart");
+        assert!(report.evidence(liar, "PREVOTE", (3, 0)), "another kind");
+        assert!(!report.evidence(liar, "PREVOTE", (3, 0)), "the same, shown by somebody else");
+        let stored = (4..100).filter(|seq| report.evidence(liar, "NOVEL", (*seq, 0))).count() as u64;
+        assert_eq!(stored, EVIDENCE_PER_SIGNER_MAX - 2);
+        assert!(report.evidence(NodeKey([2; 32]), "NOVEL", (3, 0)), "another node");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::{
         messages::{Details, Evidence, Get, Message},
     },
     ledger::Write,
+    mesh::Class,
     types::{Hash, NodeKey, Seq},
     wire,
 };
@@ -43,6 +44,15 @@ impl Node {
         if let Query::Details(seq) = query {
             if let Some(details) = self.runs.get(&seq).and_then(|kept| kept.details.clone()) {
                 self.send(to, &Message::Details(Box::new(details)));
+            }
+            return;
+        }
+        if let Query::Npl(ledger) = query {
+            for message in self.line.again(ledger, to) {
+                if let Err(error) = self.mesh.send(&to, Class::Vote, message) {
+                    debug!(peer = %to.short(), %error, "the party line is not told again");
+                    break;
+                }
             }
             return;
         }
@@ -87,7 +97,7 @@ impl Node {
                     .inputs(ids)
                     .await
                     .map(|found| found.into_iter().for_each(|input| send(Message::Input(input)))),
-                Query::Details(_) => Ok(()),
+                Query::Details(_) | Query::Npl(_) => Ok(()),
             };
             if let Err(error) = outcome {
                 warn!(peer = %to.short(), error = &error as &dyn std::error::Error, "cannot answer a peer");
@@ -207,13 +217,13 @@ impl Node {
     }
 
     pub(super) fn keep_evidence(&mut self, evidence: Evidence) {
-        if evidence.signer == self.config.key {
-            let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
-            error!("{what}");
-            self.report.alert(what.to_owned());
-        }
-        let kinds = wire::decode::<Message>(&evidence.first).map_or("message", |message| message.kind());
-        if self.report.evidence(evidence.signer, kinds) {
+        let Some((signer, kind, seq, attempt)) = evidence.slot() else { return };
+        if self.report.evidence(signer, kind, (seq, attempt)) {
+            if signer == self.config.key {
+                let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
+                error!("{what}");
+                self.report.alert(what.to_owned());
+            }
             self.batch.push(Write::Evidence(Box::new(evidence)));
         }
     }

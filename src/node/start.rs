@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control};
+use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control, report::Report};
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
@@ -177,6 +177,8 @@ impl Node {
         let cut = journal.may_need_rollback();
         let seq = journal.seq();
 
+        let mut report = Report::default();
+        report.restore_evidence(store.proven()?);
         let launcher = Launcher::start(exe)?;
         let executor = Executor::new(launcher, state, root, &config);
         executor.check_room()?;
@@ -213,8 +215,13 @@ impl Node {
         let users = gateway.as_ref().map(|gateway| gateway.local_addr());
         let banner = Banner::new(&config, core.unl(), seq, mesh.local_addr(), users);
         debug!(nofile, "open files allowed");
+        let mut line = PartyLine::default();
+        line.closed(core.summary().lcl);
+        // Whatever run there was, was cut; a run of an older ledger has nobody to talk to.
+        let rerun = cut.then(|| core.summary().lcl);
         let (from_runs_tx, from_runs) = mpsc::channel(LINE_MAX);
         let (served_tx, served) = mpsc::channel(LINE_MAX);
+        let (told_tx, told) = mpsc::channel(LINE_MAX);
         let (found_tx, found) = mpsc::channel(LINE_MAX);
         let node = Node {
             config,
@@ -249,7 +256,8 @@ impl Node {
             running: None,
             end_run: None,
             halted_runs: false,
-            line: PartyLine::default(),
+            line,
+            rerun,
             line_counters: Default::default(),
             sessions: Default::default(),
             linked: BTreeSet::new(),
@@ -260,7 +268,13 @@ impl Node {
             serving_ranges: BTreeSet::new(),
             served_tx,
             served,
-            report: Default::default(),
+            told_tx,
+            told,
+            asking: Default::default(),
+            deliveries: VecDeque::new(),
+            delivering: false,
+            last_agreed: None,
+            report,
             _lock: lock,
         };
         Ok((node, banner))

@@ -470,9 +470,12 @@ fn certificates_need_a_quorum_of_distinct_members() {
 ///
 /// And `meta.value` where the key is `unl_vote`: what the operator wishes. It is signed, and checked, in NOVELs. And where
 /// it is `adopted`, of the very last ledger: what the agreed result was is written in the next one.
-const IRRELEVANT: [(&str, &str, &str); 2] = [
+const IRRELEVANT: [(&str, &str, &str); 5] = [
     ("input", "n", "numbers the row; of an input in a ledger nothing refers to it"),
     ("evidence", "n", "the order in which proofs came"),
+    ("evidence", "kind", "an index of the proofs, whose bytes say it"),
+    ("evidence", "seq", "the same"),
+    ("evidence", "attempt", "the same"),
 ];
 
 /// Deterministic numbers (splitmix64), so that a seed replays.

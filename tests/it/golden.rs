@@ -258,6 +258,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("get-inputs", Message::Get(Get::Inputs(candidate().inputs))),
         ("get-presence", Message::Get(Get::Presence)),
         ("get-details", Message::Get(Get::Details(4))),
+        ("get-npl", Message::Get(Get::Npl(hash(4)))),
         ("candidate", Message::Candidate(candidate())),
         ("status", Message::Status(signed(0, StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true }))),
         ("npl", Message::Npl(signed(0, Npl { ledger_hash: hash(4), counter: 2, data: b"to all".to_vec() }))),
@@ -765,6 +766,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         vec(any_hash(), 0..4).prop_map(Get::Inputs),
         Just(Get::Presence),
         any::<u64>().prop_map(Get::Details),
+        any_hash().prop_map(Get::Npl),
     ];
     let lists = (vec(any_hash(), 0..3), vec(any_user(), 0..3), vec(any_user(), 0..3));
     let candidate = (any_header(), lists, any_change()).prop_map(|(header, lists, unl_change)| {

@@ -12,11 +12,15 @@ use std::{
 
 use futures::future::join_all;
 use hotpocket::{
-    cli::client::{Frame, RawClient},
+    cli::client::{Frame, Pins, RawClient, SignedClient},
     config::Document,
     crypto::SecretKey,
     node::control::{self, Request},
-    types::{Hash, NodeKey},
+    signed::{
+        AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, Reason, Reply, Request as UserRequest,
+        sign_input,
+    },
+    types::{Hash, NodeKey, Seq},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -429,6 +433,14 @@ impl TestNode {
         User { client: RawClient::connect(&self.url, &key).await.expect("the handshake"), key }
     }
 
+    /// A session of this user in signed mode.
+    pub async fn signed(&self, key: &SecretKey) -> SignedUser {
+        let nothing = Pins::default();
+        let connect = SignedClient::connect(&self.url, key, &nothing);
+        let client = timeout(DEADLINE, connect).await.expect("in time").expect("the handshake");
+        SignedUser { client, key: key.clone() }
+    }
+
     /// A file of the contract's state.
     pub fn state(&self, name: &str) -> String {
         fs::read_to_string(self.dir.join("state").join(name)).unwrap_or_default()
@@ -480,6 +492,120 @@ impl User {
     pub async fn ask(&mut self, input: &str) -> String {
         self.send(input.to_owned()).await;
         self.text().await
+    }
+}
+
+/// A user's open session in signed mode.
+pub struct SignedUser {
+    pub client: SignedClient,
+    pub key: SecretKey,
+}
+
+impl SignedUser {
+    /// A signed input, far from its end, to be sent anywhere.
+    pub fn input(&self, nonce: u64, payload: &str) -> UserRequest {
+        self.input_until(nonce, self.client.welcome().seq + 1_000, payload)
+    }
+
+    /// The same with a last ledger.
+    pub fn input_until(&self, nonce: u64, max_ledger: Seq, payload: &str) -> UserRequest {
+        let chain_id = self.client.trust().chain_id();
+        let input = sign_input(&self.key, &chain_id, nonce, max_ledger, payload.into());
+        UserRequest::Input(InputFrame::from(input))
+    }
+
+    pub async fn send(&mut self, request: &UserRequest) {
+        self.client.send(request).await.expect("the node takes it");
+    }
+
+    /// The next frame. Every output in it was checked.
+    pub async fn recv(&mut self) -> Reply {
+        let reply = timeout(DEADLINE, self.client.recv()).await.expect("an answer in time").expect("an answer");
+        let check = |output: &OutputFrame| {
+            let checked = self.client.trust().check_output(&self.key.user_key(), output);
+            checked.expect("every output is proven");
+        };
+        match &reply {
+            Reply::Output(output) => check(output),
+            Reply::Answer(answer) => {
+                if let AnswerBody::Outputs(page) = &answer.body {
+                    page.outputs.iter().for_each(check);
+                }
+            }
+            _ => {}
+        }
+        reply
+    }
+
+    /// In which ledger the input with this nonce is. Passes over frames of another kind.
+    pub async fn accepted(&mut self, nonce: u64) -> Seq {
+        loop {
+            match self.recv().await {
+                Reply::Status(status) if status.nonce == nonce => match status.fate {
+                    Fate::Accepted { seq, .. } => return seq,
+                    rejected => panic!("{rejected:?}"),
+                },
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Why the input with this nonce is rejected.
+    pub async fn rejected(&mut self, nonce: u64) -> Reason {
+        match self.recv().await {
+            Reply::Status(status) if status.nonce == nonce => match status.fate {
+                Fate::Rejected { reason, .. } => reason,
+                accepted => panic!("{accepted:?}"),
+            },
+            other => panic!("expected a status, got {other:?}"),
+        }
+    }
+
+    /// The next output, as text, with its ledger.
+    pub async fn output(&mut self) -> (Seq, String) {
+        loop {
+            match self.recv().await {
+                Reply::Output(output) => return (output.seq, String::from_utf8(output.payload.0).expect("text")),
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// That the result of a ledger is agreed on.
+    pub async fn executed(&mut self) -> Executed {
+        loop {
+            match self.recv().await {
+                Reply::Executed(executed) => return executed,
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// One question, one answer.
+    pub async fn ask(&mut self, query: Query) -> AnswerBody {
+        self.client.ask(query).await.expect("the node takes it");
+        loop {
+            match self.recv().await {
+                Reply::Answer(answer) => return answer.body,
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Outputs of the past, once those of ledger `to` are among them.
+    pub async fn outputs_since(&mut self, since: Seq, to: Seq) -> OutputsPage {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let AnswerBody::Outputs(page) = self.ask(Query::Outputs { since }).await else { panic!("another answer") };
+            if page.to >= to {
+                return page;
+            }
+            assert!(Instant::now() < deadline, "the result of ledger {to} is not agreed on: {page:?}");
+        }
     }
 }
 

@@ -43,7 +43,14 @@ const IMPURE_NAMES: [&str; 6] = ["HashMap", "HashSet", "Instant", "SystemTime", 
 const CORE_MAY_USE: [&str; 6] = ["crate::types", "crate::consensus", "std", "core", "borsh", "thiserror"];
 
 /// Pure functions over bytes.
-const PURE: [&str; 3] = ["src/wire.rs", "src/contract/fdlist.rs", "src/contract/npl.rs"];
+const PURE: [&str; 6] = [
+    "src/wire.rs",
+    "src/signed/mod.rs",
+    "src/signed/frames.rs",
+    "src/signed/proof.rs",
+    "src/contract/fdlist.rs",
+    "src/contract/npl.rs",
+];
 
 // ---- The source -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ use hotpocket::{
         header::{ClosedLedger, ExecResult, Genesis, Input, InputKey, Origin, UnlChange, execution_order},
         journal::Journal,
         merkle,
-        messages::{Evidence, Message, Signable},
+        messages::{Evidence, Message, ResultCert, Signable},
     },
     types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
@@ -401,9 +401,22 @@ impl Watch {
     }
 
     /// Outputs go to users: S3, S5.
-    pub fn delivered(&mut self, node: usize, result: &ExecResult) {
+    pub fn delivered(&mut self, node: usize, agreed: &ResultCert) {
+        let result = &agreed.result;
         self.agrees(node, result, "S3: delivers what the chain did not lead to");
         self.seen.hit("delivered");
+        if agreed.sigs.is_empty() {
+            return self.seen.hit("delivered by the next header");
+        }
+        // Signed by the UNL that the ledger fixed, which decides the next one.
+        let unl = &self.unls[usize::try_from(result.of_seq).expect("small")];
+        let digest = Hash::tagged("hp/result/1", &(self.chain_id, unl_hash(unl), result));
+        let signers: BTreeSet<NodeKey> = agreed.sigs.iter().map(|(signer, _)| *signer).collect();
+        assert!(signers.is_subset(unl), "S3: signed by a stranger");
+        let needed = quorum(unl.len(), self.genesis.threshold);
+        assert!(signers.len() >= needed, "S3: node {node}: {} signers of a result", signers.len());
+        let genuine = |(signer, sig): &(NodeKey, _)| *sig == signature(signer, &digest);
+        assert!(agreed.sigs.iter().all(genuine), "S3: node {node}: a signature of result {}", result.of_seq);
     }
 
     /// An honest member has it on disk that the time was up on its clock.

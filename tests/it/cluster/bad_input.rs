@@ -4,9 +4,13 @@ use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _};
 
 use hotpocket::{
     config::quoted,
+    consensus::{
+        header::unl_hash,
+        messages::{Evidence, Message, Prevote, Scope, Signable as _, Signed, Vote},
+    },
     crypto::SecretKey,
     mesh::{Admit, Class, Mesh, MeshConfig, MeshEvent},
-    types::Hash,
+    types::{Hash, NodeKey},
     wire::{self, Hello},
 };
 use tokio::{
@@ -377,6 +381,58 @@ fn a_member_that_sends_garbage_and_altered_messages_stops_nobody() {
         net.nodes[3].start().await;
         net.agree().await;
         assert_eq!(net.nodes[3].state("inputs"), (total + 4).to_string());
+    });
+}
+
+#[test]
+fn proofs_of_a_contradiction_are_checked_kept_over_a_restart_and_shown() {
+    block_on(async {
+        let mut net = Net::up_with(4, probe(), |_, config| {
+            config.set("consensus.threshold", "75").set("roundtime", "200");
+        })
+        .await;
+        assert_eq!(net.nodes[0].user().await.ask("x").await, "1 1");
+        let secrets = net.nodes.iter().map(|node| node.secret.clone().expect("made here")).collect::<Vec<_>>();
+        net.nodes[3].kill().await;
+        let impostor = Impostor::link(&net, secrets[3].clone()).await;
+
+        let mut unl: Vec<NodeKey> = secrets.iter().map(SecretKey::node_key).collect();
+        unl.sort();
+        let status = net.nodes[0].status().await.expect("it is up");
+        let chain_id = status["chain"].as_str().expect("text").parse().expect("a hash");
+        let scope = Scope { chain_id, unl_hash: unl_hash(&unl) };
+        let prevote = |signer: &SecretKey, by: &SecretKey, seq, byte| {
+            let body = Prevote(Vote { seq, attempt: 0, ledger_hash: Hash([byte; 32]) });
+            let sig = by.sign(&body.digest(&scope).0);
+            wire::encode(&Message::Prevote(Signed { from: signer.node_key(), body, sig }))
+        };
+        let proof = |signer: &SecretKey, by: &SecretKey, seq, byte: u8| {
+            let (first, second) = (prevote(signer, by, seq, byte), prevote(signer, by, seq, byte + 1));
+            wire::encode(&Message::Evidence(Evidence { signer: signer.node_key(), first, second }))
+        };
+        // A forged one against another, and a true one against itself, twice in other words.
+        for bytes in [
+            proof(&secrets[1], &secrets[3], 1, 1),
+            proof(&secrets[3], &secrets[3], 1, 1),
+            proof(&secrets[3], &secrets[3], 1, 7),
+        ] {
+            impostor.mesh.broadcast(Class::Vote, bytes.into());
+        }
+        let liar = secrets[3].node_key().to_string();
+        let shown = |status: &serde_json::Value| {
+            status["evidence"]
+                == serde_json::json!([{"node": liar, "kind": "PREVOTE", "count": 1, "seq": 1, "attempt": 0}])
+        };
+        let status = net.nodes[0].status_where("the proof is shown", shown).await;
+        net.nodes[0].logs(&["EVIDENCE with a wrong signature", &secrets[1].node_key().to_string()]).await;
+        impostor.mesh.stop().await;
+        // It is on disk with the next ledger.
+        net.closed(status["seq"].as_u64().expect("a number") + 2).await;
+        net.nodes[0].kill().await;
+        net.nodes[0].start().await;
+        net.nodes[0].status_where("the proof is shown after a restart", shown).await;
+        let text = call(&["status", net.nodes[0].dir.to_str().expect("UTF-8")]).await.out;
+        assert!(text.contains(&format!("evidence  {liar} signed two different PREVOTE messages")), "{text}");
     });
 }
 

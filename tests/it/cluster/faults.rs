@@ -276,6 +276,40 @@ fn a_run_that_was_cut_by_a_restart_is_repeated_and_takes_effect_once() {
 }
 
 #[test]
+fn a_run_that_was_cut_by_a_kill_hears_again_what_the_others_said_on_the_party_line() {
+    block_on(async {
+        let mut net = Net::up_with(3, probe(), |_, config| {
+            // Time for the links to come up again, however busy the machine is.
+            config.set("contract.npl_window_ms", "20000").set("contract.time_limit_s", "60");
+        })
+        .await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("four").await, "4 4");
+        for node in [0, 1] {
+            fs::write(net.nodes[node].dir.join("gate"), "").expect("written");
+        }
+        user.send("roll call").await;
+        let heard = async |node: &TestNode| {
+            until("the contract tells whom it heard", async || {
+                let log = fs::read_to_string(node.dir.join("log/contract/stdout.log")).ok()?;
+                log.lines().find(|line| line.starts_with("heard")).map(str::to_owned)
+            })
+            .await
+        };
+        for node in [0, 1] {
+            assert_eq!(heard(&net.nodes[node]).await, "heard 3");
+        }
+        until("the third has begun", async || (net.nodes[2].state("inputs") == "half").then_some(())).await;
+        net.nodes[2].kill().await;
+        net.nodes[2].start().await;
+        fs::write(net.nodes[2].dir.join("gate"), "").expect("written");
+        assert_eq!(heard(&net.nodes[2]).await, "heard 3", "the others said it to the run before");
+        assert_eq!(user.text().await, "9 13");
+        net.agree().await;
+    });
+}
+
+#[test]
 fn kills_during_the_start_leave_a_folder_that_starts() {
     block_on(async {
         for folder in 0..6 {

@@ -11,6 +11,7 @@ mod legacy;
 mod members;
 mod overtime;
 mod rows;
+mod signed;
 mod surroundings;
 mod torture;
 mod weather;

@@ -12,6 +12,7 @@
 //   daemon  leaves a process behind that would write to state/late
 //   npl     says hello on the party line and exits without reading it
 //   talk    says hello on the party line, reads it to its end, and tells stdout how many it heard
+//   roll    the same, but it reads only when a file "gate" appears in the contract folder
 //   unl     writes the whole input to the network as a request
 //   who     keeps the keys of the UNL in state/unl
 //   fifo    leaves something in state/ that nodes cannot agree on
@@ -141,8 +142,10 @@ static void obey(const char *word, const char *half, int out) {
         *end = ',';
     }
     if (!strncmp(word, "npl", 3)) party_line();
-    if (!strncmp(word, "talk", 4)) {
+    if (!strncmp(word, "talk", 4) || !strncmp(word, "roll", 4)) {
         FILE *line = fdopen(party_line(), "r");
+        if (*word == 'r') store("state/inputs", half);
+        while (*word == 'r' && access("gate", F_OK)) usleep(10000);
         int heard = 0, bytes;
         char who[65], text[64];
         while (fscanf(line, "Length: %d\nPubkey: %64[0-9a-f]\n\n", &bytes, who) == 2) {

@@ -301,11 +301,14 @@ impl World {
                 let life = self.nodes[node].life;
                 self.push(at, Ev::Load { node, life, first });
             }
-            Effect::Deliver(result) => {
-                let before = self.nodes[node].delivered.replace(result.of_seq);
-                assert!(before.is_none_or(|before| before + 1 == result.of_seq), "S3: node {node} skips outputs");
+            Effect::Deliver(agreed) => {
+                let seq = agreed.result.of_seq;
+                let before = self.nodes[node].delivered.replace(seq);
+                assert!(before.is_none_or(|before| before + 1 == seq), "S3: node {node} skips outputs");
+                let has_next = self.nodes[node].disk.journal.seq() > seq;
+                assert!(has_next || !agreed.sigs.is_empty(), "S3: node {node} delivers ledger {seq} without a proof");
                 if honest {
-                    self.watch.delivered(node, &result);
+                    self.watch.delivered(node, &agreed);
                 }
             }
             Effect::Diverged { mine, agreed } => {
@@ -382,7 +385,7 @@ impl World {
             Query::Range(first, last) => {
                 answers.push(Message::Range(Box::new(range(history, *first, *last))));
             }
-            Query::Details(_) => {}
+            Query::Details(_) | Query::Npl(_) => {}
         }
         if self.nodes[node].manner == Manner::Forges {
             answers = answers.into_iter().map(|answer| forged(answer, &mut self.rng)).collect();

@@ -72,10 +72,16 @@ impl World {
         if self.cfg.n == 1 {
             return;
         }
+        // Half of them come from a user, who may have sent the same elsewhere; half from peers.
+        let from_user = nonce.is_multiple_of(2);
         for to in 0..self.cfg.n {
             if self.rng.chance(40) {
                 let from = (to + 1) % self.cfg.n;
-                self.handle(to, Event::Message(self.nodes[from].key, Message::Input(input.clone())));
+                let event = match from_user {
+                    true => Event::SignedInput(input.clone()),
+                    false => Event::Message(self.nodes[from].key, Message::Input(input.clone())),
+                };
+                self.handle(to, event);
             }
         }
     }

@@ -1,0 +1,318 @@
+//! What a conversation in signed mode owes and is owed, whichever nodes it goes through. No sockets, no clock.
+//!
+//! Inputs are kept until a node says what became of them, and sent again, byte for byte, to whatever node comes next.
+//! Outputs are shown in the order of their ledgers, each once, and only when their proof holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::keys::Nonces;
+use crate::{
+    crypto::SecretKey,
+    signed::{
+        AnswerBody, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request, StatusFrame,
+        Welcome,
+        proof::{ProofError, Trust},
+        sign_input,
+    },
+    types::{Hash, Seq},
+};
+
+/// Inputs without a word of what became of them. At it no further line is taken.
+const PENDING_MAX: usize = 256;
+/// Bytes of their frames; one may be longer.
+const PENDING_BYTES_MAX: usize = 16 << 20;
+/// Outputs that came while older ones were asked for. Past it they are forgotten, and asked for in turn.
+const HELD_MAX: usize = 256;
+
+/// What is to be shown to a person, or told to a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Show {
+    /// A proven output.
+    Output { seq: Seq, payload: Vec<u8> },
+    /// An input is in this ledger.
+    Accepted { seq: Seq },
+    /// An input was not taken and will not be sent again.
+    Rejected { nonce: u64, reason: Reason, message: String },
+    /// The contract failed in a ledger with an input of ours.
+    Failed { seq: Seq, status: String },
+    /// Anything else that a person should know.
+    Note(String),
+}
+
+/// Why a node is given up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Untrusted {
+    /// An output with a wrong proof.
+    #[error("the node sent an output of ledger {seq} with a wrong proof, which is not shown")]
+    Output {
+        seq: Seq,
+        #[source]
+        source: ProofError,
+    },
+    /// Another network than the one the conversation began with.
+    #[error("the node names another network than the first one did: {0}")]
+    Network(&'static str),
+}
+
+struct Sent {
+    frame: String,
+    id: Hash,
+}
+
+/// One conversation.
+pub(super) struct Talk {
+    key: SecretKey,
+    nonces: Nonces,
+    trust: Option<Trust>,
+    window: u64,
+    /// Last ledger heard of.
+    seq: Seq,
+    pending: BTreeMap<u64, Sent>,
+    pending_bytes: usize,
+    /// Pending ones that a node had no room for.
+    later: BTreeSet<u64>,
+    /// Ledgers with inputs of ours whose results are not known.
+    unsettled: BTreeSet<Seq>,
+    /// Outputs of the ledgers up to this one were shown.
+    covered: Option<Seq>,
+    /// Older outputs are asked for.
+    catching_up: bool,
+    held: BTreeMap<Seq, OutputFrame>,
+    /// Held ones were forgotten.
+    forgot: bool,
+}
+
+impl Talk {
+    /// Outputs of the ledgers after `since` are to be shown; `None` for those to come.
+    pub(super) fn new(key: SecretKey, nonces: Nonces, since: Option<Seq>) -> Talk {
+        Talk {
+            key,
+            nonces,
+            trust: None,
+            window: 0,
+            seq: 0,
+            pending: BTreeMap::new(),
+            pending_bytes: 0,
+            later: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
+            covered: since,
+            catching_up: false,
+            held: BTreeMap::new(),
+            forgot: false,
+        }
+    }
+
+    /// A node took the connection: what it is to be sent. The first one's network is the conversation's.
+    pub(super) fn welcome(&mut self, welcome: &Welcome, trust: &Trust) -> Result<Vec<String>, Untrusted> {
+        match &self.trust {
+            Some(first) if first.chain_id() != trust.chain_id() => return Err(Untrusted::Network("another chain")),
+            Some(first) if first.unl() != trust.unl() => {
+                return Err(Untrusted::Network("other members; if that is right, start again"));
+            }
+            _ => self.trust = Some(trust.clone()),
+        }
+        self.window = welcome.limits.input_window;
+        self.seq = self.seq.max(welcome.seq);
+        self.held.clear();
+        self.later.clear();
+        let mut frames: Vec<String> = self.pending.values().map(|sent| sent.frame.clone()).collect();
+        match self.covered {
+            None => self.covered = Some(welcome.seq),
+            Some(since) => {
+                self.catching_up = true;
+                frames.push(outputs_since(since));
+            }
+        }
+        Ok(frames)
+    }
+
+    /// Whether another input may be taken.
+    pub(super) fn has_room(&self) -> bool {
+        self.pending.len() < PENDING_MAX && self.pending_bytes < PENDING_BYTES_MAX
+    }
+
+    /// Signs an input: the frame to be sent now, and again until its fate is known. A network must have said welcome.
+    pub(super) fn input(&mut self, payload: Vec<u8>) -> anyhow::Result<String> {
+        let trust = self.trust.as_ref().expect("a network said welcome");
+        let nonce = self.nonces.next()?;
+        // Half of the window: time enough, and kept by nodes that are some ledgers behind.
+        let max_ledger = self.seq.saturating_add((self.window / 2).max(1));
+        let input = sign_input(&self.key, &trust.chain_id(), nonce, max_ledger, payload);
+        let id = input.id(&trust.chain_id());
+        let frame = Request::Input(InputFrame::from(input)).to_json();
+        self.pending_bytes += frame.len();
+        self.pending.insert(nonce, Sent { frame: frame.clone(), id });
+        Ok(frame)
+    }
+
+    /// Inputs that no node has said anything final about.
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether everything sent has had its answer.
+    pub(super) fn is_settled(&self) -> bool {
+        self.pending.is_empty() && self.unsettled.is_empty() && !self.catching_up
+    }
+
+    /// Whether a node owes an answer.
+    pub(super) fn waits(&self) -> bool {
+        !self.is_settled()
+    }
+
+    /// Some time has passed: what to send again.
+    pub(super) fn again(&mut self) -> Vec<String> {
+        let later = std::mem::take(&mut self.later);
+        let mut frames: Vec<String> =
+            later.iter().filter_map(|nonce| self.pending.get(nonce)).map(|sent| sent.frame.clone()).collect();
+        // The result of a ledger may have been told before we came.
+        if let Some(since) = self.covered.filter(|_| !self.unsettled.is_empty() && !self.catching_up) {
+            frames.push(outputs_since(since));
+        }
+        frames
+    }
+
+    /// A frame of a node: what to show, and what to send.
+    pub(super) fn reply(&mut self, reply: Reply) -> Result<(Vec<Show>, Vec<String>), Untrusted> {
+        let (mut shows, mut frames) = (Vec::new(), Vec::new());
+        match reply {
+            Reply::Status(status) => shows.extend(self.status(status)),
+            Reply::Output(output) => {
+                self.check(&output)?;
+                self.hold(output);
+                if !self.catching_up {
+                    self.release(Seq::MAX, &mut shows);
+                }
+            }
+            Reply::Executed(executed) => {
+                self.seq = self.seq.max(executed.seq);
+                if !executed.ok && self.unsettled.contains(&executed.seq) {
+                    shows.push(Show::Failed { seq: executed.seq, status: executed.status });
+                }
+                if !self.catching_up {
+                    // Its output, if there was one, came before.
+                    self.cover(executed.seq);
+                }
+            }
+            Reply::Answer(answer) => {
+                if let AnswerBody::Outputs(page) = answer.body {
+                    self.page(page, &mut shows, &mut frames)?;
+                }
+            }
+            Reply::Error(error) => shows.push(Show::Note(format!("{}: {}", error.code, error.message))),
+            Reply::Welcome(_) => {}
+        }
+        Ok((shows, frames))
+    }
+
+    fn status(&mut self, status: StatusFrame) -> Option<Show> {
+        let StatusFrame { nonce, id, fate } = status;
+        let sent = self.pending.get(&nonce)?;
+        // Of another session with our key.
+        if id.is_some_and(|id| id.0 != sent.id) {
+            return None;
+        }
+        let show = match fate {
+            Fate::Accepted { seq, .. } => {
+                self.seq = self.seq.max(seq);
+                if self.covered.is_none_or(|covered| covered < seq) {
+                    self.unsettled.insert(seq);
+                }
+                Show::Accepted { seq }
+            }
+            Fate::Rejected { reason: reason @ (Reason::Busy | Reason::Rate), message } => {
+                // Not for ever: the same bytes go out again.
+                return self
+                    .later
+                    .insert(nonce)
+                    .then(|| Show::Note(format!("{}: {message}; trying again", reason.name())));
+            }
+            Fate::Rejected { reason, message } => Show::Rejected { nonce, reason, message },
+        };
+        let sent = self.pending.remove(&nonce).expect("just seen");
+        self.pending_bytes -= sent.frame.len();
+        Some(show)
+    }
+
+    fn page(&mut self, page: OutputsPage, shows: &mut Vec<Show>, frames: &mut Vec<String>) -> Result<(), Untrusted> {
+        let since = self.covered.unwrap_or(0);
+        for output in page.outputs {
+            self.check(&output)?;
+            self.hold(output);
+        }
+        if page.kept_from > since.saturating_add(1) {
+            let text = format!("outputs of ledgers {} to {} are not kept by this node", since + 1, page.kept_from - 1);
+            shows.push(Show::Note(text));
+        }
+        if !page.missing.is_empty() {
+            let missing: Vec<String> = page.missing.iter().map(Seq::to_string).collect();
+            shows.push(Show::Note(format!("this node lacks the outputs of ledgers {}", missing.join(", "))));
+        }
+        self.release(page.to, shows);
+        self.cover(page.to);
+        if page.more && page.to > since {
+            frames.push(outputs_since(page.to));
+        } else if std::mem::take(&mut self.forgot) {
+            frames.push(outputs_since(self.covered.unwrap_or(0)));
+        } else {
+            self.catching_up = false;
+            self.release(Seq::MAX, shows);
+        }
+        Ok(())
+    }
+
+    fn check(&self, output: &OutputFrame) -> Result<(), Untrusted> {
+        let trust = self.trust.as_ref().expect("a network said welcome");
+        let checked = trust.check_output(&self.key.user_key(), output);
+        checked.map_err(|source| Untrusted::Output { seq: output.seq, source })
+    }
+
+    fn hold(&mut self, output: OutputFrame) {
+        self.seq = self.seq.max(output.seq);
+        self.held.insert(output.seq, output);
+        if self.held.len() > HELD_MAX {
+            self.held.pop_last();
+            self.forgot = true;
+        }
+    }
+
+    /// Shows what is held of the ledgers up to `to`, unless it was shown.
+    fn release(&mut self, to: Seq, shows: &mut Vec<Show>) {
+        while let Some(first) = self.held.first_entry().filter(|first| *first.key() <= to) {
+            let OutputFrame { seq, payload, .. } = first.remove();
+            if self.covered.is_none_or(|covered| covered < seq) {
+                shows.push(Show::Output { seq, payload: payload.0 });
+                self.cover(seq);
+            }
+        }
+    }
+
+    fn cover(&mut self, seq: Seq) {
+        self.covered = self.covered.max(Some(seq));
+        let covered = self.covered.expect("just set");
+        self.unsettled.retain(|seq| *seq > covered);
+    }
+}
+
+fn outputs_since(since: Seq) -> String {
+    Request::Query(QueryFrame { id: None, query: Query::Outputs { since } }).to_json()
+}
+
+impl std::fmt::Display for Show {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Show::Output { seq, payload } => write!(f, "{} bytes of ledger {seq}", payload.len()),
+            Show::Accepted { seq } => write!(f, "accepted in ledger {seq}"),
+            Show::Rejected { nonce, reason, message } => {
+                write!(f, "input {nonce} rejected ({}): {message}", reason.name())
+            }
+            Show::Failed { seq, status } => {
+                write!(
+                    f,
+                    "the contract failed in ledger {seq} ({status}): its outputs are dropped and its state is as before"
+                )
+            }
+            Show::Note(text) => f.write_str(text),
+        }
+    }
+}
