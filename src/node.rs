@@ -5,6 +5,7 @@
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
 //! ledger, `users` answers users, `serve` peers, `report` tells people.
 
+mod backend;
 mod catchup;
 pub mod control;
 mod exec;
@@ -160,6 +161,7 @@ pub struct Node {
     /// The last result that was agreed on, when its signatures are known.
     last_agreed: Option<ResultCert>,
     report: report::Report,
+    state_kept: backend::Chosen,
     _lock: start::Lock,
 }
 

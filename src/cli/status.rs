@@ -95,6 +95,7 @@ fn text(status: &Value) -> String {
             format!("{} here, {} in the ledger; {} inputs waiting", word("local_users"), word("users"), word("pool")),
         ),
         ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
+        ("kept by", kept_by(&status["state_kept"])),
     ];
     for (part, name) in [("verified", "fetched"), ("executed", "run")] {
         let part = &status["catching_up"][part];
@@ -154,6 +155,12 @@ fn missing(status: &Value) -> String {
     missing.join("\n          ")
 }
 
+/// How the state before a run is kept, and why so.
+fn kept_by(kept: &Value) -> String {
+    let word = |key: &str| kept[key].as_str().unwrap_or("-").to_owned();
+    format!("{} ({})", word("by"), word("why"))
+}
+
 /// The root of an empty state is zero.
 fn state_root(root: &str) -> &str {
     if root.bytes().all(|digit| digit == b'0') { "empty" } else { root }
@@ -180,7 +187,7 @@ mod tests {
         let status = json!({
             "node": "aa", "role": "member", "up_s": 5, "pid": 7, "contract": "c0", "seq": 3, "lcl": "1f", "stage": "idle",
             "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
-            "pool": 0, "state_root": "00000000ff", "synced": true, "peer_address": "127.0.0.1:1", "user_address": null,
+            "pool": 0, "state_root": "00000000ff", "synced": true, "state_kept": {"by": "shadow", "why": "auto"}, "peer_address": "127.0.0.1:1", "user_address": null,
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
             "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2, "seq": 7, "attempt": 0}],
             "unl_changes": [{"change": "remove", "node": "cc", "by": ["aa"], "needed": 3}],
@@ -198,6 +205,7 @@ round     idle, attempt 0
 network   1 of 3 members live, quorum 3, 0 links
 users     1 here, 2 in the ledger; 0 inputs waiting
 state     empty, in sync
+kept by   shadow (auto)
 fetched   ledger 900 of 1000 (90 %), 450 a second, 0 s left
 run       ledger 3 of 1000 (0 %), 0 a second, nothing moves
 missing   bb

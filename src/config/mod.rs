@@ -160,6 +160,19 @@ pub struct Contract {
     pub log_bytes: u64,
     /// When the party line ends at the latest, from the start of the run.
     pub npl_window_ms: u64,
+    /// How the state before a run is kept.
+    pub state_backend: StateBackend,
+}
+
+/// How the state before a run is kept. Each node decides for itself: the state's root is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateBackend {
+    /// As this version thinks best.
+    Auto,
+    /// A copy of it.
+    Shadow,
+    /// Linux's overlay file system.
+    Overlay,
 }
 
 /// `[user]`: what users may do.

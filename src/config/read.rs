@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     ARGS_MAX, Admit, Config, ConfigError, Consensus, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX, Format, Inputs,
-    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, THRESHOLD_MIN, UNL_MAX, User,
+    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, StateBackend, THRESHOLD_MIN, UNL_MAX,
+    User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -191,6 +192,8 @@ fn contract(table: &Table<'_>, unl: &[NodeKey]) -> Result<Contract, ConfigError>
     const DRAWN: &str = " (`hp new` draws it, `hp new --join` copies it)";
     // The end of the year 9999, past which the time has no usual text.
     const GENESIS_MS_MAX: u64 = 253_402_300_799_999;
+    const BACKENDS: &[(&str, StateBackend)] =
+        &[("auto", StateBackend::Auto), ("shadow", StateBackend::Shadow), ("overlay", StateBackend::Overlay)];
     let legacy = table.format == Format::Legacy;
     let id = match table.parsed("id", "64 hexadecimal digits")? {
         Some(id) => id,
@@ -217,6 +220,7 @@ fn contract(table: &Table<'_>, unl: &[NodeKey]) -> Result<Contract, ConfigError>
         output_user_bytes: table.number("output_user_mb", 1..=4_096, 16)? << 20,
         log_bytes: table.number("log_kb", 0..=1 << 20, 1_024)? << 10,
         npl_window_ms: table.number("npl_window_ms", 1..=3_600_000, 500)?,
+        state_backend: table.choice("state_backend", BACKENDS, Some(StateBackend::Auto))?,
     };
     if contract.output_user_bytes > contract.output_bytes {
         let (one, all) = (contract.output_user_bytes >> 20, contract.output_bytes >> 20);

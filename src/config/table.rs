@@ -55,6 +55,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "output_user_mb",
             "log_kb",
             "npl_window_ms",
+            "state_backend",
         ],
     ),
     ("user", &["inputs", "connections_max", "per_address", "queue_kb"]),

@@ -71,6 +71,8 @@ pub(super) struct Request {
     pub(super) env: Vec<Vec<u8>>,
     pub(super) dir: Vec<u8>,
     pub(super) limits: OsLimits,
+    /// In the contract's own view of the files: where an overlay is mounted, and its options.
+    pub(super) mount: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// The answer to each [`Request`], once no process of that run is left.
@@ -102,6 +104,10 @@ pub(super) enum Step {
     Limit,
     /// Executing the binary.
     Exec,
+    /// Making a view of the files of its own.
+    View,
+    /// Mounting its state.
+    Mount,
 }
 
 impl std::fmt::Display for Step {
@@ -113,6 +119,8 @@ impl std::fmt::Display for Step {
             Step::Folder => "enter the folder of",
             Step::Limit => "set the limits of",
             Step::Exec => "execute",
+            Step::View => "make a view of the files for",
+            Step::Mount => "mount the state for",
         })
     }
 }

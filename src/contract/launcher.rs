@@ -136,6 +136,10 @@ impl Resident {
         let texts = |list: &Vec<Vec<u8>>| list.iter().map(text).collect::<Result<Vec<_>, _>>();
         // The last three are stdin, stdout and stderr.
         let std_fds = FIRST_FD + fds.saturating_sub(3) as RawFd;
+        let mount = match &request.mount {
+            Some((target, options)) => Some(spawn::Mount::new(text(target)?, text(options)?)),
+            None => None,
+        };
         spawn::spawn(&spawn::Program {
             path: text(&request.path)?,
             argv: texts(&request.argv)?,
@@ -143,6 +147,7 @@ impl Resident {
             dir: text(&request.dir)?,
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
             limits: request.limits.to_set(self.processes_before),
+            mount,
         })
     }
 

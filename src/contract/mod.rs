@@ -55,6 +55,24 @@ pub struct RunSpec {
     pub log_dir: PathBuf,
     /// How long after its begin the run may still get messages of peers.
     pub npl_window: Duration,
+    /// What the run alone sees over a folder of `dir`. Linux only.
+    pub overlay: Option<Overlay>,
+}
+
+/// A folder that a run sees instead of `target`: what is in `lower`, with every change going to `upper`.
+///
+/// All are relative to the contract folder and, as they become an option of a mount, consist of letters, digits, `/`,
+/// `-` and `_`. `work` is an empty folder on the file system of `upper`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlay {
+    /// Where it is seen.
+    pub target: &'static str,
+    /// What is there before.
+    pub lower: &'static str,
+    /// An empty folder.
+    pub upper: &'static str,
+    /// An empty folder.
+    pub work: &'static str,
 }
 
 /// One user of the ledger.

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    End, NplIn, NplOut, NplPort, RunReport, RunSpec,
+    End, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec,
     control::{Exit, FD_BATCH, FIRST_FD, Reply, Request, Step},
     fdlist::{self, RunFds, UserFds},
     limits::OsLimits,
@@ -216,7 +216,19 @@ fn request(spec: &RunSpec) -> Request {
         env: env.into_iter().map(|(name, value)| [name, value].join(&b'=')).collect(),
         dir: bytes(&spec.dir),
         limits: OsLimits::of(&spec.limits, spec.users.len()),
+        mount: spec.overlay.map(mount),
     }
+}
+
+/// Where to mount, and with which options.
+///
+/// `userxattr`: its marks are attributes that need no privilege, so that it works alike for root and others.
+/// `volatile`: nothing is written through for the contract, which is ended or rolled back as a whole.
+pub(super) fn mount(overlay: Overlay) -> (Vec<u8>, Vec<u8>) {
+    let Overlay { target, lower, upper, work } = overlay;
+    let plain = |path: &str| path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_".contains(&byte));
+    assert!([target, lower, upper, work].into_iter().all(plain), "{overlay:?} needs no escapes");
+    (target.into(), format!("lowerdir={lower},upperdir={upper},workdir={work},userxattr,volatile").into())
 }
 
 /// The contract's ends of the pipes on their way to the launcher. Sent in batches, so that only one batch is open here.

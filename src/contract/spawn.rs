@@ -23,6 +23,23 @@ pub(super) struct Program {
     /// These become stdin, stdout and stderr; they and all higher descriptors are closed.
     pub(super) std_fds: [RawFd; 3],
     pub(super) limits: Vec<(Resource, u64, u64)>,
+    pub(super) mount: Option<Mount>,
+}
+
+/// An overlay that the program alone sees, and the texts that make its user the same inside as outside.
+pub(super) struct Mount {
+    target: CString,
+    options: CString,
+    uid_map: String,
+    gid_map: String,
+}
+
+impl Mount {
+    /// `target` and the paths in `options` are relative to the program's folder.
+    pub(super) fn new(target: CString, options: CString) -> Mount {
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        Mount { target, options, uid_map: format!("{uid} {uid} 1"), gid_map: format!("{gid} {gid} 1") }
+    }
 }
 
 /// What the child works with.
@@ -31,18 +48,29 @@ struct Child<'a> {
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
     launcher: libc::pid_t,
+    /// The child is in a user namespace of its own, whose maps it has to write.
+    own_users: bool,
     failed: Cell<Option<(Step, Errno)>>,
 }
 
 /// Starts the program in a session of its own. What it could not do before the program's first instruction is the
 /// error; then no process is left of it.
 pub(super) fn spawn(program: &Program) -> Result<Pid, (Step, Errno)> {
+    match spawn_as(program, false) {
+        // Who may not have a view of the files for himself may have one as the lord of his own users.
+        Err((Step::View, Errno::EPERM)) => spawn_as(program, true),
+        done => done,
+    }
+}
+
+fn spawn_as(program: &Program, own_users: bool) -> Result<Pid, (Step, Errno)> {
     let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let child = Child {
         program,
         argv: pointers(&program.argv),
         env: pointers(&program.env),
         launcher: nix::unistd::getpid().as_raw(),
+        own_users,
         failed: Cell::new(None),
     };
     // No handler of this process may run in the child, whose signals are unblocked only after they are reset.
@@ -53,7 +81,8 @@ pub(super) fn spawn(program: &Program) -> Result<Pid, (Step, Errno)> {
         .map_err(|errno| (Step::Clone, errno))?;
     let pid = start(&child);
     let _ = nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&before), None);
-    let pid = Pid::from_raw(pid.map_err(|errno| (Step::Clone, errno))?);
+    let making = if program.mount.is_some() { Step::View } else { Step::Clone };
+    let pid = Pid::from_raw(pid.map_err(|errno| (making, errno))?);
     match child.failed.take() {
         None => Ok(pid),
         Some(failure) => {
@@ -69,7 +98,13 @@ fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
     const STACK_BYTES: usize = 128 * 1024;
     let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
     let top = stack.as_mut_ptr_range().end;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    if child.program.mount.is_some() {
+        flags |= libc::CLONE_NEWNS;
+    }
+    if child.own_users {
+        flags |= libc::CLONE_NEWUSER;
+    }
     // SAFETY: CLONE_VFORK keeps this only thread asleep until the child has executed or ended, so the child is alone
     // in the memory and both `stack` and `child` outlive its use of them; `top` is aligned to 16 bytes and the stack
     // grows down from it.
@@ -78,6 +113,9 @@ fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
 
 #[cfg(not(target_os = "linux"))]
 fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
+    if child.program.mount.is_some() || child.own_users {
+        return Err(Errno::ENOTSUP);
+    }
     // SAFETY: this process has one thread, and the child only makes async-signal-safe calls.
     match Errno::result(unsafe { libc::fork() })? {
         0 => {
@@ -127,6 +165,12 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     if unsafe { libc::chdir(program.dir.as_ptr()) } < 0 {
         return (Step::Folder, Errno::last());
     }
+    #[cfg(target_os = "linux")]
+    if let Some(mount) = &program.mount
+        && let Err((step, errno)) = mount_overlay(mount, child.own_users)
+    {
+        return (step, errno);
+    }
     for (resource, soft, hard) in &program.limits {
         if let Err(errno) = setrlimit(*resource, *soft, *hard) {
             return (Step::Limit, errno);
@@ -136,6 +180,45 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     // SAFETY: path, argv and env are NUL-terminated texts and null-terminated lists of them, which outlive the call.
     unsafe { libc::execve(program.path.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
     (Step::Exec, Errno::last())
+}
+
+/// Mounts the overlay, for this process and those that it starts alone, and gives up the right to unmount it.
+#[cfg(target_os = "linux")]
+fn mount_overlay(mount: &Mount, own_users: bool) -> Result<(), (Step, Errno)> {
+    const CAP_SYS_ADMIN: libc::c_ulong = 21;
+    if own_users {
+        // Without this the kernel takes no map of groups from who has no privilege.
+        write_file(c"/proc/self/setgroups", b"deny").map_err(|errno| (Step::View, errno))?;
+        write_file(c"/proc/self/uid_map", mount.uid_map.as_bytes()).map_err(|errno| (Step::View, errno))?;
+        write_file(c"/proc/self/gid_map", mount.gid_map.as_bytes()).map_err(|errno| (Step::View, errno))?;
+    }
+    let none = ptr::null();
+    // SAFETY: texts that end with NUL and outlive the calls; the first changes how this process's own view of the
+    // files takes part in changes of others, the second what is seen in it, the third what its program may do.
+    unsafe {
+        let kept = libc::MS_REC | libc::MS_SLAVE;
+        Errno::result(libc::mount(none, c"/".as_ptr(), none, kept, none.cast()))
+            .map_err(|errno| (Step::View, errno))?;
+        let kind = c"overlay".as_ptr();
+        let options = mount.options.as_ptr().cast();
+        let flags = libc::MS_NODEV | libc::MS_NOSUID;
+        Errno::result(libc::mount(kind, mount.target.as_ptr(), kind, flags, options))
+            .map_err(|errno| (Step::Mount, errno))?;
+        // Root keeps its other rights; whoever is not root has none after exec anyway.
+        libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0);
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn write_file(path: &std::ffi::CStr, text: &[u8]) -> Result<(), Errno> {
+    // SAFETY: async-signal-safe calls with texts that outlive them; the descriptor is closed before it is lost.
+    unsafe {
+        let fd = Errno::result(libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        let written = Errno::result(libc::write(fd, text.as_ptr().cast(), text.len()));
+        libc::close(fd);
+        written.map(drop)
+    }
 }
 
 /// All signals at their defaults, none blocked.

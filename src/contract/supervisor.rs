@@ -21,8 +21,9 @@ use tokio::{
 };
 
 use super::{
-    LAUNCHER_ARG, NplPort, RunReport, RunSpec,
+    LAUNCHER_ARG, Limits, NplPort, Overlay, RunReport, RunSpec,
     control::{self, BODY_BYTES_MAX, Header, PIECE_BYTES, Reply, Request, Step},
+    limits::OsLimits,
     log::LogQueue,
     run,
 };
@@ -126,6 +127,40 @@ impl Launcher {
             *idle = Some(connection);
         }
         result
+    }
+
+    /// Whether a run with this overlay in `dir` would get it: mounts it once, for nobody.
+    pub async fn probe(&self, dir: &Path, overlay: Overlay) -> Result<(), LaunchError> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let mut idle = self.0.idle.lock().await;
+        let connection = match idle.take().filter(Connection::is_alive) {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let request = Request {
+            // There is no such program: all that is before it has worked when that is what fails.
+            path: b"/dev/null/none".to_vec(),
+            argv: Vec::new(),
+            env: Vec::new(),
+            dir: dir.as_os_str().as_bytes().to_vec(),
+            limits: OsLimits::of(&Limits::default(), 0),
+            mount: Some(run::mount(overlay)),
+        };
+        let null = std::fs::File::open("/dev/null").map_err(|source| LaunchError::Pipe { users: 0, source })?;
+        let channel = connection.channel()?;
+        let asked = async {
+            channel.request(&request, 3).await?;
+            channel.descriptors(&[null.as_raw_fd(); 3]).await?;
+            channel.reply().await
+        };
+        let reply = timeout(KILL_TIME_MAX, asked).await.map_err(|_| LaunchError::Unresponsive)??;
+        drop(channel);
+        *idle = Some(connection);
+        match reply {
+            Reply::NotStarted { step: Step::Exec, .. } => Ok(()),
+            Reply::NotStarted { step, errno } => Err(not_started(step, "a contract".into(), errno)),
+            Reply::Ended { .. } => unreachable!("there is no such program"),
+        }
     }
 
     /// Waits until no run is under way and nothing of a dropped or failed one is left.

@@ -21,9 +21,10 @@ use crate::{
         messages::Details,
     },
     contract::{
-        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts, npl,
+        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
+        fdlist::Facts, npl,
     },
-    state::{State, StateError},
+    state::{RunMount, StateError, StateStore},
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
 
@@ -107,7 +108,7 @@ pub struct Ran {
 
 /// The state and the root it should have.
 struct Held {
-    state: State,
+    state: Box<dyn StateStore>,
     root: Hash,
 }
 
@@ -149,7 +150,7 @@ pub fn party_line() -> (NplPort, NplEnds) {
 
 impl Executor {
     /// `root` is what the state should be: after the last executed ledger, or genesis.
-    pub fn new(launcher: Launcher, state: State, root: Hash, config: &Config) -> Executor {
+    pub fn new(launcher: Launcher, state: Box<dyn StateStore>, root: Hash, config: &Config) -> Executor {
         let contract = &config.contract;
         let limits = Limits {
             wall: Duration::from_millis(contract.time_limit_ms),
@@ -270,23 +271,24 @@ impl Executor {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
         self.check_room()?;
-        self.blocking(move |held| {
-            let root = held.root;
-            if held.state.snapshot_info().is_some_and(|(_, kept)| kept == root) {
-                // The runs since then changed nothing: the copy is this run's pre-state too.
-                return Ok(());
-            }
-            match held.state.snapshot(seq, root) {
-                Err(StateError::NotScanned) => {
-                    held.state.scan(true)?;
-                    Ok(held.state.snapshot(seq, root)?)
+        let overlay = self
+            .blocking(move |held| {
+                let root = held.root;
+                // Where the runs since then changed nothing, what is kept is this run's pre-state too.
+                if held.state.snapshot_info().is_none_or(|(_, kept)| kept != root) {
+                    match held.state.snapshot(seq, root) {
+                        Err(StateError::NotScanned) => {
+                            held.state.scan(true)?;
+                            held.state.snapshot(seq, root)?;
+                        }
+                        done => done?,
+                    }
                 }
-                done => Ok(done?),
-            }
-        })
-        .await?;
+                begin(held)
+            })
+            .await?;
 
-        let report = self.launch(execution, port).await?;
+        let report = self.launch(execution, port, overlay).await?;
         self.check_room()?;
         let mut status = match report.end {
             End::Status(status) => status,
@@ -345,10 +347,15 @@ impl Executor {
     }
 
     /// Runs the contract, again when this machine made it fail.
-    async fn launch(&self, execution: &Execution, mut port: NplPort) -> Result<RunReport, ExecError> {
+    async fn launch(
+        &self,
+        execution: &Execution,
+        mut port: NplPort,
+        mut overlay: Option<Overlay>,
+    ) -> Result<RunReport, ExecError> {
         let mut failures = 0;
         loop {
-            match self.launcher.run(self.spec(execution), port).await {
+            match self.launcher.run(self.spec(execution, overlay), port).await {
                 Ok(report) => return Ok(report),
                 Err(error) => {
                     failures += 1;
@@ -361,7 +368,11 @@ impl Executor {
                         "run failed, trying again"
                     );
                     self.launcher.settled().await?;
-                    self.blocking(|held| Ok(held.state.rollback().map(|_| ())?)).await?;
+                    let again = |held: &mut Held| {
+                        held.state.rollback()?;
+                        begin(held)
+                    };
+                    overlay = self.blocking(again).await?;
                     // The peers' messages of the first try are gone: the party line is best effort.
                     port = party_line().0;
                 }
@@ -369,7 +380,7 @@ impl Executor {
         }
     }
 
-    fn spec(&self, execution: &Execution) -> RunSpec {
+    fn spec(&self, execution: &Execution, overlay: Option<Overlay>) -> RunSpec {
         let plan = &self.plan;
         let mut users: Vec<UserInput> = execution
             .inputs
@@ -402,6 +413,7 @@ impl Executor {
             users,
             log_dir: plan.dir.join("log/contract"),
             npl_window: plan.npl_window,
+            overlay,
         }
     }
 
@@ -418,6 +430,12 @@ impl Executor {
         };
         tokio::task::spawn_blocking(lock).await.expect("file work does not panic")
     }
+}
+
+/// Makes the state ready for a run, and says what the run must see mounted.
+fn begin(held: &mut Held) -> Result<Option<Overlay>, ExecError> {
+    let mount = held.state.begin_run()?;
+    Ok(mount.map(|RunMount { target, lower, upper, work }| Overlay { target, lower, upper, work }))
 }
 
 fn auth(inputs: &[Input]) -> Auth {

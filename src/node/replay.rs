@@ -9,10 +9,10 @@ use super::{
 use tokio::sync::oneshot;
 
 use crate::{
-    config::Config,
+    config::{Config, StateBackend},
     consensus::{Execution, header::ExecResult},
     contract::{LaunchError, Launcher, NplIn, NplOut},
-    state::{State, StateError},
+    state::{self, Backend, StateError},
     types::{Hash, LimitKind, NodeKey, Status, UserKey},
 };
 
@@ -61,8 +61,13 @@ impl Replayer {
         let limit = Duration::from_millis(config.contract.time_limit_ms) * TIME_FACTOR;
         config.contract.time_limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let dir = config.dir.clone();
+        // As the network's runs: a contract can tell the one from the other.
+        let backend = match config.contract.state_backend {
+            StateBackend::Overlay => Backend::Overlay,
+            StateBackend::Shadow | StateBackend::Auto => Backend::Shadow,
+        };
         let (state, root, leaves) = tokio::task::spawn_blocking(move || {
-            let mut state = State::open(&dir)?;
+            let mut state = state::open(&dir, backend, None)?;
             let root = state.scan(false)?.root;
             let leaves = state.leaves(exec::DETAILS_MAX);
             Ok::<_, StateError>((state, root, leaves))

@@ -274,6 +274,7 @@ impl Node {
         let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
+        let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
@@ -290,6 +291,7 @@ impl Node {
             "split": summary.split,
             "diverged": self.halted_runs,
             "state_root": summary.state_root.to_string(),
+            "state_kept": state_kept,
             "unl": names(self.core.unl()),
             "live": names(&live_members),
             "suspects": names(&summary.suspects),

@@ -11,19 +11,20 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, control::Control, report::Report};
+use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, report::Report};
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
         self, Consensus, Crypto, Params,
         header::{Genesis, VERSION},
+        journal::Journal,
     },
     contract::{LaunchError, Launcher, raise_nofile_limit},
     crypto::{self, SecretKey},
     gateway::{self, Gateway, GatewayConfig, GatewayError},
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
-    state::{State, StateError},
+    state::{self, StateError, StateStore},
     types::{Hash, NodeKey, Sig},
     wire::{self, Hello, PROTOCOL},
 };
@@ -67,6 +68,16 @@ pub enum NodeError {
         mine: String,
         /// Value of the chain.
         chain: String,
+    },
+    /// The configuration asks for a way to keep the state that does not work on this machine.
+    #[error(
+        "contract.state_backend in {file} is \"overlay\", which does not work here: {why}; take \"shadow\" or \"auto\""
+    )]
+    Overlay {
+        /// The file.
+        file: PathBuf,
+        /// What failed.
+        why: String,
     },
     /// The folder's database is of another contract.
     #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
@@ -121,7 +132,7 @@ impl NodeError {
 
     /// The configuration does not fit the chain.
     pub fn is_config(&self) -> bool {
-        matches!(self, NodeError::Shared { .. } | NodeError::Contract { .. })
+        matches!(self, NodeError::Shared { .. } | NodeError::Contract { .. } | NodeError::Overlay { .. })
     }
 }
 
@@ -165,13 +176,21 @@ impl Node {
         let lock = Lock::take(&config.dir)?;
         let nofile = raise_nofile_limit();
         let mut store = Store::open(&config.dir)?;
+        let launcher = Launcher::start(exe)?;
+        let chosen = backend::choose(&config, &launcher).await?;
+        let kept = store.load(config.consensus.input_window)?;
+        let expected = kept.as_ref().map(Journal::state_root);
         let state = {
-            let dir = config.dir.clone();
-            tokio::task::spawn_blocking(move || State::open(&dir)).await.expect("opening does not panic")?
+            let (dir, backend) = (config.dir.clone(), chosen.backend);
+            let open = move || state::open(&dir, backend, expected);
+            tokio::task::spawn_blocking(open).await.expect("opening does not panic")?
         };
         let (genesis, state) = genesis(&config, &mut store, state).await?;
         let shared = config.shared();
-        let journal = store.load(config.consensus.input_window)?.expect("the genesis is stored");
+        let journal = match kept {
+            Some(journal) => journal,
+            None => store.load(config.consensus.input_window)?.expect("the genesis is stored"),
+        };
         compare_unl(&config, &genesis, &journal.unl);
         let root = journal.state_root();
         let cut = journal.may_need_rollback();
@@ -179,7 +198,6 @@ impl Node {
 
         let mut report = Report::default();
         report.restore_evidence(store.proven()?);
-        let launcher = Launcher::start(exe)?;
         let executor = Executor::new(launcher, state, root, &config);
         executor.check_room()?;
         if !cut {
@@ -268,6 +286,7 @@ impl Node {
             serving_ranges: BTreeSet::new(),
             served_tx,
             served,
+            state_kept: chosen,
             told_tx,
             told,
             asking: Default::default(),
@@ -282,7 +301,11 @@ impl Node {
 }
 
 /// The chain's genesis: the stored one if it fits the configuration, else a new one, stored.
-async fn genesis(config: &Config, store: &mut Store, state: State) -> Result<(Genesis, State), NodeError> {
+async fn genesis(
+    config: &Config,
+    store: &mut Store,
+    state: Box<dyn StateStore>,
+) -> Result<(Genesis, Box<dyn StateStore>), NodeError> {
     let file = || config.file.clone();
     let shared = config.shared();
     if let Some(genesis) = store.genesis()? {

@@ -11,7 +11,7 @@ use std::{
 use super::{
     StateError,
     disk::{at, open_read},
-    scan::{Index, PATH_BYTES_MAX, join},
+    scan::{PATH_BYTES_MAX, join},
 };
 use crate::types::Seq;
 
@@ -24,8 +24,8 @@ pub const DIAGNOSIS_ENTRIES_MAX: usize = 10_000;
 /// Diagnoses kept in `diag/`. Past it the one of the lowest ledger is removed.
 pub const DIAGNOSES_MAX: usize = 8;
 
-/// See `State::keep_diagnosis`.
-pub(super) fn keep(dir: &Path, live: &Index, copy: Option<&Index>, seq: Seq) -> Result<PathBuf, StateError> {
+/// See `StateStore::keep_diagnosis`; `top` is the folder, `same` says which of its paths are as before the run.
+pub(super) fn keep(dir: &Path, top: &Path, same: &dyn Fn(&[u8]) -> bool, seq: Seq) -> Result<PathBuf, StateError> {
     let diag = dir.join("diag");
     fs::create_dir_all(&diag).map_err(at("create folder", &diag))?;
     let kept = diag.join(seq.to_string());
@@ -34,18 +34,14 @@ pub(super) fn keep(dir: &Path, live: &Index, copy: Option<&Index>, seq: Seq) -> 
     fs::create_dir_all(&target).map_err(at("create folder", &target))?;
 
     let mut omitted = String::new();
-    let (mut paths, whole) = list(live.top(), &mut omitted);
+    let (mut paths, whole) = list(top, &mut omitted);
     if !whole {
         omitted.push_str("more than is listed here\n");
     }
-    let same = |path: &[u8]| {
-        let leaf = |index: &Index| index.entries.get(path).map(|entry| entry.leaf);
-        leaf(live).is_some() && leaf(live) == copy.and_then(leaf)
-    };
     paths.sort_by_cached_key(|path| (same(path), path.clone()));
     let mut bytes_left = DIAGNOSIS_BYTES_MAX;
     for path in paths {
-        let (from, to) = (live.full(&path), target.join(OsStr::from_bytes(&path)));
+        let (from, to) = (top.join(OsStr::from_bytes(&path)), target.join(OsStr::from_bytes(&path)));
         match keep_one(&from, &to, bytes_left) {
             Ok(bytes) => bytes_left = bytes_left.saturating_sub(bytes),
             Err(reason) if reason.kind() == io::ErrorKind::StorageFull => return Err(at("write", &to)(reason)),

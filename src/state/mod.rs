@@ -27,30 +27,39 @@
 //!
 //! Alike on every node, so that it can be voted as `Limit(State)`: see [`Forbidden`].
 //!
-//! # The copy
+//! # How it is kept
 //!
-//! `hist/shadow/copy/` holds the pre-state of the last run, `hist/shadow/intent` says what it is worth. Copies only,
-//! never hard links: a contract that writes in place must not reach them. Only blocks that differ are written.
+//! Behind one trait, [`StateStore`], are two ways to get back to the state before a run: [`Backend::Shadow`] (a copy)
+//! and [`Backend::Overlay`] (the run writes into a folder of its own). The root is the same with both.
 
 mod cache;
+mod clock;
+#[cfg(all(test, target_os = "linux"))]
+mod conformance;
 mod diagnosis;
 mod disk;
+mod intent;
 mod merkle;
+mod mirror;
+#[cfg(target_os = "linux")]
+mod overlay;
+#[cfg(target_os = "linux")]
+mod plan;
 mod scan;
 mod shadow;
 #[cfg(test)]
 mod tests;
+#[cfg(target_os = "linux")]
+mod upper;
 
 use std::{
-    collections::BTreeSet,
     ffi::OsStr,
-    fs::File,
-    io,
-    os::unix::{ffi::OsStrExt, fs::FileExt},
+    fmt, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
-use tracing::warn;
+use tracing::info;
 
 pub use self::{
     diagnosis::{DIAGNOSES_MAX, DIAGNOSIS_BYTES_MAX, DIAGNOSIS_ENTRIES_MAX},
@@ -59,8 +68,8 @@ pub use self::{
 };
 use self::{
     disk::{Disk, at},
-    scan::{Index, Stat, Totals},
-    shadow::{Intent, IntentFile, Modes, mirror, prune},
+    mirror::remove_tree,
+    shadow::Shadow,
 };
 use crate::types::{Hash, Seq};
 
@@ -157,6 +166,9 @@ pub enum StateError {
         /// The record.
         path: PathBuf,
     },
+    /// The backend asked for is none of this system's.
+    #[error("state_backend \"{0}\" does not exist on this system")]
+    NoBackend(Backend),
 }
 
 /// What a scan found.
@@ -175,244 +187,181 @@ pub struct Scan {
     pub read: u64,
 }
 
-/// The contract's folder `state/` and the copy of its pre-state.
-#[derive(Debug)]
-pub struct State {
-    dir: PathBuf,
-    disk: Disk,
-    live: Index,
-    /// The copy as it is on the disk; `None` when it has to be looked at first.
-    copy: Option<Index>,
-    intent: IntentFile,
-    /// A file that is written to learn the file system's time.
-    clock: File,
-    clock_path: PathBuf,
-    /// The root of the last scan; `None` when the last one failed.
-    scanned: Option<Hash>,
-    /// Paths at which `live` and `copy` may differ; `None` when all must be compared.
-    dirty: Option<BTreeSet<Vec<u8>>>,
+/// A way to keep `state/` and to get back to what it was before a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The contract works in `state/` itself; a copy holds the state before. Everywhere.
+    Shadow,
+    /// The run's changes go to a folder of their own, which Linux lays over `state/` for the run alone.
+    Overlay,
 }
 
-impl State {
-    /// Opens the contract folder `dir`: the state in `dir/state`, the copy in `dir/hist/shadow/`, both created when
-    /// missing. Finishes a snapshot or a roll back that a crash cut.
-    ///
-    /// Reads the copy whole, but for what [`State::save_cache`] kept of it. A finished copy that is damaged counts as none (and is logged); a cut snapshot or roll
-    /// back that cannot be finished because the right one of the folders is damaged is [`StateError::Root`].
-    pub fn open(dir: &Path) -> Result<State, StateError> {
-        State::open_on(dir, Disk::default())
-    }
-
-    fn open_on(dir: &Path, disk: Disk) -> Result<State, StateError> {
-        let shadow = dir.join("hist/shadow");
-        ensure_dir(&disk, &dir.join("state"))?;
-        ensure_dir(&disk, &dir.join("hist"))?;
-        ensure_dir(&disk, &shadow)?;
-        ensure_dir(&disk, &shadow.join("copy"))?;
-        let intent = IntentFile::open(&disk, &shadow.join("intent"))?;
-        let clock_path = shadow.join("clock");
-        let clock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&clock_path)
-            .map_err(at("open", &clock_path))?;
-        let mut state = State {
-            dir: dir.to_path_buf(),
-            disk,
-            live: Index::new(dir.join("state")),
-            copy: None,
-            intent,
-            clock,
-            clock_path,
-            scanned: None,
-            dirty: None,
-        };
-        let mut copy = Index::new(shadow.join("copy"));
-        cache::load(&state.cache_path(), &mut state.live, &mut copy);
-        match state.intent.intent {
-            Intent::Empty => {}
-            Intent::Clean { root, .. } => match state.read_copy(copy, root) {
-                Ok(copy) => state.copy = Some(copy),
-                Err(error) => warn!(%error, "the copy of the state is damaged; there is no pre-state to roll back to"),
-            },
-            Intent::Updating { seq, root } => {
-                state.scan(true)?;
-                state.snapshot(seq, root)?;
-            }
-            Intent::RollingBack { root, .. } => {
-                state.copy = Some(state.read_copy(copy, root)?);
-                state.rollback()?;
-            }
+impl Backend {
+    /// Its folder in `hist/`, and its name in the configuration.
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Shadow => "shadow",
+            Backend::Overlay => "overlay",
         }
-        Ok(state)
     }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a run must see at `target` instead of what is there: `lower` with all changes going to `upper`. Paths are
+/// relative to the contract folder and free of characters that a mount option gives a meaning to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunMount {
+    /// Where the contract finds its state.
+    pub target: &'static str,
+    /// What stays as it is.
+    pub lower: &'static str,
+    /// Where changes go.
+    pub upper: &'static str,
+    /// A scratch folder of the kernel's, on the same file system as `upper`.
+    pub work: &'static str,
+}
+
+/// The contract's folder `state/`, and the way back to its pre-state: the state before the last run.
+///
+/// A run is: `snapshot`, `begin_run`, the contract, then `scan` or `rollback`. Whatever cuts it, and however often,
+/// the next `open` finds exactly the pre-state, or exactly the post-state with the pre-state to roll back to.
+pub trait StateStore: fmt::Debug + Send {
+    /// Which this is.
+    fn backend(&self) -> Backend;
 
     /// The root of `state/` as it is now, reading only what may have changed since the last scan.
     ///
     /// With `durable`, everything hashed is on the disk when this returns. [`StateError::Forbidden`] when the contract
     /// left something that cannot be agreed on. Gives the owner back the right to read (0400) where a file lacks it,
     /// and all rights (0700) to folders.
-    pub fn scan(&mut self, durable: bool) -> Result<Scan, StateError> {
-        if let Intent::RollingBack { seq, .. } = self.intent.intent {
-            return Err(StateError::Unfinished { seq });
-        }
-        let Totals { entries, bytes, read } = self.scan_live()?;
-        if durable {
-            self.live.sync(&self.disk)?;
-        }
-        let changed = self.live.take_changed();
-        let root = self.live.root();
-        let scan = Scan { root, changed: changed.iter().cloned().collect(), files: entries, bytes, read };
-        if let Some(dirty) = &mut self.dirty {
-            dirty.extend(changed);
-        }
-        self.scanned = Some(scan.root);
-        Ok(scan)
-    }
+    fn scan(&mut self, durable: bool) -> Result<Scan, StateError>;
 
-    /// Makes the next scan read every byte again, whatever the stamps of the files say.
-    pub fn distrust(&mut self) {
-        self.live.distrust();
-    }
+    /// Makes the next scan of all of `state/` read every byte again, whatever the stamps of the files say.
+    fn distrust(&mut self);
 
-    /// Makes the copy equal to `state/` as of the last scan, which gave `root`: the pre-state of the run of `seq`.
+    /// Makes `state/` as of the last scan, which gave `root`, the pre-state of the run of `seq`.
     ///
-    /// Durable, `state/` included. Writes only what changed since the last snapshot. After an error there is no
+    /// Durable, `state/` included. Writes only what changed since the last snapshot. After an error there may be no
     /// snapshot until a later call succeeds: the contract must not run, and `state/` must not change.
-    pub fn snapshot(&mut self, seq: Seq, root: Hash) -> Result<(), StateError> {
-        if let Intent::RollingBack { seq, .. } = self.intent.intent {
-            return Err(StateError::Unfinished { seq });
-        }
-        let found = self.scanned.ok_or(StateError::NotScanned)?;
-        expect_root(self.live.top(), root, found)?;
-        self.live.sync(&self.disk)?;
+    fn snapshot(&mut self, seq: Seq, root: Hash) -> Result<(), StateError>;
 
-        let unchanged = matches!(self.intent.intent, Intent::Clean { root: old, .. } if old == root);
-        if !(unchanged && self.copy.is_some()) {
-            self.intent.write(&self.disk, Intent::Updating { seq, root })?;
-            // Taken out: should this fail, the copy is looked at again.
-            let copy = match (self.copy.take(), self.dirty.take()) {
-                (Some(mut copy), Some(dirty)) => {
-                    mirror(&self.disk, &self.live, &mut copy, &dirty, Modes::Copy)?;
-                    copy
-                }
-                (copy, _) => self.whole_copy(copy)?,
-            };
-            expect_root(copy.top(), root, copy.root())?;
-            self.copy = Some(copy);
-        }
-        self.dirty = Some(BTreeSet::new());
-        self.intent.write(&self.disk, Intent::Clean { seq, root })
-    }
+    /// The run whose pre-state can be rolled back to, and its root; `None` when there is none.
+    fn snapshot_info(&self) -> Option<(Seq, Hash)>;
 
-    /// The run whose pre-state the copy holds, and its root; `None` when there is no finished copy.
-    pub fn snapshot_info(&self) -> Option<(Seq, Hash)> {
-        match self.intent.intent {
-            Intent::Clean { seq, root } if self.copy.is_some() => Some((seq, root)),
-            _ => None,
-        }
-    }
-
-    /// Makes `state/` equal to the copy again, whatever the contract left there, and returns its root. Durable.
+    /// Makes ready for the contract, which may start when this returns; what it must see mounted, if anything.
     ///
-    /// [`StateError::NoSnapshot`] when there is no finished copy. After any other error `state/` is between the two:
-    /// call again, or open again.
-    pub fn rollback(&mut self) -> Result<Hash, StateError> {
-        let (seq, root) = match self.intent.intent {
-            Intent::Clean { seq, root } | Intent::RollingBack { seq, root } => (seq, root),
-            Intent::Empty | Intent::Updating { .. } => return Err(StateError::NoSnapshot),
-        };
-        let copy = self.copy.take().ok_or(StateError::NoSnapshot)?;
-        let done = self.restore(&copy, seq, root);
-        self.copy = Some(copy);
-        done.map(|()| root)
-    }
+    /// Needs a snapshot of what `state/` now is: [`StateError::NotScanned`] otherwise.
+    fn begin_run(&mut self) -> Result<Option<RunMount>, StateError>;
 
-    fn restore(&mut self, copy: &Index, seq: Seq, root: Hash) -> Result<(), StateError> {
-        self.scanned = None;
-        self.dirty = None;
-        if !matches!(self.intent.intent, Intent::RollingBack { .. }) {
-            self.intent.write(&self.disk, Intent::RollingBack { seq, root })?;
-        }
-        prune(&self.disk, self.live.top(), copy)?;
-        self.scan_live()?;
-        let differing = differing(copy, &self.live);
-        mirror(&self.disk, copy, &mut self.live, &differing, Modes::State)?;
-        self.scan_live()?;
-        self.live.sync(&self.disk)?;
-        expect_root(self.live.top(), root, self.live.root())?;
-        self.intent.write(&self.disk, Intent::Clean { seq, root })?;
-        self.live.take_changed();
-        self.scanned = Some(root);
-        self.dirty = Some(BTreeSet::new());
-        Ok(())
-    }
+    /// Makes `state/` the pre-state again, whatever the contract left, and returns its root. Durable.
+    ///
+    /// [`StateError::NoSnapshot`] when there is no pre-state. After any other error `state/` is between the two: call
+    /// again, or open again.
+    fn rollback(&mut self) -> Result<Hash, StateError>;
 
     /// The first `max` leaves of the last scan as (path, leaf hash), by path: what tells two nodes where they differ.
-    pub fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)> {
-        self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
-    }
+    fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)>;
 
     /// Copies `state/` to `diag/<seq>/state/`, so that an operator can look at it after a roll back, and returns
     /// `diag/<seq>`. What differs from the pre-state comes first; `diag/<seq>/omitted.txt` lists what was left out.
     ///
     /// Bounded by [`DIAGNOSIS_ENTRIES_MAX`] and [`DIAGNOSIS_BYTES_MAX`]; of all diagnoses the last [`DIAGNOSES_MAX`]
     /// are kept. Not durable.
-    pub fn keep_diagnosis(&self, seq: Seq) -> Result<PathBuf, StateError> {
-        diagnosis::keep(&self.dir, &self.live, self.copy.as_ref(), seq)
-    }
+    fn keep_diagnosis(&self, seq: Seq) -> Result<PathBuf, StateError>;
 
     /// Keeps what is known of the files for the next `open`, which then reads only what changed. For an orderly stop;
     /// without it the next `open` is slower, and no different. Linux only: elsewhere it does nothing.
-    pub fn save_cache(&self) -> Result<(), StateError> {
-        cache::save(&self.disk, &self.cache_path(), &self.live, self.copy.as_ref(), self.now_ns()?)
-    }
+    fn save_cache(&self) -> Result<(), StateError>;
+}
 
-    fn scan_live(&mut self) -> Result<Totals, StateError> {
-        self.scanned = None;
-        let now_ns = self.now_ns()?;
-        self.live.scan(&self.disk, now_ns)
+/// Opens the contract folder `dir`: the state in `dir/state`, what the backend needs in `dir/hist/`, both created when
+/// missing. Finishes what a crash cut.
+///
+/// `expected` is the root by the chain, if there is a chain: when the folder was kept by the other backend until now,
+/// and that one can roll back to `expected`, it does so before it is retired.
+pub fn open(dir: &Path, backend: Backend, expected: Option<Hash>) -> Result<Box<dyn StateStore>, StateError> {
+    let other = match backend {
+        Backend::Shadow => Backend::Overlay,
+        Backend::Overlay => Backend::Shadow,
+    };
+    let disk = Disk::default();
+    let left = dir.join("hist").join(other.name());
+    if std::fs::symlink_metadata(&left).is_ok() {
+        let mut old = open_backend(dir, other)?;
+        if let (Some((_, root)), Some(expected)) = (old.snapshot_info(), expected)
+            && root == expected
+        {
+            old.rollback()?;
+        }
+        drop(old);
+        info!(from = %other, to = %backend, "the state is kept in another way from now on");
+        // Under a name of no meaning first: a folder that is half gone must not be opened again.
+        let retired = dir.join("hist/.retired");
+        if std::fs::symlink_metadata(&retired).is_ok() {
+            remove_tree(&disk, &dir.join("hist"), retired.clone())?;
+        }
+        disk.rename(&left, &retired)?;
+        disk.sync_path(&dir.join("hist"))?;
+        remove_tree(&disk, &dir.join("hist"), retired)?;
     }
+    open_backend(dir, backend)
+}
 
-    /// The file system's own time, in the ticks that it stamps files with.
-    fn now_ns(&self) -> Result<i128, StateError> {
-        self.clock.write_all_at(b".", 0).map_err(at("write", &self.clock_path))?;
-        let meta = self.clock.metadata().map_err(at("look at", &self.clock_path))?;
-        Ok(Stat::of(&meta).mtime_ns())
-    }
+#[cfg(target_os = "linux")]
+fn open_backend(dir: &Path, backend: Backend) -> Result<Box<dyn StateStore>, StateError> {
+    Ok(match backend {
+        Backend::Shadow => Box::new(Shadow::open(dir)?),
+        Backend::Overlay => Box::new(overlay::Overlay::open(dir)?),
+    })
+}
 
-    fn copy_top(&self) -> PathBuf {
-        self.dir.join("hist/shadow/copy")
+#[cfg(not(target_os = "linux"))]
+fn open_backend(dir: &Path, backend: Backend) -> Result<Box<dyn StateStore>, StateError> {
+    match backend {
+        Backend::Shadow => Ok(Box::new(Shadow::open(dir)?)),
+        Backend::Overlay => Err(StateError::NoBackend(backend)),
     }
+}
 
-    fn cache_path(&self) -> PathBuf {
-        self.dir.join("hist/shadow/cache")
-    }
+/// What [`make_probe`] makes.
+const PROBE: RunMount = RunMount {
+    target: "hist/probe/lower",
+    lower: "hist/probe/lower",
+    upper: "hist/probe/upper",
+    work: "hist/probe/work",
+};
 
-    /// Reads the copy, which must have this root.
-    fn read_copy(&self, mut copy: Index, root: Hash) -> Result<Index, StateError> {
-        copy.scan(&self.disk, self.now_ns()?)?;
-        expect_root(copy.top(), root, copy.root())?;
-        Ok(copy)
+/// Folders to try a mount with, as a run of [`Backend::Overlay`] has them; `None` where none can work.
+pub fn make_probe(dir: &Path) -> Result<Option<RunMount>, StateError> {
+    let disk = Disk::default();
+    drop_probe(dir)?;
+    for folder in ["state", "hist", "hist/probe", PROBE.lower, PROBE.upper, PROBE.work] {
+        ensure_dir(&disk, &dir.join(folder))?;
     }
+    let device = |folder: &str| {
+        let path = dir.join(folder);
+        std::fs::symlink_metadata(&path).map(|meta| meta.dev()).map_err(at("look at", &path))
+    };
+    let one = device("state")? == device(PROBE.upper)?;
+    if !(one && cfg!(target_os = "linux")) {
+        drop_probe(dir)?;
+        return Ok(None);
+    }
+    Ok(Some(PROBE))
+}
 
-    /// Makes the copy equal to `state/` by comparing everything; without a known copy, with what is on the disk.
-    fn whole_copy(&self, known: Option<Index>) -> Result<Index, StateError> {
-        let mut copy = match known {
-            Some(copy) => copy,
-            None => {
-                let mut copy = Index::new(self.copy_top());
-                prune(&self.disk, copy.top(), &self.live)?;
-                copy.scan(&self.disk, self.now_ns()?)?;
-                copy
-            }
-        };
-        let differing = differing(&self.live, &copy);
-        mirror(&self.disk, &self.live, &mut copy, &differing, Modes::Copy)?;
-        Ok(copy)
+/// Removes what [`make_probe`] made.
+pub fn drop_probe(dir: &Path) -> Result<(), StateError> {
+    let probe = dir.join("hist/probe");
+    if std::fs::symlink_metadata(&probe).is_err() {
+        return Ok(());
     }
+    remove_tree(&Disk::default(), &dir.join("hist"), probe)
 }
 
 /// Creates a folder where nothing is, durably.
@@ -423,14 +372,6 @@ fn ensure_dir(disk: &Disk, path: &Path) -> Result<(), StateError> {
         Err(other) => return Err(at("look at", path)(other)),
     }
     path.parent().map_or(Ok(()), |above| disk.sync_path(above))
-}
-
-/// All paths whose leaf is not the same in both.
-fn differing(one: &Index, other: &Index) -> BTreeSet<Vec<u8>> {
-    let missing = |from: &Index, path: &Vec<u8>, leaf| from.entries.get(path).is_none_or(|found| found.leaf != leaf);
-    let changed = one.entries.iter().filter(|(path, entry)| missing(other, path, entry.leaf));
-    let gone = other.entries.iter().filter(|(path, _)| !one.entries.contains_key(*path));
-    changed.chain(gone).map(|(path, _)| path.clone()).collect()
 }
 
 fn expect_root(path: &Path, expected: Hash, found: Hash) -> Result<(), StateError> {

@@ -35,7 +35,7 @@ pub const BYTES_MAX: u64 = 1 << 40;
 
 /// From how many changed paths on the whole file system is synced instead of each path.
 #[cfg(target_os = "linux")]
-const SYNC_EACH_MAX: usize = 64;
+pub(super) const SYNC_EACH_MAX: usize = 64;
 
 /// A file stamped less than this before it was read is read again next time: a later write in the same tick of the
 /// kernel's clock (10 ms at most) would leave the same stamp.
@@ -318,6 +318,16 @@ impl Index {
         Ok(())
     }
 
+    /// As [`Index::put`], of what is on the disk already but for its name.
+    #[cfg(target_os = "linux")]
+    pub fn put_synced(&mut self, path: Vec<u8>, leaf: Leaf, blocks: Vec<Hash>) -> Result<(), StateError> {
+        self.put(path.clone(), leaf, blocks)?;
+        if leaf.kind == Kind::File {
+            self.unsynced.remove(&path);
+        }
+        Ok(())
+    }
+
     /// Notes that `path` was removed.
     pub fn forget(&mut self, path: &[u8]) {
         self.entries.remove(path);
@@ -351,11 +361,11 @@ pub(super) fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// The folder a path is in; empty for the top.
-fn parent(path: &[u8]) -> &[u8] {
+pub(super) fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|&byte| byte == b'/').map_or(b"", |slash| &path[..slash])
 }
 
-fn kind_of(meta: &Metadata) -> Result<Kind, Forbidden> {
+pub(super) fn kind_of(meta: &Metadata) -> Result<Kind, Forbidden> {
     let kind = meta.file_type();
     match () {
         () if kind.is_file() && meta.nlink() > 1 => Err(Forbidden::HardLink),
@@ -368,7 +378,7 @@ fn kind_of(meta: &Metadata) -> Result<Kind, Forbidden> {
     }
 }
 
-fn file_leaf(stat: Stat, blocks: &[Hash]) -> Leaf {
+pub(super) fn file_leaf(stat: Stat, blocks: &[Hash]) -> Leaf {
     Leaf { kind: Kind::File, executable: stat.mode & 0o100 != 0, size: stat.size, root: merkle::root_of(blocks) }
 }
 
@@ -415,7 +425,7 @@ pub(super) fn open_up(disk: &Disk, full: &Path, meta: Metadata) -> Result<Metada
     std::fs::symlink_metadata(full).map_err(at("look at", full))
 }
 
-fn open_file(disk: &Disk, full: &Path, meta: Metadata) -> Result<(File, Stat), StateError> {
+pub(super) fn open_file(disk: &Disk, full: &Path, meta: Metadata) -> Result<(File, Stat), StateError> {
     let stat = Stat::of(&open_up(disk, full, meta)?);
     let file = open_read(full).map_err(at("open", full))?;
     let opened = Stat::of(&file.metadata().map_err(at("look at", full))?);
@@ -427,7 +437,7 @@ fn open_file(disk: &Disk, full: &Path, meta: Metadata) -> Result<(File, Stat), S
 }
 
 /// Hashes of all blocks; an error when the file is not what `stat` says, before or after.
-fn read_blocks(mut file: &File, full: &Path, stat: Stat, block: &mut [u8]) -> Result<Vec<Hash>, StateError> {
+pub(super) fn read_blocks(mut file: &File, full: &Path, stat: Stat, block: &mut [u8]) -> Result<Vec<Hash>, StateError> {
     let mut blocks = Vec::new();
     let mut size = 0;
     loop {

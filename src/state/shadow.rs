@@ -1,31 +1,41 @@
-//! The copy of the pre-state: what it is worth (the intent record), and making one folder equal to another.
+//! The portable backend: the contract works in `state/` itself, and a copy holds the state before.
+//!
+//! `hist/shadow/copy/` holds the pre-state of the last run, `hist/shadow/intent` says what it is worth. Copies only,
+//! never hard links: a contract that writes in place must not reach them. Only blocks that differ are written.
+//!
+//! # What is read
+//!
+//! After a run every path is looked at (`stat`), and a file is read when its stamps say that it may have changed; that
+//! is known exactly. *Which* of its blocks changed is known only by reading all of it: no system tells what a program
+//! wrote, least of all through a mapping. So a change of 4 KB costs reading and hashing its file, and writing one
+//! block of 64 KiB to the copy, as the hashes of all blocks are remembered. A file of a few gigabytes that changes
+//! each round makes the rounds slow; the same in files of a megabyte does not.
 
 use std::{
     collections::BTreeSet,
-    ffi::OsStr,
-    fs::File,
-    io,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{FileExt, MetadataExt},
-    },
     path::{Path, PathBuf},
 };
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use tracing::warn;
 
 use super::{
-    StateError,
-    disk::{Disk, at, open_read, open_write},
-    merkle::{BLOCK_BYTES, Kind, block_hash},
-    scan::{Entry, Index, join, open_up, symlink_leaf},
+    Backend, RunMount, Scan, StateError, StateStore, cache,
+    clock::Clock,
+    diagnosis,
+    disk::Disk,
+    ensure_dir, expect_root,
+    intent::{IntentFile, Record},
+    mirror::{Modes, mirror, prune},
+    scan::{Index, Totals},
 };
 use crate::types::{Hash, Seq};
 
 /// What the copy is worth. It is written, and durable, before the first change that it announces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize)]
 pub(super) enum Intent {
     /// No pre-state was ever kept.
+    #[default]
     Empty,
     /// The copy is the pre-state of the run of `seq`.
     Clean { seq: Seq, root: Hash },
@@ -35,339 +45,230 @@ pub(super) enum Intent {
     RollingBack { seq: Seq, root: Hash },
 }
 
-/// Bytes between the two places of the intent record: a sector or a page, so that writing one never tears the other.
-const SLOT_BYTES: u64 = 4096;
+impl Record for Intent {}
 
-/// Bytes of one record at most; a longer one is damage.
-const RECORD_BYTES_MAX: usize = 128;
-
-/// Where the intent is kept: two slots written in turn, each with a counter and a hash, so that one durable write of
-/// one sector replaces the record and a torn write leaves the one before.
+/// The contract's folder `state/` and the copy of its pre-state.
 #[derive(Debug)]
-pub(super) struct IntentFile {
-    file: File,
-    path: PathBuf,
-    counter: u64,
-    pub intent: Intent,
+pub(super) struct Shadow {
+    dir: PathBuf,
+    pub(super) disk: Disk,
+    live: Index,
+    /// The copy as it is on the disk; `None` when it has to be looked at first.
+    pub(super) copy: Option<Index>,
+    pub(super) intent: IntentFile<Intent>,
+    pub(super) clock: Clock,
+    /// The root of the last scan; `None` when the last one failed.
+    scanned: Option<Hash>,
+    /// Paths at which `live` and `copy` may differ; `None` when all must be compared.
+    dirty: Option<BTreeSet<Vec<u8>>>,
 }
 
-impl IntentFile {
-    /// Opens the record, or makes it with `Intent::Empty`. Errors when neither slot holds a whole record.
-    pub fn open(disk: &Disk, path: &Path) -> Result<IntentFile, StateError> {
-        match open_write(path) {
-            Ok(file) => IntentFile::read(file, path),
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => IntentFile::new(disk, path),
-            Err(other) => Err(at("open", path)(other)),
-        }
+impl Shadow {
+    /// Opens the contract folder `dir`: the state in `dir/state`, the copy in `dir/hist/shadow/`, both created when
+    /// missing. Finishes a snapshot or a roll back that a crash cut.
+    ///
+    /// Reads the copy whole, but for what [`StateStore::save_cache`] kept of it. A finished copy that is damaged counts
+    /// as none (and is logged); a cut snapshot or roll back that cannot be finished because the right one of the
+    /// folders is damaged is [`StateError::Root`].
+    pub fn open(dir: &Path) -> Result<Shadow, StateError> {
+        Shadow::open_on(dir, Disk::default())
     }
 
-    fn new(disk: &Disk, path: &Path) -> Result<IntentFile, StateError> {
-        let fresh = path.with_extension("new");
-        match std::fs::symlink_metadata(&fresh) {
-            Ok(_) => disk.remove_file(&fresh)?,
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
-            Err(other) => return Err(at("look at", &fresh)(other)),
-        }
-        let file = disk.create(&fresh, 0o600)?;
-        // Both slots in full, so that writing one later allocates nothing and its sync is one write.
-        let mut slots = record(0, Intent::Empty);
-        slots.resize(2 * SLOT_BYTES as usize, 0);
-        disk.write_at(&file, &fresh, &slots, 0)?;
-        disk.sync(&file, &fresh)?;
-        disk.rename(&fresh, path)?;
-        if let Some(folder) = path.parent() {
-            disk.sync_path(folder)?;
-        }
-        Ok(IntentFile { file, path: path.to_path_buf(), counter: 0, intent: Intent::Empty })
-    }
-
-    fn read(file: File, path: &Path) -> Result<IntentFile, StateError> {
-        let slot = |number: u64| -> Result<Option<(u64, Intent)>, StateError> {
-            let mut bytes = [0; RECORD_BYTES_MAX];
-            match file.read_exact_at(&mut bytes, number * SLOT_BYTES) {
-                Ok(()) => Ok(parse_record(&bytes)),
-                Err(short) if short.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-                Err(other) => Err(at("read", path)(other)),
-            }
+    pub(super) fn open_on(dir: &Path, disk: Disk) -> Result<Shadow, StateError> {
+        let shadow = dir.join("hist/shadow");
+        ensure_dir(&disk, &dir.join("state"))?;
+        ensure_dir(&disk, &dir.join("hist"))?;
+        ensure_dir(&disk, &shadow)?;
+        ensure_dir(&disk, &shadow.join("copy"))?;
+        let intent = IntentFile::open(&disk, &shadow.join("intent"))?;
+        let clock = Clock::open(&shadow.join("clock"))?;
+        let mut state = Shadow {
+            dir: dir.to_path_buf(),
+            disk,
+            live: Index::new(dir.join("state")),
+            copy: None,
+            intent,
+            clock,
+            scanned: None,
+            dirty: None,
         };
-        let newest = [slot(0)?, slot(1)?].into_iter().flatten().max_by_key(|(counter, _)| *counter);
-        let (counter, intent) = newest.ok_or_else(|| StateError::Intent { path: path.to_path_buf() })?;
-        Ok(IntentFile { file, path: path.to_path_buf(), counter, intent })
+        let mut copy = Index::new(shadow.join("copy"));
+        cache::load(&state.cache_path(), &mut state.live, &mut copy);
+        match state.intent.intent {
+            Intent::Empty => {}
+            Intent::Clean { root, .. } => match state.read_copy(copy, root) {
+                Ok(copy) => state.copy = Some(copy),
+                Err(error) => warn!(%error, "the copy of the state is damaged; there is no pre-state to roll back to"),
+            },
+            Intent::Updating { seq, root } => {
+                state.scan(true)?;
+                state.snapshot(seq, root)?;
+            }
+            Intent::RollingBack { root, .. } => {
+                state.copy = Some(state.read_copy(copy, root)?);
+                state.rollback()?;
+            }
+        }
+        Ok(state)
     }
 
-    /// Replaces the record, durably. After an error either of the two may be on the disk.
-    pub fn write(&mut self, disk: &Disk, intent: Intent) -> Result<(), StateError> {
-        let counter = self.counter + 1;
-        disk.write_at(&self.file, &self.path, &record(counter, intent), counter % 2 * SLOT_BYTES)?;
-        disk.sync_data(&self.file, &self.path)?;
-        (self.counter, self.intent) = (counter, intent);
+    fn restore(&mut self, copy: &Index, seq: Seq, root: Hash) -> Result<(), StateError> {
+        self.scanned = None;
+        self.dirty = None;
+        if !matches!(self.intent.intent, Intent::RollingBack { .. }) {
+            self.intent.write(&self.disk, Intent::RollingBack { seq, root })?;
+        }
+        prune(&self.disk, self.live.top(), copy)?;
+        self.scan_live()?;
+        let differing = differing(copy, &self.live);
+        mirror(&self.disk, copy, &mut self.live, &differing, Modes::State)?;
+        self.scan_live()?;
+        self.live.sync(&self.disk)?;
+        expect_root(self.live.top(), root, self.live.root())?;
+        self.intent.write(&self.disk, Intent::Clean { seq, root })?;
+        self.live.take_changed();
+        self.scanned = Some(root);
+        self.dirty = Some(BTreeSet::new());
         Ok(())
     }
-}
 
-fn record(counter: u64, intent: Intent) -> Vec<u8> {
-    let body = borsh::to_vec(&(counter, intent)).expect("writing into memory does not fail");
-    let mut bytes = vec![u8::try_from(body.len()).expect("a record is a few dozen bytes")];
-    bytes.extend(&body);
-    bytes.extend(blake3::hash(&body).as_bytes());
-    bytes
-}
-
-fn parse_record(bytes: &[u8]) -> Option<(u64, Intent)> {
-    let (&len, rest) = bytes.split_first()?;
-    let (body, rest) = rest.split_at_checked(usize::from(len))?;
-    let hash: [u8; 32] = rest.get(..32)?.try_into().ok()?;
-    if blake3::hash(body) != hash {
-        return None;
+    fn scan_live(&mut self) -> Result<Totals, StateError> {
+        self.scanned = None;
+        let now_ns = self.clock.trusted_before_ns()?;
+        self.live.scan(&self.disk, now_ns)
     }
-    borsh::from_slice(body).ok()
-}
 
-/// How a folder's files are made: the copy is the supervisor's alone, `state/` is the contract's.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Modes {
-    Copy,
-    State,
-}
-
-impl Modes {
-    fn of(self, executable: bool) -> u32 {
-        match (self, executable) {
-            (Modes::Copy, false) => 0o600,
-            (Modes::Copy, true) => 0o700,
-            (Modes::State, false) => 0o644,
-            (Modes::State, true) => 0o755,
-        }
+    fn copy_top(&self) -> PathBuf {
+        self.dir.join("hist/shadow/copy")
     }
-}
 
-/// Makes `to` equal to `from` at `paths` and durable. Both must be as their folders are.
-///
-/// After an error `to` is somewhere between, on the disk and in memory.
-pub(super) fn mirror(
-    disk: &Disk,
-    from: &Index,
-    to: &mut Index,
-    paths: &BTreeSet<Vec<u8>>,
-    modes: Modes,
-) -> Result<(), StateError> {
-    // Backwards, so that a folder is empty when its turn comes.
-    for path in paths.iter().rev() {
-        let Some(old) = to.entries.get(path) else { continue };
-        if from.entries.get(path).is_some_and(|new| can_become(old, new)) {
-            continue;
-        }
-        let full = to.full(path);
-        match old.leaf.kind {
-            Kind::Folder => disk.remove_dir(&full)?,
-            Kind::File | Kind::Symlink => disk.remove_file(&full)?,
-        }
-        to.forget(path);
-        to.listed(path);
+    pub(super) fn cache_path(&self) -> PathBuf {
+        self.dir.join("hist/shadow/cache")
     }
-    let mut block = vec![0; BLOCK_BYTES];
-    for path in paths {
-        let Some(new) = from.entries.get(path) else { continue };
-        let (source, full) = (from.full(path), to.full(path));
-        let old = to.entries.get(path);
-        if old.is_none() {
-            to.listed(path);
-        }
-        let old = to.entries.get(path);
-        match (new.leaf.kind, old) {
-            (Kind::Folder | Kind::Symlink, Some(_)) => {}
-            (Kind::Folder, None) => {
-                disk.create_dir(&full)?;
-                disk.chmod(&full, modes.of(true))?;
+
+    /// Reads the copy, which must have this root.
+    fn read_copy(&self, mut copy: Index, root: Hash) -> Result<Index, StateError> {
+        copy.scan(&self.disk, self.clock.trusted_before_ns()?)?;
+        expect_root(copy.top(), root, copy.root())?;
+        Ok(copy)
+    }
+
+    /// Makes the copy equal to `state/` by comparing everything; without a known copy, with what is on the disk.
+    fn whole_copy(&self, known: Option<Index>) -> Result<Index, StateError> {
+        let mut copy = match known {
+            Some(copy) => copy,
+            None => {
+                let mut copy = Index::new(self.copy_top());
+                prune(&self.disk, copy.top(), &self.live)?;
+                copy.scan(&self.disk, self.clock.trusted_before_ns()?)?;
+                copy
             }
-            (Kind::Symlink, None) => {
-                let target = std::fs::read_link(&source).map_err(at("read symlink", &source))?;
-                if symlink_leaf(path, target.as_os_str().as_bytes())? != new.leaf {
-                    return Err(StateError::Changed { path: source });
-                }
-                disk.symlink(&target, &full)?;
-            }
-            (Kind::File, old) => patch(disk, &source, &full, new, old, modes, &mut block)?,
-        }
-        to.put(path.clone(), new.leaf, new.blocks.clone())?;
-    }
-    to.sync(disk)?;
-    to.retree();
-    Ok(())
-}
-
-/// Whether `old` can be changed into `new` where it is.
-fn can_become(old: &Entry, new: &Entry) -> bool {
-    old.leaf.kind == new.leaf.kind && (old.leaf.kind != Kind::Symlink || old.leaf == new.leaf)
-}
-
-/// Writes the blocks that differ, and no others. What it reads must hash to what was agreed on.
-fn patch(
-    disk: &Disk,
-    source: &Path,
-    full: &Path,
-    new: &Entry,
-    old: Option<&Entry>,
-    modes: Modes,
-    block: &mut [u8],
-) -> Result<(), StateError> {
-    let mode = modes.of(new.leaf.executable);
-    let file = match old {
-        None => disk.create(full, mode)?,
-        Some(old) => {
-            if old.stat.mode & 0o600 != 0o600 {
-                disk.chmod(full, (old.stat.mode | 0o600) & 0o7777)?;
-            }
-            open_write(full).map_err(at("open", full))?
-        }
-    };
-    let (old_size, old_blocks) = old.map_or((0, &[][..]), |old| (old.leaf.size, &old.blocks));
-    let size = new.leaf.size;
-    if size != old_size {
-        disk.set_len(&file, full, size)?;
-    }
-    // Opened for the first block that is needed: a file that only lost its tail, or a bit, is not.
-    let mut reader = None;
-    for (number, hash) in new.blocks.iter().enumerate().filter(|(number, hash)| old_blocks.get(*number) != Some(*hash))
-    {
-        let reader = match &reader {
-            Some(reader) => reader,
-            None => reader.insert(open_read(source).map_err(at("open", source))?),
         };
-        let offset = number as u64 * BLOCK_BYTES as u64;
-        let len = usize::try_from(size - offset).unwrap_or(usize::MAX).min(BLOCK_BYTES);
-        let bytes = &mut block[..len];
-        match reader.read_exact_at(bytes, offset) {
-            Ok(()) => {}
-            Err(short) if short.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(StateError::Changed { path: source.to_path_buf() });
-            }
-            Err(other) => return Err(at("read", source)(other)),
-        }
-        if block_hash(bytes) != *hash {
-            return Err(StateError::Changed { path: source.to_path_buf() });
-        }
-        // Behind the old end there are zeros already: what was a hole stays one.
-        if offset < old_size || bytes.iter().any(|&byte| byte != 0) {
-            disk.write_at(&file, full, bytes, offset)?;
-        }
+        let differing = differing(&self.live, &copy);
+        mirror(&self.disk, &self.live, &mut copy, &differing, Modes::Copy)?;
+        Ok(copy)
     }
-    let meta = file.metadata().map_err(at("look at", full))?;
-    let kept = old.is_some_and(|old| old.leaf.executable == new.leaf.executable) && meta.mode() & 0o600 == 0o600;
-    if !kept && meta.mode() & 0o7777 != mode {
-        disk.chmod(full, mode)?;
-    }
-    Ok(())
 }
 
-/// Removes from `top` whatever `wanted` has not, or has as another kind, or that must not be written through (a file
-/// with a second name): whatever the contract left there, of any kind, size and depth.
-pub(super) fn prune(disk: &Disk, top: &Path, wanted: &Index) -> Result<(), StateError> {
-    match std::fs::symlink_metadata(top) {
-        Ok(meta) if meta.is_dir() => {
-            open_up(disk, top, meta)?;
-        }
-        Ok(_) => {
-            disk.remove_file(top)?;
-            disk.create_dir(top)?;
-        }
-        Err(gone) if gone.kind() == io::ErrorKind::NotFound => disk.create_dir(top)?,
-        Err(other) => return Err(at("look at", top)(other)),
+impl StateStore for Shadow {
+    fn backend(&self) -> Backend {
+        Backend::Shadow
     }
-    if let Some(above) = top.parent() {
-        disk.sync_path(above)?;
+
+    fn scan(&mut self, durable: bool) -> Result<Scan, StateError> {
+        if let Intent::RollingBack { seq, .. } = self.intent.intent {
+            return Err(StateError::Unfinished { seq });
+        }
+        let Totals { entries, bytes, read } = self.scan_live()?;
+        if durable {
+            self.live.sync(&self.disk)?;
+        }
+        let changed = self.live.take_changed();
+        let root = self.live.root();
+        let scan = Scan { root, changed: changed.iter().cloned().collect(), files: entries, bytes, read };
+        if let Some(dirty) = &mut self.dirty {
+            dirty.extend(changed);
+        }
+        self.scanned = Some(scan.root);
+        Ok(scan)
     }
-    let mut folders = vec![Vec::new()];
-    while let Some(folder) = folders.pop() {
-        let full = if folder.is_empty() { top.to_path_buf() } else { top.join(OsStr::from_bytes(&folder)) };
-        // Until a listing shows nothing to remove: a listing taken while entries go may miss some.
-        loop {
-            let (mut removed, mut kept) = (false, Vec::new());
-            for entry in std::fs::read_dir(&full).map_err(at("list", &full))? {
-                let entry = entry.map_err(at("list", &full))?;
-                let path = join(&folder, entry.file_name().as_bytes());
-                let here = entry.path();
-                let meta = match entry.metadata() {
-                    Ok(meta) => meta,
-                    Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
-                    Err(other) => return Err(at("look at", &here)(other)),
-                };
-                let keep = match wanted.entries.get(&path).map(|wanted| wanted.leaf) {
-                    Some(leaf) if leaf.kind == Kind::Folder => meta.is_dir(),
-                    Some(leaf) if leaf.kind == Kind::File => meta.is_file() && meta.nlink() == 1,
-                    Some(leaf) if meta.is_symlink() => {
-                        let target = std::fs::read_link(&here).map_err(at("read symlink", &here))?;
-                        symlink_leaf(&path, target.as_os_str().as_bytes()).is_ok_and(|found| found == leaf)
-                    }
-                    _ => false,
-                };
-                match keep {
-                    true if meta.is_dir() => {
-                        open_up(disk, &here, meta)?;
-                        kept.push(path);
-                    }
-                    true => {}
-                    false if meta.is_dir() => {
-                        remove_tree(disk, top, here)?;
-                        removed = true;
-                    }
-                    false => {
-                        disk.remove_file(&here)?;
-                        removed = true;
-                    }
+
+    fn distrust(&mut self) {
+        self.live.distrust();
+    }
+
+    fn snapshot(&mut self, seq: Seq, root: Hash) -> Result<(), StateError> {
+        if let Intent::RollingBack { seq, .. } = self.intent.intent {
+            return Err(StateError::Unfinished { seq });
+        }
+        let found = self.scanned.ok_or(StateError::NotScanned)?;
+        expect_root(self.live.top(), root, found)?;
+        self.live.sync(&self.disk)?;
+
+        let unchanged = matches!(self.intent.intent, Intent::Clean { root: old, .. } if old == root);
+        if !(unchanged && self.copy.is_some()) {
+            self.intent.write(&self.disk, Intent::Updating { seq, root })?;
+            // Taken out: should this fail, the copy is looked at again.
+            let copy = match (self.copy.take(), self.dirty.take()) {
+                (Some(mut copy), Some(dirty)) => {
+                    mirror(&self.disk, &self.live, &mut copy, &dirty, Modes::Copy)?;
+                    copy
                 }
-            }
-            if !removed {
-                folders.extend(kept);
-                break;
-            }
+                (copy, _) => self.whole_copy(copy)?,
+            };
+            expect_root(copy.top(), root, copy.root())?;
+            self.copy = Some(copy);
+        }
+        self.dirty = Some(BTreeSet::new());
+        self.intent.write(&self.disk, Intent::Clean { seq, root })
+    }
+
+    fn snapshot_info(&self) -> Option<(Seq, Hash)> {
+        match self.intent.intent {
+            Intent::Clean { seq, root } if self.copy.is_some() => Some((seq, root)),
+            _ => None,
         }
     }
-    Ok(())
+
+    fn begin_run(&mut self) -> Result<Option<RunMount>, StateError> {
+        match (self.snapshot_info(), self.scanned) {
+            (Some((_, kept)), Some(found)) if kept == found => Ok(None),
+            _ => Err(StateError::NotScanned),
+        }
+    }
+
+    fn rollback(&mut self) -> Result<Hash, StateError> {
+        let (seq, root) = match self.intent.intent {
+            Intent::Clean { seq, root } | Intent::RollingBack { seq, root } => (seq, root),
+            Intent::Empty | Intent::Updating { .. } => return Err(StateError::NoSnapshot),
+        };
+        let copy = self.copy.take().ok_or(StateError::NoSnapshot)?;
+        let done = self.restore(&copy, seq, root);
+        self.copy = Some(copy);
+        done.map(|()| root)
+    }
+
+    fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)> {
+        self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
+    }
+
+    fn keep_diagnosis(&self, seq: Seq) -> Result<PathBuf, StateError> {
+        let same = |path: &[u8]| {
+            let leaf = |index: &Index| index.entries.get(path).map(|entry| entry.leaf);
+            leaf(&self.live).is_some() && leaf(&self.live) == self.copy.as_ref().and_then(leaf)
+        };
+        diagnosis::keep(&self.dir, self.live.top(), &same, seq)
+    }
+
+    fn save_cache(&self) -> Result<(), StateError> {
+        cache::save(&self.disk, &self.cache_path(), &self.live, self.copy.as_ref(), self.clock.trusted_before_ns()?)
+    }
 }
 
-/// Removes a folder of any depth: its folders are moved up to `top` first, so that no path grows too long, no
-/// descriptor stays open and nothing recurses.
-fn remove_tree(disk: &Disk, top: &Path, folder: PathBuf) -> Result<(), StateError> {
-    let mut moved = 0_u64;
-    let mut pending = vec![folder];
-    while let Some(folder) = pending.pop() {
-        let meta = std::fs::symlink_metadata(&folder).map_err(at("look at", &folder))?;
-        open_up(disk, &folder, meta)?;
-        loop {
-            let mut empty = true;
-            for entry in std::fs::read_dir(&folder).map_err(at("list", &folder))? {
-                let entry = entry.map_err(at("list", &folder))?;
-                let here = entry.path();
-                let meta = match entry.metadata() {
-                    Ok(meta) => meta,
-                    Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
-                    Err(other) => return Err(at("look at", &here)(other)),
-                };
-                empty = false;
-                if !meta.is_dir() {
-                    disk.remove_file(&here)?;
-                    continue;
-                }
-                // Moving a folder changes its `..`: that takes the right to write into it.
-                open_up(disk, &here, meta)?;
-                let aside = loop {
-                    let aside = top.join(format!(".removing-{moved}"));
-                    moved += 1;
-                    match std::fs::symlink_metadata(&aside) {
-                        Err(gone) if gone.kind() == io::ErrorKind::NotFound => break aside,
-                        Ok(_) => {}
-                        Err(other) => return Err(at("look at", &aside)(other)),
-                    }
-                };
-                disk.rename(&here, &aside)?;
-                pending.push(aside);
-            }
-            if empty {
-                break;
-            }
-        }
-        disk.remove_dir(&folder)?;
-    }
-    Ok(())
+/// All paths whose leaf is not the same in both.
+fn differing(one: &Index, other: &Index) -> BTreeSet<Vec<u8>> {
+    let missing = |from: &Index, path: &Vec<u8>, leaf| from.entries.get(path).is_none_or(|found| found.leaf != leaf);
+    let changed = one.entries.iter().filter(|(path, entry)| missing(other, path, entry.leaf));
+    let gone = other.entries.iter().filter(|(path, _)| !one.entries.contains_key(*path));
+    changed.chain(gone).map(|(path, _)| path.clone()).collect()
 }

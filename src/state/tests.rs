@@ -1,7 +1,7 @@
 //! Random trees, cuts at every step, and what a contract may leave behind.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::{
         fs::{FileExt, MetadataExt, PermissionsExt, symlink},
@@ -13,12 +13,17 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
+use super::{
+    intent::IntentFile,
+    scan::Index,
+    shadow::{Intent, Shadow},
+    *,
+};
 
 /// A tree, the slow and simple way: kind, executable bit, content.
-type Tree = BTreeMap<Vec<u8>, (char, bool, Vec<u8>)>;
+pub(super) type Tree = BTreeMap<Vec<u8>, (char, bool, Vec<u8>)>;
 
-fn tree_of(top: &Path) -> Tree {
+pub(super) fn tree_of(top: &Path) -> Tree {
     fn walk(folder: &Path, prefix: &[u8], tree: &mut Tree) {
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
@@ -42,7 +47,7 @@ fn tree_of(top: &Path) -> Tree {
 }
 
 /// The root as the module doc says, written without the module.
-fn root_by_the_book(tree: &Tree) -> Hash {
+pub(super) fn root_by_the_book(tree: &Tree) -> Hash {
     fn fold(mut level: Vec<[u8; 32]>) -> [u8; 32] {
         while level.len() > 1 {
             let odd = (level.len() % 2 == 1).then(|| level[level.len() - 1]);
@@ -73,13 +78,13 @@ fn root_by_the_book(tree: &Tree) -> Hash {
 
 struct Contract {
     dir: TempDir,
-    state: State,
+    state: Shadow,
 }
 
 impl Contract {
     fn new() -> Contract {
         let dir = tempfile::tempdir().unwrap();
-        let state = State::open(dir.path()).unwrap();
+        let state = Shadow::open(dir.path()).unwrap();
         Contract { dir, state }
     }
 
@@ -211,8 +216,9 @@ fn an_unchanged_tree_is_not_read_again_and_a_changed_file_alone_is() {
 }
 
 #[test]
-fn a_file_stamped_in_the_future_is_read_each_time() {
+fn where_stamps_are_coarse_a_file_stamped_in_the_future_is_read_each_time() {
     let mut contract = Contract::new();
+    contract.state.clock.fine = false;
     contract.write("file", "1");
     let future = std::time::UNIX_EPOCH + Duration::from_secs(1 << 33);
     fs::File::options().write(true).open(contract.path("file")).unwrap().set_modified(future).unwrap();
@@ -223,13 +229,25 @@ fn a_file_stamped_in_the_future_is_read_each_time() {
 
 #[test]
 fn a_write_of_the_same_size_in_the_same_tick_is_seen() {
-    let mut contract = Contract::new();
-    let mut roots = BTreeSet::new();
-    for number in 0..200_u8 {
-        contract.write("file", [number]);
-        roots.insert(contract.scan().root);
+    for coarse in [false, true] {
+        let mut contract = Contract::new();
+        contract.state.clock.fine &= !coarse;
+        let mut roots = BTreeSet::new();
+        for number in 0..200_u8 {
+            contract.write("file", [number]);
+            roots.insert(contract.scan().root);
+        }
+        assert_eq!(roots.len(), 200, "coarse: {coarse}");
     }
-    assert_eq!(roots.len(), 200);
+}
+
+#[test]
+fn where_stamps_are_fine_what_was_just_written_is_read_once() {
+    let mut contract = Contract::new();
+    if contract.state.clock.fine {
+        contract.write("file", "1");
+        assert_eq!([contract.scan().read, contract.scan().read], [1, 0]);
+    }
 }
 
 #[test]
@@ -373,7 +391,7 @@ fn a_snapshot_of_anything_but_the_last_scan_is_refused() {
 #[test]
 fn a_state_can_be_sent_to_a_thread() {
     fn sendable<T: Send + 'static>() {}
-    sendable::<State>();
+    sendable::<Box<dyn StateStore>>();
 }
 
 #[test]
@@ -391,7 +409,8 @@ fn settled_and_saved() -> Contract {
     contract.settle();
     // The copy was written after `state/`: until its stamps are old enough, too.
     let deadline = Instant::now() + Duration::from_secs(20);
-    while contract.state.copy.as_ref().unwrap().rows(Some(contract.state.now_ns().unwrap())).len() < 2 {
+    while contract.state.copy.as_ref().unwrap().rows(Some(contract.state.clock.trusted_before_ns().unwrap())).len() < 2
+    {
         assert!(Instant::now() < deadline, "stamps never grow old");
     }
     contract.state.save_cache().unwrap();
@@ -403,16 +422,16 @@ fn settled_and_saved() -> Contract {
 fn after_a_saved_cache_only_what_changed_is_read() {
     let mut contract = settled_and_saved();
     let root = contract.scan().root;
-    contract.state = State::open(contract.dir.path()).unwrap();
+    contract.state = Shadow::open(contract.dir.path()).unwrap();
     assert_eq!(contract.state.snapshot_info(), Some((1, root)));
     let (mut live, mut copy) = (Index::new(contract.path("")), Index::new(contract.copy("")));
     cache::load(&contract.state.cache_path(), &mut live, &mut copy);
-    let totals = copy.scan(&Disk::default(), contract.state.now_ns().unwrap()).unwrap();
+    let totals = copy.scan(&Disk::default(), contract.state.clock.trusted_before_ns().unwrap()).unwrap();
     assert_eq!((totals.bytes, totals.read), (3, 0));
     let scan = contract.scan();
     assert_eq!((scan.read, scan.root, scan.changed), (0, root, vec![]));
     contract.write("one", "changed");
-    contract.state = State::open(contract.dir.path()).unwrap();
+    contract.state = Shadow::open(contract.dir.path()).unwrap();
     let scan = contract.scan();
     assert_eq!((scan.read, scan.changed), (7, vec![b"one".to_vec()]));
     assert_eq!(scan.root, root_by_the_book(&contract.tree()));
@@ -434,12 +453,12 @@ fn a_cache_that_is_damaged_or_of_another_boot_is_not_used() {
     let flipped: Vec<u8> = good.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 100)).collect();
     for bad in [other_boot, flipped, good[..50].to_vec(), Vec::new()] {
         fs::write(&path, bad).unwrap();
-        contract.state = State::open(contract.dir.path()).unwrap();
+        contract.state = Shadow::open(contract.dir.path()).unwrap();
         let scan = contract.scan();
         assert_eq!((scan.read, scan.root), (3, root));
     }
     fs::write(&path, good).unwrap();
-    contract.state = State::open(contract.dir.path()).unwrap();
+    contract.state = Shadow::open(contract.dir.path()).unwrap();
     assert_eq!(contract.scan().read, 0);
 }
 
@@ -452,7 +471,7 @@ fn what_was_not_synced_is_not_in_the_cache() {
         assert!(Instant::now() < deadline, "stamps never grow old");
     }
     contract.state.save_cache().unwrap();
-    contract.state = State::open(contract.dir.path()).unwrap();
+    contract.state = Shadow::open(contract.dir.path()).unwrap();
     contract.state.scan(true).unwrap();
     let done = contract.state.disk.test.lock().unwrap().done.clone();
     assert!(done.contains(&("sync", contract.path("unsynced"))), "{done:?}");
@@ -466,7 +485,7 @@ fn a_damaged_copy_is_no_snapshot_and_the_next_snapshot_mends_it() {
     let root = contract.keep(1);
     fs::write(contract.copy("folder/file"), "3").unwrap();
     fs::write(contract.copy("stray"), "4").unwrap();
-    contract.state = State::open(contract.dir.path()).unwrap();
+    contract.state = Shadow::open(contract.dir.path()).unwrap();
     assert_eq!(contract.state.snapshot_info(), None);
     assert!(matches!(contract.state.rollback(), Err(StateError::NoSnapshot)));
     assert_eq!(contract.keep(2), root);
@@ -501,9 +520,9 @@ fn a_torn_intent_record_leaves_the_one_before_and_two_are_an_error() {
     let before = IntentFile::open(&Disk::default(), &path).unwrap().intent;
     assert_eq!((newest, before), (Intent::Clean { seq: 2, root }, Intent::Clean { seq: 1, root }));
     file.write_all_at(&[0xff; 9], 5).unwrap();
-    assert!(matches!(State::open(contract.dir.path()), Err(StateError::Intent { .. })));
+    assert!(matches!(Shadow::open(contract.dir.path()), Err(StateError::Intent { .. })));
     file.set_len(0).unwrap();
-    assert!(matches!(State::open(contract.dir.path()), Err(StateError::Intent { .. })));
+    assert!(matches!(Shadow::open(contract.dir.path()), Err(StateError::Intent { .. })));
 }
 
 /// A state with one of everything, and its root after a snapshot.
@@ -546,14 +565,14 @@ fn mutate(contract: &Contract) {
 /// gives, and each time `check`ed after opening again.
 fn cut_everywhere(
     make: impl Fn() -> (Contract, Hash, Tree),
-    act: impl Fn(&mut State) -> Result<(), StateError>,
+    act: impl Fn(&mut Shadow) -> Result<(), StateError>,
     check: impl Fn(&mut Contract, usize, Hash, &Tree),
 ) {
     for cut in 0.. {
         let (mut contract, root, tree) = make();
         contract.state.disk.test.lock().unwrap().left = Some(cut);
         let done = act(&mut contract.state);
-        contract.state = State::open(contract.dir.path()).unwrap();
+        contract.state = Shadow::open(contract.dir.path()).unwrap();
         check(&mut contract, cut, root, &tree);
         if done.is_ok() {
             assert!(cut > 20, "cut in earnest: {cut}");
@@ -643,8 +662,8 @@ fn an_opening_cut_anywhere_can_be_done_again() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::default();
         disk.test.lock().unwrap().left = Some(cut);
-        let done = State::open_on(dir.path(), disk).is_ok();
-        let mut state = State::open(dir.path()).unwrap();
+        let done = Shadow::open_on(dir.path(), disk).is_ok();
+        let mut state = Shadow::open(dir.path()).unwrap();
         assert_eq!(state.scan(true).unwrap().root, Hash::ZERO, "cut at {cut}");
         if done {
             return;
@@ -756,8 +775,8 @@ fn a_diagnosis_holds_the_files_lists_what_it_left_out_and_the_oldest_go() {
 }
 
 /// One thing that a contract may do. Names are few, so that things meet.
-#[derive(Debug, Clone)]
-enum Act {
+#[derive(Debug, Clone, borsh::BorshSerialize, borsh::BorshDeserialize)]
+pub(super) enum Act {
     Write(u8, u32, u8),
     Append(u8, u32),
     InPlace(u8, u32),
@@ -776,7 +795,7 @@ enum Act {
     Reopen,
 }
 
-fn act() -> impl Strategy<Value = Act> {
+pub(super) fn act() -> impl Strategy<Value = Act> {
     let size = prop_oneof![3 => 0_u32..100, 1 => 65_530_u32..65_545, 1 => 131_000_u32..200_000];
     let name = 0_u8..18;
     prop_oneof![
@@ -800,7 +819,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// 18 paths, of which some lie in others.
-fn name(number: u8) -> String {
+pub(super) fn name(number: u8) -> String {
     let part = |number: u8| ["a", "a-b", "b"][usize::from(number % 3)];
     match number {
         0..3 => part(number).to_string(),
@@ -810,7 +829,7 @@ fn name(number: u8) -> String {
 }
 
 /// What cannot be done, as a folder is missing or in the way, is not.
-fn perform(top: &Path, act: &Act) {
+pub(super) fn perform(top: &Path, act: &Act) {
     let path = |number: u8| top.join(name(number));
     let open = |number: u8| fs::File::options().write(true).open(path(number));
     let is_file = |number: u8| fs::symlink_metadata(path(number)).is_ok_and(|meta| meta.is_file());
@@ -878,7 +897,7 @@ proptest! {
                     prop_assert_eq!(&contract.tree(), tree, "act {}", number);
                 },
                 Act::SaveCache => contract.state.save_cache().unwrap(),
-                Act::Reopen => contract.state = State::open(contract.dir.path()).unwrap(),
+                Act::Reopen => contract.state = Shadow::open(contract.dir.path()).unwrap(),
                 _ => {}
             }
         }

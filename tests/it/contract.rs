@@ -13,8 +13,8 @@ use bytes::Bytes;
 use hotpocket::{
     consensus::header::UnlChange,
     contract::{
-        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, RunReport, RunSpec, UserInput, fdlist::Facts,
-        npl::write_frame,
+        End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
+        fdlist::Facts, npl::write_frame,
     },
     crypto::SecretKey,
     types::{Auth, Hash, LimitKind, NodeKey, Status, UserKey},
@@ -95,6 +95,7 @@ impl Rig {
             users: Vec::new(),
             log_dir: self.dir.path().join("log/contract"),
             npl_window: Duration::from_millis(500),
+            overlay: None,
         }
     }
 
@@ -746,4 +747,57 @@ fn own_test(name: &str, dir: &Path) -> Command {
         command.env("TMPDIR", dir);
     }
     command
+}
+
+// ---- Overlay ---------------------------------------------------------------------------------------------------------
+
+/// The folders of a run whose changes go elsewhere, and the run's view of them; `None` where this machine has none.
+#[cfg(target_os = "linux")]
+async fn overlaid(rig: &Rig) -> Option<Overlay> {
+    let overlay = Overlay { target: "state", lower: "state", upper: "o/upper", work: "o/work" };
+    for folder in ["state", "o/upper", "o/work"] {
+        fs::create_dir_all(rig.dir.path().join(folder)).expect("a folder");
+    }
+    if let Err(error) = rig.launcher.probe(rig.dir.path(), overlay).await {
+        eprintln!("not tested, there are no overlays here: {error}");
+        return None;
+    }
+    // The kernel keeps a used scratch folder for itself.
+    fs::remove_dir_all(rig.dir.path().join("o/work/work")).expect("removed");
+    Some(overlay)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_run_with_an_overlay_sees_its_state_and_changes_another_folder() {
+    let rig = rig();
+    fs::create_dir(rig.dir.path().join("state")).expect("a folder");
+    fs::write(rig.dir.path().join("state/kept"), "before").expect("written");
+    let Some(overlay) = overlaid(&rig).await else { return };
+    let code = "cat >/dev/null; cd state; cat kept >&2; echo after >kept; echo new >new; umount \"$PWD\" 2>/dev/null; ls; \
+                id -u; sleep 60 & exit 0";
+    let report = rig.run(RunSpec { overlay: Some(overlay), ..rig.shell(code) }).await;
+    assert_eq!((report.end, report.left_over), (End::Status(Status::Ok), 1));
+    assert_eq!(rig.file("state/kept").as_deref(), Some("before"));
+    assert_eq!(rig.file("state/new"), None);
+    assert_eq!(rig.file("o/upper/kept").as_deref(), Some("after\n"));
+    assert_eq!(rig.file("o/upper/new").as_deref(), Some("new\n"));
+    let log = wait_for(|| rig.file("log/contract/stdout.log").filter(|log| log.ends_with('\n'))).await;
+    let uid = nix::unistd::geteuid().to_string();
+    assert!(log.ends_with(&format!("kept\nnew\n{uid}\n")), "{log}");
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("a list");
+    assert!(!mounts.contains(rig.dir.path().to_str().expect("UTF-8")), "{mounts}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_overlay_that_cannot_be_mounted_is_this_machines_fault_and_says_why() {
+    let rig = rig();
+    let overlay = Overlay { target: "state", lower: "state", upper: "missing", work: "missing" };
+    let probed = rig.launcher.probe(rig.dir.path(), overlay).await.expect_err("there are no folders");
+    assert!(matches!(&probed, LaunchError::NotStarted { .. }), "{probed:?}");
+    let ran = rig.try_run(RunSpec { overlay: Some(overlay), ..rig.shell("exit 0") }).await.expect_err("nor here");
+    assert!(matches!(&ran, LaunchError::NotStarted { .. }), "{ran:?}");
+    // And the launcher goes on.
+    assert_eq!(rig.run(rig.shell("exit 3")).await.end, End::Status(Status::Exit(3)));
 }

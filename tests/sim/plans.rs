@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use hotpocket::consensus::header::UnlChange;
+use hotpocket::{consensus::header::UnlChange, types::Seq};
 
 use super::{
     properties::{Coverage, changed, quorum},
@@ -16,14 +16,38 @@ const LEDGERS_AFTER: u64 = 3;
 const LONG_MS: u64 = 3_000;
 /// Milliseconds in which they must.
 const SETTLE_MS: u64 = 60_000;
+/// Milliseconds after which everybody is in sync at the latest: once everybody has said where it stands ...
+const SYNC_MS: u64 = 7_000;
+/// ... so many times a message's and a commit's longest way for each ledger missed.
+const SYNC_DELAYS: u64 = 10;
 /// How often all operators vote for each change once faults are over, in turns because each has one vote at a time.
 const VOTES: usize = 4;
 /// How long each of these votes stands at least.
 const VOTE_MS: u64 = 3_000;
 
-/// The configuration of a seed, for a report.
+/// The configuration and the plan of a seed, for a report.
 pub fn describe(seed: u64) -> String {
-    format!("{:?}", config(&mut Rng::new(seed)))
+    let (world, length) = prepared(seed);
+    format!("{:?}\nfaults end at {length} ms\n{}", world.cfg, world.planned())
+}
+
+/// The world of a seed at its beginning, and when faults end.
+fn prepared(seed: u64) -> (World, u64) {
+    let mut rng = Rng::new(seed);
+    let cfg = config(&mut rng);
+    let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
+    let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
+    let long = faulty < cfg.n - quorum(cfg.n, cfg.threshold) && rng.chance(15);
+    if long {
+        let latency_ms = (1, rng.within(1, 5));
+        let cfg = Config { roundtime_ms: 20, min_round_ms: 0, latency_ms, run_ms: (0, 2), ..cfg };
+        let mut world = World::new(cfg, rng);
+        fall_behind(&mut world);
+        return (world, LONG_MS + 1000);
+    }
+    let mut world = World::new(cfg, rng);
+    plan(&mut world, length);
+    (world, length)
 }
 
 fn config(rng: &mut Rng) -> Config {
@@ -40,15 +64,7 @@ fn config(rng: &mut Rng) -> Config {
     let mut members: Vec<usize> = (0..n).collect();
     for _ in 0..liars {
         let member = members.remove(rng.index(members.len()));
-        manners[member] = rng.pick(&[
-            Manner::Twins,
-            Manner::Twins,
-            Manner::Equivocates,
-            Manner::Equivocates,
-            Manner::Withholds,
-            Manner::Silent,
-            Manner::Forges,
-        ]);
+        manners[member] = rng.pick(&Manner::LIES);
     }
     if liars < live && rng.chance(20) {
         let member = members.remove(rng.index(members.len()));
@@ -79,6 +95,7 @@ fn config(rng: &mut Rng) -> Config {
         drift_permille: rng.pick(&[0, 5, 50]),
         loss: rng.pick(&[0, 0, 0, 5, 10, 25]),
         duplicates: rng.pick(&[0, 0, 10]),
+        late: rng.pick(&[0, 0, 0, 1, 5]),
         reorder: rng.chance(25),
     }
 }
@@ -206,33 +223,49 @@ fn all_bearable(world: &World, changes: &[UnlChange]) -> bool {
     })
 }
 
+/// L3: whoever was away, or cut off, is where the others are soon after that is over.
+fn check_sync(world: &mut World, tip: Seq) {
+    let behind = world.sound().map(|node| tip.saturating_sub(world.seq(node))).max().unwrap_or(0);
+    let delay_ms = world.cfg.latency_ms.1 + world.cfg.disk_ms.1;
+    let bound_ms = SYNC_MS + SYNC_DELAYS * delay_ms * (behind + 1);
+    let until = world.now + bound_ms;
+    let done = world.run(until, |world| world.sound().all(|node| world.seq(node) >= tip));
+    assert!(done, "L3: not all are at {tip} within {bound_ms} ms, {behind} ledgers behind: {}", world.describe());
+    if behind > 0 {
+        world.watch.seen.hit("in sync after faults ended");
+    }
+}
+
+/// Counts what kind of run this is.
+fn count_kind(world: &mut World) {
+    let names = ["", "n = 1", "n = 2", "n = 3", "n = 4", "n = 5", "n = 6", "n = 7"];
+    world.watch.seen.hit(names[world.cfg.n]);
+    world.watch.seen.hit(match world.cfg.threshold {
+        67 => "threshold 67",
+        75 => "threshold 75",
+        80 => "threshold 80",
+        _ => "threshold 100",
+    });
+    for manner in world.cfg.manners.clone() {
+        world.watch.seen.hit(manner.name());
+    }
+}
+
 /// Runs a seed; panics with what was violated.
 pub fn run(seed: u64) -> Coverage {
-    let mut rng = Rng::new(seed);
-    let cfg = config(&mut rng);
-    let n = cfg.n;
-    let quorum = quorum(n, cfg.threshold);
-    let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
-    let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
-    let long = faulty < n - quorum && rng.chance(15);
-    let (cfg, length) = if long {
-        let latency_ms = (1, rng.within(1, 5));
-        (Config { roundtime_ms: 20, min_round_ms: 0, latency_ms, run_ms: (0, 2), ..cfg }, LONG_MS + 1000)
-    } else {
-        (cfg, length)
-    };
-    let mut world = World::new(cfg, rng);
-    if long {
-        fall_behind(&mut world);
-    } else {
-        plan(&mut world, length);
-    }
+    let (mut world, length) = prepared(seed);
+    count_kind(&mut world);
+    let n = world.cfg.n;
+    let quorum = quorum(n, world.cfg.threshold);
+    let faulty = world.cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     world.run(length, |world| world.gst);
     // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
     let all_speak = faulty == 0 && world.nodes.iter().all(|node| !node.dead);
     let live = faulty <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
-    let goal = world.watch.tip() + LEDGERS_AFTER;
+    let tip = world.watch.tip();
+    let goal = tip + LEDGERS_AFTER;
     if live {
+        check_sync(&mut world, tip);
         let done = world.run(length + SETTLE_MS, |world| {
             let closed = world.sound().all(|node| world.seq(node) >= goal);
             closed && world.now > length + 300 && world.unledgered().is_empty() && world.outstanding().is_empty()

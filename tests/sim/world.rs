@@ -1,9 +1,10 @@
 //! A world of nodes over the real core: links, disks, clocks, contracts, users and everything that goes wrong.
 //!
 //! This file has the world's state, its time and what is planned to happen; `driver` is a node, `links` what is between
-//! nodes, `users` who talks to them.
+//! nodes, `liars` what those make of it that lie, `users` who talks to them.
 
 mod driver;
+mod liars;
 mod links;
 mod trace;
 mod users;
@@ -18,7 +19,7 @@ use hotpocket::{
         Consensus, Effect, Event, Execution, Timer,
         header::{Candidate, ClosedLedger, Genesis, Input, UnlChange, VERSION},
         journal::{Journal, Record},
-        messages::Message,
+        messages::{Message, Propose, Signed},
     },
     types::{Hash, NodeKey, Seq, UserKey, WallMs},
 };
@@ -45,11 +46,39 @@ pub enum Manner {
     Withholds,
     /// Says nothing at all.
     Silent,
-    /// Votes, but what it sends of closed ledgers is false.
+    /// Signs a result of each run that nobody else gets.
+    LiesOfResults,
+    /// Shows nobody a POLC.
+    HidesPolcs,
+    /// When it is the coordinator, proposes one thing after the other.
+    Proposes,
+    /// Says what it heard again and again.
+    Spams,
+    /// Asks for attempts far ahead.
+    Rushes,
+    /// Votes, but what it sends of closed ledgers and of bodies is false, and it sends more of that than is asked for.
     Forges,
 }
 
 impl Manner {
+    /// What members of this kind are counted as.
+    pub fn name(self) -> &'static str {
+        match self {
+            Manner::Honest => "honest members",
+            Manner::Flips(_) => "members whose contract differs",
+            Manner::Twins => "twins",
+            Manner::Equivocates => "equivocators",
+            Manner::Withholds => "withholders",
+            Manner::Silent => "silent members",
+            Manner::LiesOfResults => "liars about results",
+            Manner::HidesPolcs => "hiders of POLCs",
+            Manner::Proposes => "endless proposers",
+            Manner::Spams => "spammers",
+            Manner::Rushes => "members that rush ahead",
+            Manner::Forges => "forgers",
+        }
+    }
+
     /// Whether what it signs is bound by the protocol.
     pub fn is_honest(self) -> bool {
         matches!(self, Manner::Honest | Manner::Flips(_))
@@ -97,6 +126,8 @@ pub struct Config {
     pub loss: u64,
     /// Messages sent twice, in percent.
     pub duplicates: u64,
+    /// Messages that come seconds late, in percent.
+    pub late: u64,
     /// Whether messages overtake each other.
     pub reorder: bool,
 }
@@ -124,6 +155,7 @@ impl Config {
             drift_permille: 0,
             loss: 0,
             duplicates: 0,
+            late: 0,
             reorder: false,
         }
     }
@@ -188,6 +220,7 @@ enum Ev {
     Ran { node: usize, life: u32, run: u64, cut: bool },
     Load { node: usize, life: u32, first: Seq },
     Notice { node: usize, life: u32, peer: usize },
+    Mischief { node: usize, life: u32 },
     Connect { a: usize, b: usize },
     Restart { node: usize },
     Happen(Happening),
@@ -245,6 +278,10 @@ pub struct Node {
     /// Users here, with the number of their session.
     users: BTreeMap<UserKey, u64>,
     nonce: u64,
+    /// Spammers: what they heard.
+    heard: VecDeque<Rc<Message>>,
+    /// Its last PROPOSE, if it proposes without end.
+    proposed: Option<Signed<Propose>>,
     /// Bodies of headers that it made up.
     lies: BTreeMap<Hash, Candidate>,
     /// Last ledger whose outputs went to users, since the start.
@@ -287,6 +324,8 @@ pub struct World {
     links: BTreeMap<(usize, usize), Link>,
     last_arrival: BTreeMap<(usize, usize), u64>,
     silent: BTreeSet<(usize, usize)>,
+    /// What was planned, for a report.
+    planned: Vec<(u64, Happening)>,
     /// Changes of the UNL that all operators vote for in the end.
     pub wanted: Vec<UnlChange>,
     sessions: u64,
@@ -354,6 +393,8 @@ impl World {
                 users: BTreeMap::new(),
                 nonce: 0,
                 delivered: None,
+                heard: VecDeque::new(),
+                proposed: None,
                 lies: BTreeMap::new(),
                 diverged: false,
                 dead: false,
@@ -374,6 +415,7 @@ impl World {
             links: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
             silent: BTreeSet::new(),
+            planned: Vec::new(),
             wanted: Vec::new(),
             sessions: 0,
             sent_inputs: Vec::new(),
@@ -401,6 +443,7 @@ impl World {
 
     /// Lets something happen later.
     pub fn plan(&mut self, at: u64, what: Happening) {
+        self.planned.push((at, what.clone()));
         self.push(at, Ev::Happen(what));
     }
 
@@ -450,6 +493,7 @@ impl World {
                 self.handle(node, Event::Loaded(ledgers));
             }
             Ev::Notice { node, life, peer } if self.nodes[node].life == life => self.look_at_link(node, peer),
+            Ev::Mischief { node, life } if self.nodes[node].life == life => self.mischief(node),
             Ev::Connect { a, b } => self.connect(a, b),
             Ev::Restart { node } if self.nodes[node].core.is_none() && !self.nodes[node].dead => {
                 self.start(node);
@@ -459,7 +503,12 @@ impl World {
                 }
             }
             Ev::Happen(what) => self.take_place(what),
-            Ev::Commit { .. } | Ev::Ran { .. } | Ev::Load { .. } | Ev::Notice { .. } | Ev::Restart { .. } => {}
+            Ev::Commit { .. }
+            | Ev::Ran { .. }
+            | Ev::Load { .. }
+            | Ev::Notice { .. }
+            | Ev::Mischief { .. }
+            | Ev::Restart { .. } => {}
         }
     }
 
@@ -540,6 +589,7 @@ impl World {
                 self.gst = true;
                 self.cfg.loss = 0;
                 self.cfg.duplicates = 0;
+                self.cfg.late = 0;
                 self.cfg.reorder = false;
                 self.silent.clear();
                 for node in 0..self.nodes.len() {
@@ -592,6 +642,13 @@ impl World {
     pub fn outstanding(&self) -> Vec<UnlChange> {
         let open = |change: &&UnlChange| changed(self.watch.unl(), **change).is_some();
         self.wanted.iter().filter(open).copied().collect()
+    }
+
+    /// What was planned, in order.
+    pub fn planned(&self) -> String {
+        let mut planned = self.planned.clone();
+        planned.sort_by_key(|(at, _)| *at);
+        planned.iter().map(|(at, what)| format!("{at:>7} {what:?}\n")).collect()
     }
 
     /// One line a node.

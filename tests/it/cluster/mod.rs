@@ -12,6 +12,7 @@ mod members;
 mod overtime;
 mod rows;
 mod signed;
+mod state;
 mod surroundings;
 mod torture;
 mod weather;

@@ -10,12 +10,13 @@ use hotpocket::{
         journal::Record,
         messages::{Basis, Closed, Message, Range},
     },
-    types::{Hash, MonoMs, NodeKey, Seq, Sig, Status, UserKey},
+    types::{Hash, MonoMs, NodeKey, Seq, Status},
 };
 
 use super::{
-    super::{crypto::TableCrypto, properties::run_contract, rng::Rng},
+    super::{crypto::TableCrypto, properties::run_contract},
     Ev, Manner, NO_LIMIT_MS, Step, WALL_START_MS, World,
+    liars::forged,
     trace::{describe, describe_event, describe_record, trace},
 };
 
@@ -65,6 +66,7 @@ impl World {
         me.unl = core.unl().to_vec();
         me.core = Some(Box::new(core));
         self.handle(node, Event::Start);
+        self.plan_mischief(node);
     }
 
     /// kill -9, now.
@@ -78,6 +80,7 @@ impl World {
         if self.nodes[node].committing.is_some() && self.rng.chance(50) {
             self.commit(node);
         }
+        self.count_gaps(node);
         let me = &mut self.nodes[node];
         if me.fifo.iter().any(|step| matches!(step, Step::Sync(_))) {
             self.watch.seen.hit("crashes before a sync");
@@ -100,6 +103,42 @@ impl World {
         }
         let at = self.now + if self.rng.chance(50) { self.rng.within(0, 50) } else { self.rng.within(50, 1500) };
         self.push(at, Ev::Restart { node });
+    }
+
+    /// What the crash of a node falls between: the making of a record and its commit, or that and the message.
+    fn count_gaps(&mut self, node: usize) {
+        let me = &self.nodes[node];
+        if !me.manner.is_honest() {
+            return;
+        }
+        let seen = &mut self.watch.seen;
+        let lost = me.committing.iter().flat_map(|(records, _)| records).chain(&me.pending);
+        for record in lost {
+            seen.hit(match record {
+                Record::Input(_) => "crashes before an input is on disk",
+                Record::Novel(_) => "crashes before a NOVEL is on disk",
+                Record::Prevote(..) => "crashes before a PREVOTE is on disk",
+                Record::Precommit(..) => "crashes before a PRECOMMIT is on disk",
+                Record::Advance(_) => "crashes before an ADVANCE is on disk",
+                Record::Entered(..) => "crashes before a Tc is on disk",
+                Record::Ledger(_) => "crashes before a ledger is on disk",
+                Record::Result(_) => "crashes before a RESULT is on disk",
+                _ => continue,
+            });
+        }
+        let durable = |step: &&Step| !matches!(step, Step::Sync(mark) if *mark > me.durable);
+        for step in me.fifo.iter().take_while(durable) {
+            let Step::Do(effect) = step else { continue };
+            seen.hit(match &**effect {
+                Effect::Broadcast(Message::Novel(_)) => "crashes before a NOVEL on disk is sent",
+                Effect::Broadcast(Message::Prevote(_)) => "crashes before a PREVOTE on disk is sent",
+                Effect::Broadcast(Message::Precommit(_)) => "crashes before a PRECOMMIT on disk is sent",
+                Effect::Broadcast(Message::Advance(_)) => "crashes before an ADVANCE on disk is sent",
+                Effect::Broadcast(Message::Result(_)) => "crashes before a RESULT on disk is sent",
+                Effect::Execute(_) => "crashes before a ledger on disk is run",
+                _ => continue,
+            });
+        }
     }
 
     pub(super) fn mono(&self, node: usize) -> MonoMs {
@@ -125,7 +164,10 @@ impl World {
     /// Gives a node an event, and performs what it answers.
     pub fn handle(&mut self, node: usize, event: Event) {
         let mono = self.mono(node);
-        let wall = (WALL_START_MS + self.now).saturating_add_signed(self.nodes[node].wall_off);
+        // Its wall clock goes as fast or slow as its other one.
+        let now = i64::try_from(self.now).expect("small");
+        let drifted = now * self.nodes[node].drift / 1000;
+        let wall = (WALL_START_MS + self.now).saturating_add_signed(self.nodes[node].wall_off + drifted);
         let me = &mut self.nodes[node];
         let Some(core) = &mut me.core else { return };
         trace(|| format!("{:>7} n{node} <- {}", self.now, describe_event(&event)));
@@ -272,7 +314,8 @@ impl World {
                     self.watch.seen.hit(match attempt {
                         0 => "closed at attempt 0",
                         1 => "closed at attempt 1",
-                        _ => "closed at attempt 2 or later",
+                        2 => "closed at attempt 2",
+                        _ => "closed at attempt 3 or later",
                     });
                 }
             }
@@ -328,8 +371,8 @@ impl World {
             Effect::Lied(key, lie) => {
                 if honest {
                     self.watch.seen.hit("caught a liar");
-                    let manner = self.nodes.iter().find(|other| other.key == key).map(|other| other.manner);
-                    assert_eq!(manner, Some(Manner::Forges), "node {node} accuses {} of {lie}", key.0[0] - 1);
+                    let sound = |other: &&super::Node| other.key == key && other.manner.is_honest();
+                    assert!(!self.nodes.iter().any(|other| sound(&other)), "node {node} accuses {key} of {lie}");
                 }
             }
             Effect::TooFarBehind { .. } => panic!("node {node}: nobody deletes anything here"),
@@ -497,26 +540,4 @@ fn range(history: &[(ClosedLedger, Vec<Input>)], first: Seq, last: Seq) -> Range
             .flat_map(|(_, inputs)| inputs.clone())
             .collect(),
     }
-}
-
-/// What a forger makes of an answer about closed ledgers.
-fn forged(mut answer: Message, rng: &mut Rng) -> Message {
-    match &mut answer {
-        Message::Closed(closed) => closed.header.time_ms += 1,
-        Message::Candidate(candidate) => candidate.users_add.push(UserKey([77; 32])),
-        Message::Range(range) => {
-            let count = range.ledgers.len();
-            let Some(ledger) = (count > 0).then(|| &mut range.ledgers[rng.index(count)]) else { return answer };
-            match rng.index(6) {
-                0 => ledger.candidate.header.time_ms += 1,
-                1 => ledger.qc.sigs[0].1 = Sig([7; 64]),
-                2 => ledger.qc.sigs.truncate(1),
-                3 => ledger.candidate.users_add.push(UserKey([77; 32])),
-                4 => ledger.candidate.inputs.push(Hash([0xff; 32])),
-                _ => range.ledgers.reverse(),
-            }
-        }
-        _ => {}
-    }
-    answer
 }

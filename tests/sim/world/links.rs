@@ -1,16 +1,16 @@
-//! Links between nodes: what goes where, when, and what a liar makes of it.
+//! Links between nodes: what goes where, and when.
 
 use std::rc::Rc;
 
-use hotpocket::{
-    consensus::{
-        Event,
-        messages::{Get, Message, Precommit, Prevote, VoteKind as _},
-    },
-    types::Hash,
+use hotpocket::consensus::{
+    Event,
+    messages::{Get, Message},
 };
 
 use super::{super::crypto::TableCrypto, Ev, Fate, Manner, World};
+
+/// How late a message may be that is late.
+const LATE_MS_MAX: u64 = 3_000;
 
 impl World {
     pub(super) fn heal(&mut self) {
@@ -99,6 +99,9 @@ impl World {
             assert!(!self.nodes[from].manner.is_honest(), "node {to} refuses a signature that node {from} passes on");
             return;
         }
+        if self.nodes[to].manner == Manner::Spams {
+            self.hear(to, message);
+        }
         let tip = |world: &World| world.nodes[to].core.as_ref().map(|core| core.summary().seq);
         let before = if matches!(message, Message::Closed(_) | Message::Range(_)) { tip(self) } else { None };
         self.handle(to, Event::Message(key, message.clone()));
@@ -114,15 +117,18 @@ impl World {
         if self.nodes[from].member == self.nodes[to].member || twins && self.nodes[from].mask >> to & 1 == 0 {
             return;
         }
-        let message = match self.nodes[from].manner {
-            Manner::Silent => return,
-            Manner::Withholds if matches!(**message, Message::Input(_)) => return,
-            Manner::Equivocates => match self.twisted(from, to, message) {
+        let message = match self.nodes[from].manner.is_honest() {
+            true => message.clone(),
+            false => match self.lied(from, to, message) {
                 Some(message) => message,
                 None => return,
             },
-            _ => message.clone(),
         };
+        self.send_as_is(from, to, epoch, message);
+    }
+
+    /// Whatever a liar made of it.
+    pub(super) fn send_as_is(&mut self, from: usize, to: usize, epoch: u64, message: Rc<Message>) {
         let fate = match &mut self.filter {
             Some(filter) => filter(self.now, from, to, &message),
             None => Fate::Pass,
@@ -135,6 +141,8 @@ impl World {
             let mut at = self.now + self.rng.within(self.cfg.latency_ms.0, self.cfg.latency_ms.1);
             if let Fate::Late(late) = fate {
                 at += late;
+            } else if copy == 0 && self.rng.chance(self.cfg.late) {
+                at += self.rng.within(100, LATE_MS_MAX);
             } else if copy > 0 {
                 // The second one comes late.
                 at += if self.rng.chance(20) { self.rng.within(500, 5000) } else { self.rng.within(0, 500) };
@@ -145,64 +153,5 @@ impl World {
             }
             self.push(at, Ev::Deliver { from, to, epoch, message: message.clone() });
         }
-    }
-
-    /// What an equivocator makes of a message for one receiver.
-    pub(super) fn twisted(&mut self, from: usize, to: usize, message: &Rc<Message>) -> Option<Rc<Message>> {
-        let other = (self.nodes[from].mask >> to) & 1 == 1;
-        let both = self.rng.chance(10);
-        if !other && !both {
-            return Some(message.clone());
-        }
-        let core = self.nodes[from].core.as_ref()?;
-        let (scope, crypto) = (core.scope(), TableCrypto(self.nodes[from].key));
-        let twisted = match &**message {
-            Message::Novel(m) if m.from == crypto.0 => {
-                let mut body = m.body.clone();
-                body.time_slot += 1;
-                body.inputs.pop();
-                Message::Novel(crypto.signed(body, &scope))
-            }
-            Message::Result(m) if m.from == crypto.0 => {
-                let mut body = m.body.clone();
-                body.state_root = Hash([66; 32]);
-                Message::Result(crypto.signed(body, &scope))
-            }
-            Message::Prevote(m) if m.from == crypto.0 => {
-                let mut vote = m.body.vote();
-                vote.ledger_hash = Hash([67; 32]);
-                Message::Prevote(crypto.signed(Prevote::of(vote), &scope))
-            }
-            Message::Precommit(m) if m.from == crypto.0 => {
-                let mut vote = m.body.vote();
-                vote.ledger_hash = Hash([68; 32]);
-                Message::Precommit(crypto.signed(Precommit::of(vote), &scope))
-            }
-            Message::Advance(m) if m.vote.from == crypto.0 => {
-                let mut advance = m.clone();
-                let mut body = m.vote.body;
-                body.high = None;
-                advance.vote = crypto.signed(body, &scope);
-                advance.polc = None;
-                Message::Advance(advance)
-            }
-            Message::TcFwd(m) => {
-                let mut forward = m.clone();
-                forward.polc = None;
-                Message::TcFwd(forward)
-            }
-            Message::Propose(m) if m.from == crypto.0 => {
-                // A ledger with a result that nobody had; its body can be had of the liar.
-                let (_, candidate) = self.nodes[from].disk.journal.prevotes.get(&m.body.attempt)?;
-                let mut lie = candidate.clone();
-                lie.header.result.state_root = Hash([69; 32]);
-                let mut propose = m.body.clone();
-                propose.ledger_hash = lie.header.hash();
-                self.nodes[from].lies.insert(propose.ledger_hash, lie);
-                Message::Propose(crypto.signed(propose, &scope))
-            }
-            _ => return Some(message.clone()),
-        };
-        Some(Rc::new(twisted))
     }
 }
