@@ -37,7 +37,7 @@ use crate::net::{DEADLINE, Net, block_on_for, plain, record, until};
 const RSS_MAX_MIB: u64 = 400;
 
 /// Of each kind of message, to each node, from one peer: this many, or this many bytes.
-const KIND_MESSAGES: u64 = 500;
+const KIND_MESSAGES: u64 = 200;
 const KIND_BYTES: usize = 4 << 20;
 
 /// Strangers that read nothing. For each alone 32 MiB could wait, of inputs as long as these.
