@@ -670,3 +670,103 @@ async fn stopping_sends_what_was_delivered_then_a_close_frame_and_waits_for_nobo
     assert!(matches!(soon(client.recv()).await, Err(ClientError::Closed { code: Some(1001), .. })));
     assert!(TcpStream::connect(address).await.is_err());
 }
+
+/// A session in signed mode that was welcomed.
+async fn signed(gateway: &Gateway, events: &mut Receiver<GatewayEvent>, number: u8) -> (Websocket, SessionId) {
+    let (mut websocket, challenge) = challenged(gateway).await;
+    let mut helo = helo(&key(number), &challenge);
+    helo["mode"] = json!("signed");
+    websocket.send(Message::text(helo.to_string())).await.unwrap();
+    let user = key(number).user_key();
+    let session = loop {
+        match soon(events.recv()).await {
+            Some(GatewayEvent::Opened { user: opened, session }) => {
+                assert_eq!(opened, user);
+                break session;
+            }
+            Some(GatewayEvent::UserUp { .. }) => {}
+            other => panic!("expected a session, got {other:?}"),
+        }
+    };
+    // Nothing goes out before the welcome.
+    gateway.say(&user, "too early".into());
+    assert!(!gateway.has_signed(&user));
+    let hello = crate::signed::Reply::Error(crate::signed::ErrorFrame { code: "first".into(), message: "x".into() });
+    gateway.welcome(&user, session, &hello);
+    assert_eq!(frame_of(&mut websocket).await["code"], "first");
+    (websocket, session)
+}
+
+async fn frame_of(websocket: &mut Websocket) -> Value {
+    let text = soon(websocket.next()).await.unwrap().unwrap().into_text().unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn signed_input(nonce: u64, payload: &[u8]) -> String {
+    let input = crate::signed::sign_input(&key(1), &crate::types::Hash([1; 32]), nonce, 9, payload.to_vec());
+    Request::Input(input.into()).to_json()
+}
+
+#[tokio::test]
+async fn in_signed_mode_requests_arrive_parsed_and_raw_words_go_to_raw_sessions_alone() {
+    let (gateway, mut events) = start(|config| config.message_bytes_max = 100).await;
+    let mut raw = open(&gateway, &mut events, 1).await;
+    let (mut websocket, session) = signed(&gateway, &mut events, 1).await;
+    let user = key(1).user_key();
+    assert_eq!((gateway.users(), gateway.signed_users()), (1, BTreeSet::from([user])));
+    websocket.send(Message::text(signed_input(5, &[7; 100]))).await.unwrap();
+    match soon(events.recv()).await {
+        Some(GatewayEvent::Request { user: from, session: through, request: Request::Input(input) }) => {
+            assert_eq!((from, through, input.nonce, input.payload.0), (user, session, 5, vec![7; 100]));
+        }
+        other => panic!("expected an input, got {other:?}"),
+    }
+    gateway.deliver(&user, "raw output".into());
+    gateway.tell(&user, ErrorCode::Expired, "raw");
+    gateway.say(&user, r#"{"for":"signed"}"#.into());
+    gateway.answer(session, r#"{"to":"one"}"#.into());
+    assert_eq!(frame_of(&mut websocket).await["for"], "signed");
+    assert_eq!(frame_of(&mut websocket).await["to"], "one");
+    assert_eq!(soon(raw.recv()).await.unwrap(), Frame::Text("raw output".into()));
+    assert_eq!(error_code(&mut raw).await, "expired");
+    drop(websocket);
+    connections(&gateway, 1).await;
+    assert!(!gateway.has_any_signed());
+}
+
+#[tokio::test]
+async fn in_signed_mode_what_is_malformed_too_large_or_too_often_is_answered_and_the_session_stays() {
+    let (gateway, mut events) = start(|config| {
+        config.message_bytes_max = 100;
+        config.messages_per_minute = Some(6);
+    })
+    .await;
+    let (mut websocket, _) = signed(&gateway, &mut events, 1).await;
+    for malformed in ["null", "{}", r#"{"type":"input"}"#] {
+        websocket.send(Message::text(malformed)).await.unwrap();
+        let error = frame_of(&mut websocket).await;
+        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("bad_format")), "{malformed}");
+    }
+    websocket.send(Message::text(signed_input(7, &[0; 101]))).await.unwrap();
+    let status = frame_of(&mut websocket).await;
+    assert_eq!(
+        (&status["nonce"], &status["status"], &status["reason"]),
+        (&json!(7), &json!("rejected"), &json!("too_large"))
+    );
+    websocket.send(Message::text("x".repeat(crate::signed::frame_bytes_max(100) + 1))).await.unwrap();
+    assert_eq!(frame_of(&mut websocket).await["code"], "too_large");
+    // Two of the minute's six are left.
+    for nonce in 8..11 {
+        websocket.send(Message::text(signed_input(nonce, b"x"))).await.unwrap();
+    }
+    let status = frame_of(&mut websocket).await;
+    assert_eq!((&status["nonce"], &status["reason"]), (&json!(10), &json!("rate")));
+    websocket.send(Message::text(r#"{"type":"query","what":"lcl"}"#)).await.unwrap();
+    assert_eq!(frame_of(&mut websocket).await["code"], "rate");
+    for nonce in [8, 9] {
+        match soon(events.recv()).await {
+            Some(GatewayEvent::Request { request: Request::Input(input), .. }) => assert_eq!(input.nonce, nonce),
+            other => panic!("expected an input, got {other:?}"),
+        }
+    }
+}

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::{LedgerError, READ_BYTES_MAX, Trouble, decode, schema, store::seq_of};
 use crate::{
     types::{Hash, Seq},
-    verify::{Head, Page, Stored, StoredBody, StoredClosed, StoredRow, StoredWaiting},
+    verify::{Head, Page, Stored, StoredBody, StoredClosed, StoredEvidence, StoredOutput, StoredRow, StoredWaiting},
 };
 
 /// Ledgers in one page; whoever wants more asks again.
@@ -131,6 +131,18 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         .collect::<Result<_, _>>()?;
     let unl_changes =
         changes.into_iter().map(|(seq, change)| Ok((seq_of(seq)?, change))).collect::<Result<_, Trouble>>()?;
+    let evidence = db
+        .prepare_cached("SELECT signer, kind, seq, attempt, bytes FROM evidence ORDER BY n")?
+        .query_map([], |row| {
+            Ok(StoredEvidence {
+                signer: row.get(0)?,
+                kind: row.get(1)?,
+                seq: row.get(2)?,
+                attempt: row.get(3)?,
+                bytes: row.get(4)?,
+            })
+        })?
+        .collect::<Result<_, _>>()?;
     Ok(Head {
         unl_changes,
         meta: meta.into_iter().collect(),
@@ -143,7 +155,7 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         candidates: pairs("SELECT hash, bytes FROM candidate")?,
         waiting,
         inputs: db.query_row("SELECT count(*) FROM input", [], |row| row.get::<_, u32>(0))?.into(),
-        evidence: pairs("SELECT signer, bytes FROM evidence ORDER BY n")?,
+        evidence,
         stray,
     })
 }
@@ -186,8 +198,8 @@ fn read_ledger(db: &Connection, seq: Seq, depth: Depth) -> Result<Stored, Troubl
     stored.run =
         db.prepare_cached("SELECT outputs FROM run WHERE seq = ?1")?.query_row([row], |row| row.get(0)).optional()?;
     stored.outputs = db
-        .prepare_cached("SELECT user, bytes FROM output WHERE seq = ?1 ORDER BY user")?
-        .query_map(params![row], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .prepare_cached("SELECT user, leaf, bytes FROM output WHERE seq = ?1 ORDER BY user")?
+        .query_map(params![row], |row| Ok(StoredOutput { user: row.get(0)?, leaf: row.get(1)?, bytes: row.get(2)? }))?
         .collect::<Result<_, _>>()?;
     Ok(stored)
 }

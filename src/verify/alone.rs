@@ -45,6 +45,8 @@ pub(super) struct Alone {
     /// Who got outputs, and their root.
     pub(super) outputs: Option<(Vec<UserKey>, Hash)>,
     pub(super) signatures: u64,
+    /// The last ledger there was when this one was read.
+    pub(super) tip: Seq,
 }
 
 /// What the roots of the header stand for.
@@ -112,6 +114,7 @@ pub(super) fn check(stored: &Stored, page: &Page, rules: &Rules) -> Result<Alone
         result,
         outputs,
         signatures,
+        tip: page.tip,
     })
 }
 
@@ -333,9 +336,12 @@ fn outputs(place: Place, stored: &Stored) -> Result<Option<(Vec<UserKey>, Hash)>
     place.same("run.outputs", run, stored.outputs.len() as i64, "outputs were lost or added")?;
     let mut users = Vec::with_capacity(stored.outputs.len());
     let mut leaves = Vec::with_capacity(stored.outputs.len());
-    for (user, bytes) in &stored.outputs {
-        let user = user_key(place, user)?;
-        leaves.push(hash::output_leaf(&user, bytes));
+    for output in &stored.outputs {
+        let user = user_key(place, &output.user)?;
+        let leaf = hash::output_leaf(&user, &output.bytes);
+        let kept: Hash = place.read("output.leaf", &output.leaf)?;
+        place.same("output.leaf", kept, leaf, "the output could not be proven to its user")?;
+        leaves.push(leaf);
         users.push(user);
     }
     place.holds(is_ascending(&users), "outputs", "in disorder", "one a user", "a user has two outputs")?;

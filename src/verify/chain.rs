@@ -246,7 +246,7 @@ impl Chain {
         }
         self.settled(place, header)?;
         match &ledger.contents {
-            Some(contents) => self.contents(place, header, contents, ledger.keys.as_deref())?,
+            Some(contents) => self.contents(place, header, contents, ledger.keys.as_deref(), ledger.tip)?,
             None => self.without_contents(ledger.seq, ledger.keys),
         }
         self.unl_after(place, header, ledger.unl_change)?;
@@ -345,6 +345,7 @@ impl Chain {
         header: &Header,
         contents: &Contents,
         keys: Option<&[Key]>,
+        tip: Seq,
     ) -> Result<(), Wrong> {
         self.report.inputs += contents.inputs.len() as u64;
         self.inputs_seen += contents.inputs.len() as u64;
@@ -377,7 +378,7 @@ impl Chain {
             let means = "the node would take an input twice, or refuse a new one";
             place.holds(same, "input_key", "another list", "the keys of its inputs", means)?;
         } else if let Some(shared) = self.rules.shared {
-            let forgotten = self.to.saturating_sub(ledger_seq(place)) >= shared.input_window;
+            let forgotten = tip.saturating_sub(ledger_seq(place)) >= shared.input_window;
             let means = "the node would take an input twice";
             place.holds(used.is_empty() || forgotten, "input_key", "missing", "the keys of its inputs", means)?;
         }

@@ -308,16 +308,36 @@ impl Said<'_> {
 
 /// Each proof convicts its signer: two messages that it signed, of which it may have signed one.
 fn evidence(chain: &mut Chain, head: &Head) -> Result<(), Wrong> {
-    for (signer, bytes) in &head.evidence {
-        let signer: NodeKey = PLACE.read("evidence.signer", signer)?;
-        let evidence: Evidence = PLACE.read("evidence", bytes)?;
+    for stored in &head.evidence {
+        let signer: NodeKey = PLACE.read("evidence.signer", &stored.signer)?;
+        let evidence: Evidence = PLACE.read("evidence", &stored.bytes)?;
         PLACE.same("evidence.signer", signer, evidence.signer, "it is stored under another's name")?;
         let (first, second) = (slot(chain, &evidence.first.0)?, slot(chain, &evidence.second.0)?);
         let proves = first.0 == signer && second.0 == signer && first.1 == second.1 && first.2 != second.2;
         let means = "it proves nothing";
         PLACE.holds(proves, "evidence", "of two messages that may both be", "of two that exclude each other", means)?;
+        let (kind, seq, attempt) = first.1;
+        let named = "it is told as something else than it proves";
+        PLACE.same("evidence.kind", stored.kind.as_str(), name_of(kind), named)?;
+        // The round after the ledger is the one that a result belongs to.
+        let round = seq.saturating_add(u64::from(kind == 3));
+        PLACE.same("evidence.seq", u64::try_from(stored.seq).unwrap_or(0), round, named)?;
+        PLACE.same("evidence.attempt", stored.attempt, i64::from(attempt), named)?;
     }
     Ok(())
+}
+
+/// The name of a kind of message that is signed once.
+fn name_of(kind: u8) -> &'static str {
+    match kind {
+        2 => "NOVEL",
+        3 => "RESULT",
+        5 => "PREVOTE",
+        6 => "PRECOMMIT",
+        7 => "ADVANCE",
+        9 => "PROPOSE",
+        _ => "none",
+    }
 }
 
 /// Kind of message, ledger, attempt: of what is signed once.

@@ -63,8 +63,8 @@ pub struct Head {
     pub inputs: u64,
     /// Changes of the UNL, by ledger.
     pub unl_changes: Vec<(Seq, Vec<u8>)>,
-    /// Proofs of misbehaviour, by signer.
-    pub evidence: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Proofs of misbehaviour.
+    pub evidence: Vec<StoredEvidence>,
     /// Rows of ledgers that do not exist: table and number.
     pub stray: Vec<(&'static str, i64)>,
 }
@@ -77,6 +77,21 @@ pub struct StoredRow {
     /// In which attempt.
     pub attempt: i64,
     /// The message, with what it rests on.
+    pub bytes: Vec<u8>,
+}
+
+/// A proof of misbehaviour.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredEvidence {
+    /// Against whom.
+    pub signer: Vec<u8>,
+    /// Kind of message.
+    pub kind: String,
+    /// About which ledger; a RESULT is about the one after the ledger it is of.
+    pub seq: i64,
+    /// In which attempt.
+    pub attempt: i64,
+    /// Both messages.
     pub bytes: Vec<u8>,
 }
 
@@ -121,8 +136,8 @@ pub struct Stored {
     pub result: Option<Vec<u8>>,
     /// How many outputs the run had; `None` when it was not run or is forgotten.
     pub run: Option<i64>,
-    /// User and output, by user.
-    pub outputs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// By user.
+    pub outputs: Vec<StoredOutput>,
 }
 
 impl Stored {
@@ -130,9 +145,20 @@ impl Stored {
     pub fn bytes(&self) -> usize {
         let body = self.body.as_ref().map_or(0, |body| body.inputs.len() + body.users_add.len() + body.users_del.len());
         let inputs: usize = self.inputs.iter().flatten().map(Vec::len).sum();
-        let outputs: usize = self.outputs.iter().map(|(user, bytes)| user.len() + bytes.len()).sum();
+        let outputs: usize = self.outputs.iter().map(|output| output.user.len() + output.bytes.len()).sum();
         self.closed.as_ref().map_or(0, |closed| closed.header.len() + closed.qc.len()) + body + inputs + outputs
     }
+}
+
+/// Output to one user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredOutput {
+    /// To whom.
+    pub user: Vec<u8>,
+    /// Its leaf in the tree of outputs.
+    pub leaf: Vec<u8>,
+    /// What.
+    pub bytes: Vec<u8>,
 }
 
 /// Header and certificate of a ledger.

@@ -595,7 +595,7 @@ fn what_is_lost_whole_is_found() {
         ("DELETE FROM user_executed", "journal: user_executed"),
         ("DELETE FROM meta", "genesis: genesis"),
         ("INSERT INTO body SELECT 99, inputs, users_add, users_del FROM body WHERE seq = 5", "journal: body"),
-        ("UPDATE output SET bytes = X'00' WHERE seq = 5", "ledger 5: outputs_root"),
+        ("UPDATE output SET bytes = X'00' WHERE seq = 5", "ledger 5: output.leaf"),
     ];
     let mut made = history(14);
     made.vote();
@@ -685,5 +685,38 @@ fn bytes_that_nobody_wrote_are_refused_and_never_panic() {
         if stored != before {
             assert!(alone::check(&stored, &page, &rules).is_err());
         }
+    }
+}
+
+fn cpu_s() -> f64 {
+    use nix::sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeValLike as _,
+    };
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6
+}
+
+/// How fast a chain is checked: `HP_VERIFY_LEDGERS=10000 cargo test --release --lib verify::tests::speed -- --nocapture`.
+#[test]
+fn speed() {
+    let Some(ledgers) = std::env::var("HP_VERIFY_LEDGERS").ok().and_then(|text| text.parse().ok()) else { return };
+    for (what, full) in [("empty ledgers", false), ("ledgers with 4 inputs, 3 outputs", true)] {
+        let mut made = Made::new(5);
+        for _ in 0..ledgers {
+            let plan = if full { made.full() } else { Plan::default() };
+            made.close(plan, |_| {});
+        }
+        // What was not run is not deleted when it is old, which in unit tests is soon.
+        made.writes.retain(|write| !matches!(write, Write::Record(Record::Result(_))));
+        let dir = stored(&made);
+        let (began, cpu) = (std::time::Instant::now(), cpu_s());
+        let report = check(dir.path(), Ask::default()).unwrap();
+        let (took, cpu) = (began.elapsed().as_secs_f64(), cpu_s() - cpu);
+        let speed = report.to as f64 / took;
+        println!(
+            "{} {what}, {} signatures: {took:.2} s, {speed:.0} ledgers/s, {cpu:.2} s of processor time",
+            report.to, report.signatures
+        );
     }
 }

@@ -4,6 +4,7 @@ mod cli;
 mod cluster;
 mod contract;
 mod golden;
+mod golden_users;
 mod net;
 mod shim;
 mod tidy;

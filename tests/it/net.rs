@@ -15,12 +15,14 @@ use hotpocket::{
     cli::client::{Frame, Pins, RawClient, SignedClient},
     config::Document,
     crypto::SecretKey,
+    ledger::Archive,
     node::control::{self, Request},
     signed::{
         AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, Reason, Reply, Request as UserRequest,
         sign_input,
     },
     types::{Hash, NodeKey, Seq},
+    verify::{Ask, Stopped, verify},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -190,11 +192,14 @@ pub struct TestNode {
 /// A network of nodes.
 pub struct Net {
     pub nodes: Vec<TestNode>,
+    /// Whether the test changed a database by hand, so that it need not be right in the end.
+    pub tampered: bool,
     _folder: TempDir,
 }
 
 impl Drop for Net {
-    /// No node may have panicked, in any test. Of a test that failed the ends of the nodes' logs are shown.
+    /// No node may have panicked, in any test, and every chain must be right, as an independent verifier sees it. Of a test
+    /// that failed the ends of the nodes' logs are shown.
     fn drop(&mut self) {
         let logs: Vec<(&Path, String)> = self.nodes.iter().map(|node| (&*node.dir, node.log())).collect();
         if std::thread::panicking() {
@@ -205,6 +210,9 @@ impl Drop for Net {
         } else {
             let panicked = logs.iter().find(|(_, log)| log.contains("panicked at"));
             assert!(panicked.is_none(), "a node panicked: {}", panicked.expect("found").1);
+            for node in self.nodes.iter().filter(|_| !self.tampered) {
+                node.assert_right();
+            }
         }
     }
 }
@@ -229,7 +237,7 @@ impl Net {
             write_config(&dir, document.text());
             nodes.push(TestNode { secret: Some(secret.clone()), ..TestNode::of(dir) });
         }
-        Net { nodes, _folder: folder }
+        Net { nodes, tampered: false, _folder: folder }
     }
 
     /// A network of nodes around the probe that is up.
@@ -246,7 +254,7 @@ impl Net {
 
     /// A network of the folders as they are.
     pub fn of(folder: TempDir, dirs: Vec<PathBuf>) -> Net {
-        Net { nodes: dirs.into_iter().map(TestNode::of).collect(), _folder: folder }
+        Net { nodes: dirs.into_iter().map(TestNode::of).collect(), tampered: false, _folder: folder }
     }
 
     /// Starts every node that does not run.
@@ -344,6 +352,16 @@ impl TestNode {
     /// Calls `hp` for the node's folder, in its surroundings, and waits for its end.
     pub async fn call(&self, args: &[&str]) -> Ended {
         ended(wrapped(&self.wrapper).args(args).arg(&self.dir)).await
+    }
+
+    /// Checks the node's chain and votes, whether it runs or not. A database that does not read is not looked at: tests
+    /// that make one say themselves what must come of it.
+    fn assert_right(&self) {
+        let Ok(mut archive) = Archive::open(&self.dir) else { return };
+        match verify(&mut archive, Ask::default(), &mut |_, _| {}) {
+            Err(Stopped::Wrong(wrong)) => panic!("the chain of {} is wrong: {wrong}", self.dir.display()),
+            Ok(_) | Err(Stopped::Source(_)) => {}
+        }
     }
 
     /// What the node has written to stderr so far.

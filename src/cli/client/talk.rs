@@ -316,3 +316,185 @@ impl std::fmt::Display for Show {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        consensus::{
+            header::{ExecResult, Genesis, VERSION},
+            merkle,
+            messages::{ResultCert, Scope, Signable},
+        },
+        signed::{
+            Answer, Base64, Executed, Limits, Text,
+            proof::{Agreement, OutputProof},
+        },
+        types::Status,
+        wire,
+    };
+
+    fn node() -> SecretKey {
+        SecretKey::from_seed([1; 32])
+    }
+
+    fn me() -> SecretKey {
+        SecretKey::from_seed([2; 32])
+    }
+
+    fn welcome(seq: Seq) -> Welcome {
+        let genesis = Genesis {
+            ver: VERSION,
+            contract_id: Hash([1; 32]),
+            unl: vec![node().node_key()],
+            threshold: 80,
+            cfg_hash: Hash::ZERO,
+            state_root: Hash::ZERO,
+            time_ms: 0,
+        };
+        Welcome {
+            node: Text(node().node_key()),
+            contract: Text(genesis.contract_id),
+            chain: Text(genesis.chain_id()),
+            genesis: Base64(wire::encode(&genesis)),
+            unl: genesis.unl.iter().copied().map(Text).collect(),
+            threshold: 80,
+            seq,
+            lcl: Text(Hash::ZERO),
+            time: 0,
+            limits: Limits { payload_bytes: 100, messages_per_minute: None, input_window: 1_000 },
+        }
+    }
+
+    fn trust() -> Trust {
+        Trust::of(&welcome(1)).unwrap()
+    }
+
+    fn output(seq: Seq, text: &str) -> OutputFrame {
+        let leaf = merkle::output_leaf(&me().user_key(), text.as_bytes());
+        let ledger = Hash([seq as u8; 32]);
+        let result = ExecResult {
+            of_seq: seq,
+            of_hash: ledger,
+            state_root: Hash::ZERO,
+            outputs_root: leaf,
+            status: Status::Ok,
+            unl_req: None,
+        };
+        let scope = Scope { chain_id: trust().chain_id(), unl_hash: crate::consensus::header::unl_hash(trust().unl()) };
+        let sigs = vec![(node().node_key(), node().sign(&result.digest(&scope).0))];
+        let agreed = Agreement::by_results(&ResultCert { result, sigs });
+        let path = merkle::proof(vec![leaf], 0).unwrap().into();
+        OutputFrame { seq, ledger: Text(ledger), payload: Base64(text.into()), proof: OutputProof { agreed, path } }
+    }
+
+    fn begun() -> Talk {
+        let mut talk = Talk::new(me(), Nonces::of(None), None);
+        assert_eq!(talk.welcome(&welcome(10), &trust()).unwrap(), Vec::<String>::new());
+        talk
+    }
+
+    fn status(talk: &Talk, nonce: u64, fate: Fate) -> Reply {
+        let id = talk.pending.get(&nonce).map(|sent| Text(sent.id));
+        Reply::Status(StatusFrame { nonce, id, fate })
+    }
+
+    fn accepted(talk: &Talk, nonce: u64, seq: Seq) -> Reply {
+        status(talk, nonce, Fate::Accepted { seq, ledger: Text(Hash::ZERO) })
+    }
+
+    fn shows(talk: &mut Talk, reply: Reply) -> Vec<Show> {
+        talk.reply(reply).unwrap().0
+    }
+
+    fn page(since: Seq, to: Seq, more: bool, outputs: Vec<OutputFrame>) -> Reply {
+        let page = OutputsPage { since, to, more, kept_from: 1, missing: vec![], outputs };
+        Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
+    }
+
+    fn shown(seq: Seq, text: &str) -> Show {
+        Show::Output { seq, payload: text.into() }
+    }
+
+    fn nonce_of(talk: &Talk) -> u64 {
+        *talk.pending.keys().next_back().unwrap()
+    }
+
+    #[test]
+    fn an_input_is_owed_until_it_is_accepted_and_its_ledgers_result_is_known() {
+        let mut talk = begun();
+        assert!(talk.is_settled());
+        talk.input(b"a".to_vec()).unwrap();
+        let nonce = nonce_of(&talk);
+        // Another session's input with this number is none of ours.
+        let other = Reply::Status(StatusFrame {
+            nonce,
+            id: Some(Text(Hash([9; 32]))),
+            fate: Fate::Rejected { reason: Reason::NonceUsed, message: String::new() },
+        });
+        assert_eq!(shows(&mut talk, other), []);
+        let reply = accepted(&talk, nonce, 11);
+        assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11 }]);
+        assert_eq!((talk.pending(), talk.is_settled()), (0, false));
+        let executed = Executed { seq: 11, ledger: Text(Hash::ZERO), ok: false, status: "exit code 3".into() };
+        assert!(matches!(shows(&mut talk, Reply::Executed(executed))[..], [Show::Failed { seq: 11, .. }]));
+        assert!(talk.is_settled());
+    }
+
+    #[test]
+    fn a_node_that_lies_about_an_output_is_given_up_and_nothing_of_it_is_shown() {
+        let mut forged = output(11, "right");
+        forged.payload.0 = b"wrong".to_vec();
+        assert!(matches!(begun().reply(Reply::Output(forged.clone())), Err(Untrusted::Output { seq: 11, .. })));
+        assert!(begun().reply(page(10, 11, false, vec![forged])).is_err(), "in a page too");
+        let mut unsigned = output(11, "right");
+        if let Agreement::Results { sigs, .. } = &mut unsigned.proof.agreed {
+            sigs.clear();
+        }
+        assert!(begun().reply(Reply::Output(unsigned)).is_err());
+        let mut talk = begun();
+        let other = Welcome { unl: vec![Text(me().node_key())], ..welcome(10) };
+        assert!(talk.welcome(&other, &Trust::of(&other).unwrap()).is_err(), "other members than before");
+    }
+
+    #[test]
+    fn after_a_change_of_nodes_the_same_bytes_go_out_and_every_output_is_shown_once_in_order() {
+        let mut talk = begun();
+        let frame = talk.input(b"a".to_vec()).unwrap();
+        assert_eq!(shows(&mut talk, Reply::Output(output(11, "eleven"))), [shown(11, "eleven")]);
+        assert_eq!(talk.welcome(&welcome(13), &trust()).unwrap(), [frame, outputs_since(11)]);
+        // What comes meanwhile waits for what is older.
+        assert_eq!(shows(&mut talk, Reply::Output(output(14, "fourteen"))), []);
+        let (first, frames) = talk.reply(page(11, 12, true, vec![output(12, "twelve")])).unwrap();
+        assert_eq!((first, frames), (vec![shown(12, "twelve")], vec![outputs_since(12)]));
+        let rest = shows(&mut talk, page(12, 13, false, vec![output(13, "thirteen")]));
+        assert_eq!(rest, [shown(13, "thirteen"), shown(14, "fourteen")]);
+        assert_eq!(shows(&mut talk, Reply::Output(output(13, "thirteen"))), [], "not again");
+        // Its ledger was shown already: nothing more is owed.
+        let reply = accepted(&talk, nonce_of(&talk), 12);
+        shows(&mut talk, reply);
+        assert!(talk.is_settled());
+    }
+
+    #[test]
+    fn what_a_node_had_no_room_for_is_sent_again_and_what_it_refuses_is_not() {
+        let mut talk = begun();
+        let frame = talk.input(b"a".to_vec()).unwrap();
+        let rejected =
+            |talk: &Talk, reason| status(talk, nonce_of(talk), Fate::Rejected { reason, message: "why".into() });
+        for reason in [Reason::Busy, Reason::Rate] {
+            let reply = rejected(&talk, reason);
+            assert!(matches!(shows(&mut talk, reply)[..], [Show::Note(_)]));
+            assert_eq!(talk.again(), std::slice::from_ref(&frame));
+        }
+        assert_eq!(talk.again(), Vec::<String>::new(), "once a time");
+        let reply = rejected(&talk, Reason::Expired);
+        assert!(matches!(shows(&mut talk, reply)[..], [Show::Rejected { reason: Reason::Expired, .. }]));
+        assert!(talk.is_settled());
+        // Numbers go on, and room is bounded.
+        while talk.has_room() {
+            talk.input(vec![0; 50]).unwrap();
+        }
+        assert_eq!(talk.pending(), PENDING_MAX);
+    }
+}

@@ -159,8 +159,8 @@ fn ledger(stored: &Stored, agreed: Option<ExecResult>) -> Result<Option<Ledger>,
         }
     };
     let mut outputs = Vec::with_capacity(stored.outputs.len());
-    for (user, bytes) in &stored.outputs {
-        outputs.push((decode(user, "a user")?, bytes.clone()));
+    for output in &stored.outputs {
+        outputs.push((decode(&output.user, "a user")?, output.bytes.clone()));
     }
     Ok(Some(Ledger {
         seq: stored.seq,

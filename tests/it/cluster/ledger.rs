@@ -121,6 +121,195 @@ fn ledgers_are_listed_shown_and_exported_as_they_are() {
     });
 }
 
+/// What docs/export.md tells a stranger to do, with nothing but the files: numbers and hexadecimal text.
+mod stranger {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use hotpocket::{
+        crypto::verify,
+        types::{NodeKey, Sig},
+    };
+    use serde_json::Value;
+    use sha2::{Digest as _, Sha512};
+
+    fn h(tag: &str, parts: &[&[u8]]) -> Vec<u8> {
+        let bytes = [&[u8::try_from(tag.len()).expect("short")][..], tag.as_bytes(), &parts.concat()].concat();
+        Sha512::digest(bytes)[..32].to_vec()
+    }
+
+    fn hex_of(value: &Value) -> Vec<u8> {
+        hex::decode(value.as_str().unwrap_or_else(|| panic!("{value} is no text"))).expect("hexadecimal")
+    }
+
+    fn number(value: &Value) -> u64 {
+        value.as_u64().unwrap_or_else(|| panic!("{value} is no number"))
+    }
+
+    fn u64_of(value: &Value) -> Vec<u8> {
+        number(value).to_le_bytes().to_vec()
+    }
+
+    fn u32_of(value: &Value) -> Vec<u8> {
+        u32::try_from(number(value)).expect("small").to_le_bytes().to_vec()
+    }
+
+    fn list(items: &[Vec<u8>]) -> Vec<u8> {
+        [(items.len() as u32).to_le_bytes().to_vec(), items.concat()].concat()
+    }
+
+    fn hex_list(value: &Value) -> Vec<Vec<u8>> {
+        value.as_array().expect("a list").iter().map(hex_of).collect()
+    }
+
+    /// Header fields one after the other, as docs/protocol.md writes them down; of results that went well.
+    fn header(header: &Value) -> Vec<u8> {
+        let result = &header["result"];
+        assert_eq!(
+            (&result["status"], &result["unl_req"], &header["settlement"]),
+            (&"ok".into(), &Value::Null, &Value::Null)
+        );
+        [
+            (number(&header["ver"]) as u16).to_le_bytes().to_vec(),
+            hex_of(&header["chain_id"]),
+            u64_of(&header["seq"]),
+            hex_of(&header["parent"]),
+            u64_of(&header["time_ms"]),
+            hex_of(&header["unl_hash"]),
+            hex_of(&header["next_unl_hash"]),
+            hex_of(&header["users_root"]),
+            u32_of(&header["n_users"]),
+            hex_of(&header["inputs_root"]),
+            u32_of(&header["n_inputs"]),
+            u64_of(&header["inputs_bytes"]),
+            u64_of(&result["of_seq"]),
+            hex_of(&result["of_hash"]),
+            hex_of(&result["state_root"]),
+            hex_of(&result["outputs_root"]),
+            vec![0, 0, 0],
+        ]
+        .concat()
+    }
+
+    fn signed(by: &[u8], message: &[u8], sig: &Value) -> bool {
+        let by = NodeKey(by.try_into().expect("a key"));
+        verify(&by.0, message, &Sig(hex_of(sig).try_into().expect("a signature")))
+    }
+
+    fn root(mut level: Vec<Vec<u8>>) -> Vec<u8> {
+        while level.len() > 1 {
+            let parent = |pair: &[Vec<u8>]| match pair {
+                [left, right] => h("hp/node/1", &[left, right]),
+                alone => alone.concat(),
+            };
+            level = level.chunks(2).map(parent).collect();
+        }
+        level.pop().unwrap_or(vec![0; 32])
+    }
+
+    fn input(input: &Value, chain: &[u8]) -> Vec<u8> {
+        let (user, origin, payload) = (hex_of(&input["user"]), &input["origin"], hex_of(&input["payload"]));
+        let tag = match origin["kind"].as_str() {
+            Some("user") => vec![0; 32],
+            _ => h("hp/session/1", &[&hex_of(&origin["host"]), &hex_of(&origin["challenge"])]),
+        };
+        let (nonce, max_ledger) = (u64_of(&input["nonce"]), u64_of(&input["max_ledger"]));
+        let length = (payload.len() as u32).to_le_bytes();
+        let id = h("hp/input/1", &[chain, &user, &tag, &nonce, &max_ledger, &length, &payload]);
+        assert_eq!(id, hex_of(&input["id"]));
+        if origin["kind"] == "user" {
+            assert!(signed(&user, &id, &origin["sig"]));
+        } else {
+            let by_host = h("hp/session-input/1", &[chain, &id]);
+            assert!(signed(&hex_of(&origin["host"]), &by_host, &origin["host_sig"]));
+            let challenge = origin["challenge"].as_str().expect("text");
+            assert!(signed(&user, challenge.as_bytes(), &origin["helo_sig"]));
+        }
+        id
+    }
+
+    /// Checks a whole export; how many inputs and outputs it has.
+    pub fn check(folder: &Path) -> (usize, usize) {
+        let read = |name: &str| -> Value {
+            serde_json::from_str(&fs::read_to_string(folder.join(name)).expect("a file")).expect("an object")
+        };
+        let chain = read("chain.json");
+        let id = h("hp/genesis/1", &[&hex_of(&chain["genesis_bytes"])]);
+        assert_eq!(id, hex_of(&chain["chain_id"]));
+        assert_eq!(h("hp/cfg/1", &[&hex_of(&chain["settings_bytes"])]), hex_of(&chain["genesis"]["cfg_hash"]));
+        let members = hex_list(&chain["genesis"]["unl"]);
+        let quorum = (members.len() * number(&chain["genesis"]["threshold"]) as usize).div_ceil(100);
+        let unl_hash = h("hp/unl/1", &[&list(&members)]);
+        let (mut parent, mut users, mut last) = (id.clone(), BTreeSet::new(), Value::Null);
+        let (mut inputs, mut outputs) = (0, 0);
+        let count = fs::read_dir(folder).expect("a folder").count() - 1;
+        for seq in 1..=count {
+            let ledger = read(&format!("{seq:010}.json"));
+            let bytes = header(&ledger["header"]);
+            assert_eq!(bytes, hex_of(&ledger["header_bytes"]), "ledger {seq}");
+            let hash = h("hp/ledger/1", &[&bytes]);
+            assert_eq!((&hash, &parent), (&hex_of(&ledger["hash"]), &hex_of(&ledger["header"]["parent"])));
+            assert_eq!(hex_of(&ledger["header"]["unl_hash"]), unl_hash);
+            let vote = &ledger["certificate"];
+            let vote_bytes = [u64_of(&vote["seq"]), u32_of(&vote["attempt"]), hash.clone()].concat();
+            let digest = h("hp/precommit/1", &[&id, &unl_hash, &vote_bytes]);
+            let mut signers = BTreeSet::new();
+            for entry in vote["signatures"].as_array().expect("a list") {
+                let node = hex_of(&entry["node"]);
+                assert!(members.contains(&node) && signed(&node, &digest, &entry["sig"]));
+                signers.insert(node);
+            }
+            assert!(signers.len() >= quorum);
+            let body = &ledger["body"];
+            let ids: Vec<Vec<u8>> =
+                body["inputs"].as_array().expect("a list").iter().map(|it| input(it, &id)).collect();
+            assert_eq!(h("hp/inputs/1", &[&list(&ids)]), hex_of(&ledger["header"]["inputs_root"]));
+            inputs += ids.len();
+            for user in hex_list(&body["users_del"]) {
+                assert!(users.remove(&user));
+            }
+            users.extend(hex_list(&body["users_add"]));
+            let leaves = users.iter().map(|user| h("hp/user/1", &[user])).collect();
+            assert_eq!(root(leaves), hex_of(&ledger["header"]["users_root"]));
+            if seq > 1 {
+                assert_eq!(ledger["header"]["result"], last, "ledger {seq}");
+            }
+            let leaf = |output: &Value| {
+                let bytes = hex_of(&output["bytes"]);
+                let hash = h("hp/output-bytes/1", &[&(bytes.len() as u32).to_le_bytes(), &bytes]);
+                h("hp/output/1", &[&hex_of(&output["user"]), &hash])
+            };
+            let leaves: Vec<Vec<u8>> = ledger["outputs"].as_array().expect("a list").iter().map(leaf).collect();
+            outputs += leaves.len();
+            if seq < count {
+                assert_eq!(root(leaves), hex_of(&ledger["result"]["outputs_root"]));
+            }
+            (parent, last) = (hash, ledger["result"].clone());
+        }
+        (inputs, outputs)
+    }
+}
+
+#[test]
+fn a_stranger_checks_an_export_with_nothing_but_the_files_and_the_documentation() {
+    block_on(async {
+        let net = Net::up_with(3, record(), |_, config| {
+            config.set("roundtime", "100");
+        })
+        .await;
+        let (mut one, mut other) = (net.nodes[0].user().await, net.nodes[1].user().await);
+        for line in ["one\n", "two\n", "three\n"] {
+            assert_eq!(one.ask(line).await, line);
+            assert_eq!(other.ask(line).await, line);
+        }
+        let (seq, _) = net.agree().await;
+        net.closed(seq + 3).await;
+        let out = net.nodes[0].dir.join("out");
+        let exported = ledger(&["export", text(&net.nodes[0].dir), "--out", text(&out)]).await;
+        assert_eq!(exported.code, Some(0), "{}", exported.err);
+        assert_eq!(stranger::check(&out), (6, 6));
+    });
+}
+
 #[test]
 fn what_is_damaged_is_named_and_what_does_not_read_is_told_apart() {
     block_on(async {
@@ -130,15 +319,16 @@ fn what_is_damaged_is_named_and_what_does_not_read_is_told_apart() {
             assert_eq!(user.ask(line).await, line);
         }
         net.kill_all().await;
-        let dir = &net.nodes[0].dir;
+        let dir = &net.nodes[0].dir.clone();
         right(dir, &[]).await;
         let file = dir.join("hist/ledger.db");
+        net.tampered = true;
         let open = || rusqlite::Connection::open(&file).expect("a database");
         let seq: i64 = open().query_row("SELECT min(seq) FROM output", [], |row| row.get(0)).expect("a ledger");
         open().execute("UPDATE output SET bytes = X'6f6e65' WHERE seq = ?1", [seq]).expect("changed");
         let told = ledger(&["verify", text(dir)]).await;
         assert_eq!(told.code, Some(1), "{}", told.out);
-        assert!(told.err.contains(&format!("ledger {seq}: outputs_root is ")), "{}", told.err);
+        assert!(told.err.contains(&format!("ledger {seq}: output.leaf is ")), "{}", told.err);
         let told = ledger(&["verify", text(dir), "--json"]).await;
         let wrong: Value = serde_json::from_str(&told.out).expect("an object");
         assert_eq!((told.code, &wrong["ok"], wrong["seq"].as_i64()), (Some(1), &Value::Bool(false), Some(seq)));
