@@ -664,7 +664,7 @@ impl Node {
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, signed: &[SignedRef]) {
         self.line.closed(hash);
-        self.report.closed(ledger, hash, attempt);
+        self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }

@@ -8,6 +8,7 @@ mod config_check;
 mod dev;
 mod ledger;
 mod new;
+mod progress;
 mod rekey;
 mod run;
 mod status;
@@ -21,6 +22,7 @@ use std::{
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
+use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, LogFormat, LogLevel};
@@ -196,6 +198,11 @@ pub fn answer(text: &str) -> Outcome {
 /// `level` is for Hot Pocket itself; libraries tell errors alone, for what they warn of is usual on a network. The environment variable RUST_LOG, if it is set and makes
 /// sense, decides instead.
 pub fn start_logging(level: LogLevel, format: LogFormat) {
+    start_logging_above(level, format, MultiProgress::with_draw_target(ProgressDrawTarget::hidden()));
+}
+
+/// The same, above bars that are drawn meanwhile.
+fn start_logging_above(level: LogLevel, format: LogFormat, bars: MultiProgress) {
     let level = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
@@ -209,7 +216,8 @@ pub fn start_logging(level: LogLevel, format: LogFormat) {
         _ => ours,
     };
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    let builder = builder.with_writer(progress::AboveBars(bars));
     // Fails if a subscriber is set already; then that one stays.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),

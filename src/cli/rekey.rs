@@ -45,7 +45,8 @@ impl Rekey {
     pub(super) fn run(self) -> Outcome {
         let (text, config) = Config::load_text(&self.dir)?;
         let _lock = lock(&self.dir)?;
-        if !self.force && has_history(&self.dir)? {
+        let has_run = has_history(&self.dir)?;
+        if !self.force && has_run {
             return Err(anyhow::anyhow!(
                 "{} holds a history, in which the network knows this node by its old key; with a new one it would only \
                  observe (--force does it all the same)",
@@ -69,11 +70,19 @@ impl Rekey {
         for old in kept {
             report.push_str(&format!("The old file is kept as {}; it holds the old secret.\n", old.display()));
         }
-        let others = match config.is_member() {
-            true => "In `unl` the new key stands for the old one. Every other operator does the same:",
-            false => "The node observes until its key is in the UNL. Every operator adds this line to `unl`:",
-        };
-        report.push_str(&format!("{others}\n{}\n", unl_line(key)));
+        if has_run {
+            report.push_str(&format!(
+                "The node observes until a quorum of the other operators votes, in the folders of their nodes:\n  hp unl add \
+                 {key}\n  hp unl remove {}\n",
+                config.key
+            ));
+        } else {
+            let others = match config.is_member() {
+                true => "In `unl` the new key stands for the old one. Every other operator does the same:",
+                false => "The node observes until its key is in the UNL. Every operator adds this line to `unl`:",
+            };
+            report.push_str(&format!("{others}\n{}\n", unl_line(key)));
+        }
         if config.format == Format::Legacy && config.is_member() {
             report.push_str("The contract id follows from `unl`: nodes with the old list are of another network.\n");
         }

@@ -1,11 +1,13 @@
 //! `hp run`: one node, until it is told to stop.
 
 use std::{
+    io::{self, IsTerminal as _},
     path::{self, Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::Context as _;
+use indicatif::MultiProgress;
 use serde_json::json;
 use tokio::{
     io::AsyncReadExt as _,
@@ -13,7 +15,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{Exit, Failure, Outcome, answer, start_logging};
+use super::{Exit, Failure, Outcome, answer, progress, start_logging_above};
 use crate::{
     config::Config,
     node::{Node, NodeError},
@@ -53,19 +55,23 @@ impl Run {
             // Every run would fail, which on this node alone is a difference from the others.
             return Err(Failure::new(Exit::Config, anyhow::anyhow!(what)));
         }
-        start_logging(config.log.level, config.log.format);
+        let bars = MultiProgress::new();
+        start_logging_above(config.log.level, config.log.format, bars.clone());
         // One thread for network and consensus: waking another costs more than most of the work.
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-        let outcome = runtime.block_on(self.node(config));
+        let outcome = runtime.block_on(self.node(config, bars));
         runtime.shutdown_timeout(END_TIME);
         outcome
     }
 
-    async fn node(&self, config: Config) -> Outcome {
+    async fn node(&self, config: Config, bars: MultiProgress) -> Outcome {
         let stop = Stop::watch().context("cannot watch for signals")?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-        let (node, banner) = Node::start(config, &exe).await.map_err(failure)?;
+        let (mut node, banner) = Node::start(config, &exe).await.map_err(failure)?;
+        if io::stderr().is_terminal() {
+            node.draw_progress(progress::draw(bars));
+        }
         if self.child {
             // The parent says what there is.
             let (peers, users) = node.addresses();

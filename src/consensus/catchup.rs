@@ -107,6 +107,11 @@ impl Consensus {
         self.catchup.asked.contains_key(peer)
     }
 
+    /// Whether there is more to be fetched than the ledger that is being closed.
+    pub fn is_far_behind(&self) -> bool {
+        self.catchup.holds(self.round.seq) || self.asks_for_ranges()
+    }
+
     /// Whether the ledgers that lack are asked for many at once: when some linked peer has two or more of them.
     pub(super) fn asks_for_ranges(&self) -> bool {
         self.sources(self.round.seq + 1).next().is_some()

@@ -123,9 +123,9 @@ impl Node {
                     "catching up"
                 );
             }
-            (None, Some((from, _))) => {
+            (None, Some(from)) => {
                 *told = None;
-                info!(seq = summary.seq, ledgers = summary.seq - from, "caught up");
+                info!(seq = summary.seq, ledgers = executed - from, "caught up");
             }
             _ => {}
         }

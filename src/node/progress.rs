@@ -91,9 +91,9 @@ impl Watch {
         })
     }
 
-    /// Where verified and executed stood when the node fell behind; `None` when it is not.
-    pub fn began(&self) -> Option<(Seq, Seq)> {
-        self.began
+    /// Which ledger had been run last when the node fell behind; `None` when it is not.
+    pub fn began(&self) -> Option<Seq> {
+        self.began.map(|(_, executed)| executed)
     }
 }
 

@@ -143,13 +143,14 @@ impl Report {
         self.split = None;
     }
 
-    pub fn closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt) {
+    /// `behind`: one of many that others closed before.
+    pub fn closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, behind: bool) {
         let header = &ledger.candidate.header;
         let (came, went) = (ledger.candidate.users_add.len(), ledger.candidate.users_del.len());
         self.ledgers += 1;
         self.last_closed = Some(Instant::now());
         self.inputs += u64::from(header.n_inputs);
-        if header.n_inputs > 0 || came + went > 0 || attempt > 0 {
+        if !behind && (header.n_inputs > 0 || came + went > 0 || attempt > 0) {
             info!(
                 seq = header.seq,
                 lcl = %hash.short(),

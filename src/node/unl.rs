@@ -118,9 +118,6 @@ impl Node {
             Ok(change) => change,
             Err(why) => return Ok(Err(why.into())),
         };
-        if let Some(why) = self.danger(&change).filter(|_| !yes) {
-            return Ok(Err(Refused { why, danger: true }));
-        }
         if let Some(peer) = peer {
             let Ok(PeerAddr { host, port }) = peer.parse() else {
                 return Ok(Err(format!("{peer:?} is no address: expected host:port").into()));
@@ -129,6 +126,11 @@ impl Node {
                 let why = "too many addresses were given to this process: add it to `peers` in cfg/hp.cfg";
                 return Ok(Err(why.to_owned().into()));
             }
+        }
+        // Behind the dialling: a node that is linked meanwhile is a danger no more at the next try.
+        if let Some(why) = self.danger(&change).filter(|_| !yes) {
+            let dialled = if peer.is_some() { "; the address is dialled from now on: try again soon" } else { "" };
+            return Ok(Err(Refused { why: format!("{why}{dialled}"), danger: true }));
         }
         info!(change = text(&change), "this node votes for a change of the UNL");
         self.handle(Event::UnlVote(Some(change)))?;

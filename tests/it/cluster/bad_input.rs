@@ -272,14 +272,14 @@ fn garbage_on_both_ports_harms_nobody() {
 }
 
 /// Speaks the peer protocol with a member's key, in place of that member.
-struct Impostor {
-    mesh: Mesh,
-    events: mpsc::Receiver<MeshEvent>,
+pub struct Impostor {
+    pub mesh: Mesh,
+    pub events: mpsc::Receiver<MeshEvent>,
 }
 
 impl Impostor {
     /// Links with the network whose hello it first learns from a node that refuses nothing.
-    async fn link(net: &Net, key: SecretKey) -> Impostor {
+    pub async fn link(net: &Net, key: SecretKey) -> Impostor {
         let status = net.nodes[0].status().await.expect("it is up");
         let address: std::net::SocketAddr = status["peer_address"].as_str().expect("text").parse().expect("an address");
         let unl = net
@@ -328,7 +328,7 @@ impl Impostor {
         while !matches!(self.next().await, MeshEvent::LinkUp { .. }) {}
     }
 
-    async fn next(&mut self) -> MeshEvent {
+    pub async fn next(&mut self) -> MeshEvent {
         timeout(DEADLINE, self.events.recv()).await.expect("something happens").expect("the mesh is up")
     }
 }

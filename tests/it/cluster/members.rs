@@ -13,7 +13,7 @@ async fn network(members: usize, observers: usize) -> Net {
     let mut net = Net::new(members + observers, probe(), plain);
     let keys: Vec<String> = net.nodes[..members].iter().map(|node| format!("\"{}\"", key(node))).collect();
     for node in &net.nodes {
-        node.edit_config(|text| with_unl(&text, &keys));
+        node.edit_config(|text| with_list(&text, "unl", &keys));
     }
     net.start_all().await;
     net
@@ -23,11 +23,20 @@ fn key(node: &TestNode) -> String {
     node.secret.as_ref().expect("made by this test").node_key().to_string()
 }
 
-/// The configuration with another `unl`, whatever lines it stands on.
-fn with_unl(text: &str, keys: &[String]) -> String {
-    let start = text.find("\nunl = [").expect("a list") + 1;
+/// Verifies a node's chain with the second implementation, running its ledgers again, and gives how often the UNL changed.
+async fn verified_changes(node: &TestNode) -> u64 {
+    let ended = call(&["ledger", "verify", node.dir.to_str().expect("UTF-8"), "--json", "--replay"]).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    let report: Value = serde_json::from_str(&ended.out).expect("one JSON object");
+    assert_eq!(report["unchecked"], serde_json::json!([]), "{report}");
+    report["unl_changes"].as_u64().expect("a number")
+}
+
+/// The configuration with another list under this key, whatever lines it stands on.
+fn with_list(text: &str, key: &str, items: &[String]) -> String {
+    let start = text.find(&format!("\n{key} = [")).expect("a list") + 1;
     let end = start + text[start..].find(']').expect("its end") + 1;
-    format!("{}unl = [{}]{}", &text[..start], keys.join(", "), &text[end..])
+    format!("{}{key} = [{}]{}", &text[..start], items.join(", "), &text[end..])
 }
 
 async fn unl(node: &TestNode, args: &[&str]) -> Ended {
@@ -148,9 +157,7 @@ fn a_sixth_node_is_voted_in_and_another_one_out_over_kills_and_the_one_that_left
         let sixth = format!("127.0.0.1:{}", net.nodes[5].peer_port());
         let mut late = Net::of(tempfile::tempdir().expect("a folder"), vec![dir]);
         late.nodes[0].edit_config(|text| {
-            let start = text.find("\npeers = [").expect("a list") + 1;
-            let end = start + text[start..].find(']').expect("its end") + 1;
-            let text = format!("{}peers = [\"{sixth}\"]{}", &text[..start], &text[end..]);
+            let text = with_list(&text, "peers", &[format!("\"{sixth}\"")]);
             text.replace("pubport = 1\n", "pubport = 0\n").replacen("peerport = ", "peerport = 0 # ", 1)
         });
         late.start_all().await;
@@ -158,6 +165,9 @@ fn a_sixth_node_is_voted_in_and_another_one_out_over_kills_and_the_one_that_left
         let same = |status: &Value| status["seq"].as_u64() > Some(seq) || status["lcl"] == lcl;
         late.nodes[0].status_where("it catches up", same).await;
         decides_with(&late.nodes[0], &net.nodes[1..].iter().collect::<Vec<_>>()).await;
+        for node in [&net.nodes[0], &net.nodes[5], &late.nodes[0]] {
+            assert_eq!(verified_changes(node).await, 2, "{}", node.dir.display());
+        }
     });
 }
 
@@ -188,6 +198,9 @@ fn a_contract_asks_for_a_member_and_for_its_removal() {
             let mut expected: Vec<String> = all[1..].iter().map(|node| key(node)).collect();
             expected.sort();
             assert_eq!(seen, expected);
+        }
+        for node in &net.nodes {
+            assert_eq!(verified_changes(node).await, 2);
         }
         let log = net.nodes[1].log();
         assert!(log.contains("the contract's request is not understood"), "{log}");
@@ -234,5 +247,41 @@ fn an_operator_s_vote_that_makes_no_sense_is_refused_and_one_that_endangers_the_
         vote(node, &["withdraw"]).await;
         net.nodes[1].status_where("no vote is seen", |status| status["unl_changes"] == serde_json::json!([])).await;
         assert_eq!(members(&node.status().await.expect("it answers")).len(), 2);
+    });
+}
+
+#[test]
+fn a_node_that_finds_nobody_by_itself_is_dialled_at_the_address_that_comes_with_the_vote() {
+    block_on_for(LONGEST, async {
+        let mut net = Net::new(3, probe(), plain);
+        let keys: Vec<String> = net.nodes[..2].iter().map(|node| format!("\"{}\"", key(node))).collect();
+        let addresses: Vec<String> =
+            net.nodes.iter().map(|node| format!("\"127.0.0.1:{}\"", node.peer_port())).collect();
+        for (at, node) in net.nodes.iter().enumerate() {
+            node.edit_config(|text| {
+                let peers = if at < 2 { &addresses[1 - at..=1 - at] } else { &[] };
+                with_list(&with_list(&text, "unl", &keys), "peers", peers)
+            });
+        }
+        net.start_all().await;
+        net.nodes[0].status_where("the members are linked", |status| status["seq"] != 0).await;
+        let third = key(&net.nodes[2]);
+        let address = format!("127.0.0.1:{}", net.nodes[2].peer_port());
+        let error = refused(&net.nodes[0], &["add", &third, "--peer", &address]).await;
+        assert!(error.contains("2 of 3 members would be live") && error.contains("is dialled from now on"), "{error}");
+        for node in &net.nodes[..2] {
+            // The second is found by the third, which the first told of it.
+            until("it observes", async || {
+                vote(node, &["list"]).await.contains(&format!("observes {third}")).then_some(())
+            })
+            .await;
+            vote(node, &["add", &third]).await;
+        }
+        for node in &net.nodes {
+            decides_with(node, &net.nodes.iter().collect::<Vec<_>>()).await;
+        }
+        // All three are needed, and agree.
+        assert_eq!(net.nodes[2].user().await.ask("four").await, "4 4");
+        net.agree().await;
     });
 }

@@ -1,6 +1,7 @@
 //! Networks of real processes: they agree, survive kill -9 and power cuts, and lose or repeat nothing.
 
 mod bad_input;
+mod catchup;
 mod crowd;
 mod dev;
 mod divergence;
