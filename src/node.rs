@@ -64,7 +64,7 @@ const FRAMES_A_TURN: usize = 64;
 const LINE_MAX: usize = 256;
 /// Effects waiting for the disk. Past it peers and users wait, which they feel as back pressure.
 const EFFECTS_MAX: usize = 65_536;
-/// Bytes of the same, as far as peers' requests and inputs make them.
+/// Bytes of the same, as far as peers' requests and inputs make them. One more message may go over it by its answer.
 const EFFECTS_BYTES_MAX: usize = 64 << 20;
 
 /// Processes of one node that are remembered, to see when one comes back after another. The oldest make room.
@@ -205,12 +205,15 @@ impl Node {
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let open = self.effects.len() < EFFECTS_MAX && self.effects_bytes < EFFECTS_BYTES_MAX;
+            let open = self.is_open();
             tokio::select! {
                 Some(done) = commit_done(&mut self.committing) => self.committed(done)?,
                 Some(event) = self.mesh_events.recv(), if open => {
                     self.on_mesh(event)?;
                     for _ in 0..FRAMES_A_TURN {
+                        if !self.is_open() {
+                            break;
+                        }
                         match self.mesh_events.try_recv() {
                             Ok(event) => self.on_mesh(event)?,
                             Err(_) => break,
@@ -250,6 +253,11 @@ impl Node {
             error!(error = &error as &dyn std::error::Error, "the database did not close in order");
         }
         self.control = None;
+    }
+
+    /// Whether there is room for what peers and users want.
+    fn is_open(&self) -> bool {
+        self.effects.len() < EFFECTS_MAX && self.effects_bytes < EFFECTS_BYTES_MAX
     }
 
     fn now(&self) -> MonoMs {

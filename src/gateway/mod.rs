@@ -16,7 +16,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -207,6 +207,7 @@ impl Gateway {
                 next_session: 0,
             }),
             unfinished: Arc::default(),
+            outboxes: Arc::default(),
             config,
             events,
             stopping,
@@ -326,6 +327,8 @@ struct Shared {
     events: mpsc::Sender<GatewayEvent>,
     registry: Mutex<Registry>,
     unfinished: Arc<Unfinished>,
+    /// Bytes that wait for all users.
+    outboxes: Arc<AtomicUsize>,
     stopping: watch::Receiver<bool>,
     started: Instant,
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Waker,
 };
 
@@ -13,10 +16,16 @@ use tokio_tungstenite::tungstenite::Message;
 /// What one frame counts beside its payload, so that a queue of empty frames is bounded as well.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 
+/// Bytes that wait for all users of a node together. Past it an outbox holds one frame, and overflows with the second:
+/// many users that read nothing cannot have each its own fill.
+pub const OUTBOXES_BYTES_MAX: usize = 512 << 20;
+
 /// A queue of frames, bounded in bytes.
 #[derive(Debug)]
 pub struct Outbox {
     bytes_max: usize,
+    /// Bytes in all outboxes.
+    total: Arc<AtomicUsize>,
     queue: Mutex<Queue>,
     reader: AtomicWaker,
 }
@@ -37,10 +46,10 @@ enum Queue {
 }
 
 impl Outbox {
-    /// Holds `bytes_max`, or one frame of any size.
-    pub fn new(bytes_max: usize) -> Outbox {
+    /// Holds `bytes_max`, or one frame of any size. `total` counts the bytes of all outboxes that share it.
+    pub fn new(bytes_max: usize, total: Arc<AtomicUsize>) -> Outbox {
         let queue = Queue::Open { frames: VecDeque::new(), bytes: 0, flying: 0, closed: false };
-        Outbox { bytes_max, queue: Mutex::new(queue), reader: AtomicWaker::new() }
+        Outbox { bytes_max, total, queue: Mutex::new(queue), reader: AtomicWaker::new() }
     }
 
     /// Adds a frame. When it does not fit the queue overflows: it forgets everything and takes no more, since a
@@ -49,10 +58,13 @@ impl Outbox {
         let mut queue = self.lock();
         let Queue::Open { frames, bytes, closed: false, .. } = &mut *queue else { return };
         let size = size(&message);
-        if *bytes == 0 || *bytes + size <= self.bytes_max {
+        let room = *bytes + size <= self.bytes_max && self.total.load(Ordering::Relaxed) + size <= OUTBOXES_BYTES_MAX;
+        if *bytes == 0 || room {
             *bytes += size;
+            self.total.fetch_add(size, Ordering::Relaxed);
             frames.push_back(message);
         } else {
+            self.total.fetch_sub(*bytes, Ordering::Relaxed);
             *queue = Queue::Overflowed;
         }
         drop(queue);
@@ -81,6 +93,7 @@ impl Outbox {
     /// Everything popped so far has left this process.
     pub fn flushed(&self) {
         if let Queue::Open { bytes, flying, .. } = &mut *self.lock() {
+            self.total.fetch_sub(*flying, Ordering::Relaxed);
             *bytes -= mem::take(flying);
         }
     }
@@ -94,6 +107,14 @@ impl Outbox {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("nothing panics while the queue is locked")
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if let Queue::Open { bytes, .. } = &*self.lock() {
+            self.total.fetch_sub(*bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -111,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_queue_overflows_past_its_bytes_and_then_holds_nothing() {
-        let outbox = Outbox::new(1_000);
+        let outbox = Outbox::new(1_000, Arc::default());
         outbox.push(frame(1_000 - 2 * FRAME_OVERHEAD_BYTES));
         outbox.push(frame(0));
         assert!(!outbox.overflowed());
@@ -123,13 +144,13 @@ mod tests {
 
     #[test]
     fn a_popped_frame_counts_until_it_is_flushed() {
-        let outbox = Outbox::new(1_000);
+        let outbox = Outbox::new(1_000, Arc::default());
         outbox.push(frame(900));
         outbox.pop_if(|_| true).unwrap();
         outbox.push(frame(0));
         assert!(outbox.overflowed());
 
-        let outbox = Outbox::new(1_000);
+        let outbox = Outbox::new(1_000, Arc::default());
         outbox.push(frame(900));
         outbox.pop_if(|_| true).unwrap();
         outbox.flushed();
@@ -139,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_closed_queue_gives_what_it_has_and_takes_no_more() {
-        let outbox = Outbox::new(1_000);
+        let outbox = Outbox::new(1_000, Arc::default());
         outbox.push(frame(1));
         outbox.close();
         outbox.push(frame(2));
@@ -151,10 +172,30 @@ mod tests {
 
     #[test]
     fn one_frame_of_any_size_passes_when_nothing_waits() {
-        let outbox = Outbox::new(10);
+        let outbox = Outbox::new(10, Arc::default());
         outbox.push(frame(5_000));
         assert_eq!(outbox.pop_if(|_| true).unwrap().len(), 5_000);
         outbox.push(frame(0));
         assert!(outbox.overflowed());
+    }
+
+    #[test]
+    fn when_all_outboxes_together_are_full_each_has_one_frame_more() {
+        let total = Arc::new(AtomicUsize::new(0));
+        let outboxes = [(); 3].map(|()| Outbox::new(OUTBOXES_BYTES_MAX, total.clone()));
+        // All frames share their bytes.
+        let large = Message::binary(vec![0; OUTBOXES_BYTES_MAX / 8]);
+        (0..7).for_each(|_| outboxes[0].push(large.clone()));
+        outboxes[1].push(large.clone());
+        outboxes[2].push(large.clone());
+        assert!(outboxes.iter().all(|outbox| !outbox.overflowed()), "one frame each, whatever the others have");
+        outboxes[1].push(frame(1));
+        assert!(outboxes[1].overflowed());
+        outboxes[0].pop_if(|_| true).unwrap();
+        outboxes[0].flushed();
+        outboxes[2].push(frame(1));
+        assert!(!outboxes[2].overflowed(), "what was sent makes room");
+        drop(outboxes);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
     }
 }

@@ -93,14 +93,14 @@ where
     };
     let helo = match greeted {
         Ok(helo) => helo,
-        Err(end) => return farewell(socket, end, &Outbox::new(0)).await,
+        Err(end) => return farewell(socket, end, &Outbox::new(0, Arc::default())).await,
     };
     let entered = tokio::select! {
         () = shared.stopped() => None,
         entered = Open::enter(shared, helo) => entered,
     };
     let Some(mut open) = entered else {
-        return farewell(socket, End::Stopping, &Outbox::new(0)).await;
+        return farewell(socket, End::Stopping, &Outbox::new(0, Arc::default())).await;
     };
     socket.set_message_bytes_max(readable_bytes_max(open.frame_bytes_max()));
     let end = open.run(&mut socket).await;
@@ -181,7 +181,7 @@ struct Open<'a> {
 impl<'a> Open<'a> {
     /// Registers the session; the first of a user is an event. `None` when the node is gone.
     async fn enter(shared: &'a Shared, helo: Helo) -> Option<Open<'a>> {
-        let outbox = Arc::new(Outbox::new(shared.config.queue_bytes_max));
+        let outbox = Arc::new(Outbox::new(shared.config.queue_bytes_max, shared.outboxes.clone()));
         let id = shared.enter(helo.user, helo.mode, outbox.clone()).await?;
         debug!(session = id.0, user = %helo.user.short(), mode = ?helo.mode, "session open");
         let mut open = Open {

@@ -460,7 +460,7 @@ mod tests {
     async fn a_long_frame_is_never_broken_by_the_frames_around_it() {
         let (ours, mut theirs) = duplex(1_000);
         let mut socket = Socket::new(ours, 1 << 20, Arc::default(), UNFINISHED_BYTES_MAX);
-        let outbox = Outbox::new(1 << 20);
+        let outbox = Outbox::new(1 << 20, Arc::default());
         let long = Bytes::from(vec![0xfe; COPIED_BYTES_MAX + 1]);
         for message in [Message::text("before"), Message::Binary(long.clone()), Message::text("after")] {
             outbox.push(message);

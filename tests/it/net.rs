@@ -155,8 +155,19 @@ pub struct Ended {
 
 /// Calls `hp` and waits for its end.
 pub async fn call(args: &[&str]) -> Ended {
-    let mut command = Command::new(hp());
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    ended(wrapped(&[]).args(args)).await
+}
+
+/// `hp`, after other words.
+fn wrapped(wrapper: &[String]) -> Command {
+    let mut words = wrapper.iter().map(AsRef::as_ref).chain([hp().as_os_str()]);
+    let mut command = Command::new(words.next().expect("the program at least"));
+    command.args(words);
+    command
+}
+
+async fn ended(command: &mut Command) -> Ended {
+    command.stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(DEADLINE, command.output()).await.expect("it ends by itself").expect("hp starts");
     let text = |bytes| String::from_utf8(bytes).expect("text");
     Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
@@ -330,9 +341,7 @@ impl TestNode {
 
     fn spawn(&self) -> (Child, tokio::io::Lines<BufReader<tokio::process::ChildStdout>>) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("node.log")).expect("a log");
-        let mut words = self.wrapper.iter().map(AsRef::as_ref).chain([hp().as_os_str()]);
-        let mut child = Command::new(words.next().expect("the program at least"))
-            .args(words)
+        let mut child = wrapped(&self.wrapper)
             .args(["run", "--child"])
             .arg(&self.dir)
             .stdin(Stdio::piped())
@@ -343,6 +352,11 @@ impl TestNode {
             .expect("hp starts");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         (child, lines)
+    }
+
+    /// Calls `hp` for the node's folder, in its surroundings, and waits for its end.
+    pub async fn call(&self, args: &[&str]) -> Ended {
+        ended(wrapped(&self.wrapper).args(args).arg(&self.dir)).await
     }
 
     /// Checks the node's chain and votes, whether it runs or not. A database that does not read is not looked at: tests

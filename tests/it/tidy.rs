@@ -590,6 +590,30 @@ fn every_limit_the_protocol_names_is_in_the_source() {
 }
 
 #[test]
+fn the_bounds_and_tests_that_the_table_of_memory_names_are_in_the_source() {
+    let text = include_str!("../../docs/verification.md");
+    let (_, table) = text.split_once("## Memory").expect("the table is there");
+    let (table, _) = table.split_once("\n## ").expect("it is not the last");
+    let sources = rust_files(&["src", "tests"]);
+    let names: BTreeSet<&str> = table.split('`').skip(1).step_by(2).collect();
+    assert!(names.len() > 60, "names are not where this test looks for them");
+    for name in names {
+        let is = |kind: fn(&char) -> bool| name.chars().all(|c| c == '_' || kind(&c)) && name.contains('_');
+        let declared = if is(char::is_ascii_uppercase) {
+            format!("const {name}: ")
+        } else if is(char::is_ascii_lowercase) && name.matches('_').count() > 2 {
+            format!("fn {name}()")
+        } else {
+            continue;
+        };
+        assert!(
+            sources.iter().any(|source| source.code.contains(&declared)),
+            "{name} is in docs/verification.md alone"
+        );
+    }
+}
+
+#[test]
 fn the_quorums_of_the_protocol_are_those_of_the_code() {
     let rows = PROTOCOL.lines().filter_map(|line| {
         let cells: Vec<usize> = line.split('|').filter_map(|cell| cell.trim().parse().ok()).collect();

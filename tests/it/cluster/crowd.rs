@@ -1,5 +1,6 @@
 //! Users that keep sending while something happens to the network, and what must be true of their inputs afterwards:
-//! each that was answered took effect once, each other at most once, and every node wrote down the same.
+//! each that was answered took effect once, each other at most once, every node wrote down the same, and every node's
+//! ledgers verify.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,7 +15,7 @@ use hotpocket::{
 };
 use tokio::time::{sleep, timeout};
 
-use crate::net::{Net, until};
+use crate::net::{Net, TestNode, until};
 
 /// A node that is stopped accepts a connection, and says nothing.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -52,6 +53,7 @@ impl Crowd {
         let (sent, ()) = join(sent, work).await;
         net.agree().await;
         judge(net, &sent);
+        verified(net).await;
         crowd.answers.get()
     }
 
@@ -101,6 +103,15 @@ impl Crowd {
         }
         sent
     }
+}
+
+/// Every node's folder holds a chain that is right.
+pub async fn verified(net: &Net) {
+    let verify = async |node: &TestNode| {
+        let verified = node.call(&["ledger", "verify"]).await;
+        assert_eq!(verified.code, Some(0), "{}: {}{}", node.dir.display(), verified.out, verified.err);
+    };
+    join_all(net.nodes.iter().map(verify)).await;
 }
 
 fn judge(net: &Net, users: &[Sent]) {

@@ -6,6 +6,7 @@ use hotpocket::types::Hash;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
+use super::crowd::{Crowd, verified};
 use crate::net::{Net, TestNode, User, block_on, is_alive, plain, probe, record, until};
 
 /// A number below `end` that looks random and is the same in every run.
@@ -61,6 +62,26 @@ fn kills_of_one_of_five_at_any_moment_lose_and_repeat_no_answered_input() {
         }
         net.agree().await;
         counted(&net, next);
+        verified(&net).await;
+    });
+}
+
+#[test]
+fn power_cuts_of_all_five_while_users_send_lose_and_repeat_no_answered_input() {
+    block_on(async {
+        let mut net = Net::up_with(5, record(), plain).await;
+        Crowd::around(&mut net, 5, async |net, crowd| {
+            for cut in 0..6 {
+                crowd.more_answers(5).await;
+                // Somewhere within a round.
+                tokio::time::sleep(Duration::from_micros(drawn("cut", cut, 60_000))).await;
+                net.kill_all().await;
+                net.start_all().await;
+                crowd.follow(net);
+            }
+            crowd.more_answers(5).await;
+        })
+        .await;
     });
 }
 

@@ -6,6 +6,7 @@ mod crowd;
 mod dev;
 mod divergence;
 mod faults;
+mod flood;
 mod ledger;
 mod legacy;
 mod members;
