@@ -59,7 +59,16 @@ impl Consensus {
         let earliest = started + self.params.min_round_ms;
         let latest = started + self.params.roundtime_ms.max(self.params.min_round_ms);
         let work = !self.round.novels.is_empty() || (self.params.eager && self.has_work());
-        let due = if work { earliest } else { latest };
+        // Where so many have begun, one that is sound has, and held its own pause. Whoever waited on would be late for
+        // every round, and what it votes for and holds in none of them.
+        let begun = self.round.novels.len() >= self.quorum.blocking();
+        let due = if begun {
+            self.now
+        } else if work {
+            earliest
+        } else {
+            latest
+        };
         if self.now < due {
             self.effects.push(Effect::SetTimer(Timer::Pace, due));
             return false;

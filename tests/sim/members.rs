@@ -232,3 +232,27 @@ fn a_change_survives_a_crash_of_any_node_at_any_effect_and_a_power_cut_at_any_mi
         goes_on(&mut world, &[0, 1, 2, 3, 4]);
     }
 }
+
+#[test]
+fn a_change_with_the_votes_of_just_a_quorum_is_made_though_one_of_them_is_late_for_every_round() {
+    // Pauses keep rounds as far apart as the nodes were started: the last one's novel came right behind the grace of the
+    // others, each time. Nobody else is missed: the vote of the first is what the change lacks.
+    for late in 5..9 {
+        let cfg = Config { roundtime_ms: 100, min_round_ms: 200, eager: false, grace_ms: 5, ..Config::calm(4, 67) };
+        let mut world = linked(cfg, 1);
+        for node in 0..4 {
+            world.nodes[node].dead = true;
+            world.crash(node);
+        }
+        for (node, after) in [(2, 0), (1, 80), (0, 170), (3, 170 + late)] {
+            world.plan(world.now + 2_000 + after, Happening::Back(node));
+        }
+        world.run(world.now + 3_000, |_| false);
+        let change = UnlChange::Remove(world.key(2));
+        for node in [0, 1, 3] {
+            world.vote(node, Some(change));
+        }
+        let made = |world: &World| world.watch.seen.of("UNL changed by operators") == 1;
+        assert!(world.run(world.now + CHANGE_MS, made), "{late} ms late: {}", world.describe());
+    }
+}
