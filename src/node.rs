@@ -20,6 +20,7 @@ mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -74,7 +75,7 @@ const BOOTS_MAX: usize = 8;
 #[derive(Debug)]
 enum FromRun {
     /// A run that waited for its turn when it was to be ended.
-    NotBegun(Box<Execution>),
+    NotBegun(Arc<Execution>),
     Line(Hash, NplOut),
     Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
@@ -86,7 +87,7 @@ enum Job {
     Rollback,
     /// To the state of this root.
     Undo(Hash),
-    Run(Box<Execution>),
+    Run(Arc<Execution>),
 }
 
 /// A node that is up.

@@ -1,6 +1,6 @@
 //! What goes into the core and what comes out of it, as data.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     header::{ClosedLedger, ExecResult, Header, Input, UnlChange},
@@ -63,7 +63,7 @@ pub enum Event {
     ExecDone(ExecResult),
     /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
     /// it was before.
-    Overtime(Box<Execution>),
+    Overtime(Arc<Execution>),
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
     Range(NodeKey, Result<CheckedRange, Lie>),
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
@@ -176,7 +176,7 @@ pub enum Effect {
     },
     /// Run the contract. The next run is handed out when `ExecDone` answered this one and its result is on disk: until
     /// then the pre-state of this one may be needed again.
-    Execute(Box<Execution>),
+    Execute(Arc<Execution>),
     /// End the run of this ledger, if it is under way. `Overtime` follows, or `ExecDone` if it has just ended by itself.
     EndRun(Seq),
     /// Read closed ledgers from this one on out of the database, for their runs; [`Event::Loaded`] answers.

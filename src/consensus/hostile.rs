@@ -380,7 +380,7 @@ fn ledgers_are_closed_however_many_wait_for_their_run_and_a_bounded_number_waits
                     assert!(ledgers.len() <= EXECUTIONS_MAX / 2);
                     effects.extend(bench.on(Event::Loaded(ledgers)));
                 }
-                Effect::Execute(run) => waiting.push_back(*run),
+                Effect::Execute(run) => waiting.push_back((*run).clone()),
                 _ => {}
             }
         }

@@ -41,7 +41,10 @@ pub(crate) mod explore;
 #[cfg(test)]
 pub(crate) mod hostile;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use catchup::Catchup;
 pub use event::*;
@@ -119,7 +122,7 @@ pub struct Consensus {
     /// OVERTIMEs of the tip, the first of each signer.
     overtimes: BTreeMap<NodeKey, Signed<Overtime>>,
     /// The last run of which I signed `Limit(Time)`, until a quorum has.
-    limited: Option<Box<Execution>>,
+    limited: Option<Arc<Execution>>,
     /// The ledger whose run is done after all, because a quorum has another result than `Limit(Time)`.
     redo: Option<Seq>,
     /// State root after my last run.

@@ -8,7 +8,7 @@
 //!
 //! Source: `docs/protocol.md`, "Overtime".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Consensus, Effect, Execution,
@@ -31,7 +31,7 @@ pub(super) enum Verdict {
 
 impl Consensus {
     /// The run was cut: at its limit, or because it was asked for.
-    pub(super) fn cut_short(&mut self, run: Box<Execution>) {
+    pub(super) fn cut_short(&mut self, run: Arc<Execution>) {
         if !self.trusted {
             return;
         }
@@ -120,7 +120,7 @@ impl Consensus {
     }
 
     /// Signs that the time of a run was up. It is kept until a quorum has said the same.
-    pub(super) fn sign_limited_run(&mut self, run: Box<Execution>) {
+    pub(super) fn sign_limited_run(&mut self, run: Arc<Execution>) {
         let result = self.limited(run.header.seq, run.hash);
         let senders = run.senders();
         self.limited = Some(run);

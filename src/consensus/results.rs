@@ -1,6 +1,9 @@
 //! Running closed ledgers, one at a time, and agreeing on what each run led to.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use super::{
     Consensus, Effect, Execution,
@@ -23,9 +26,11 @@ pub(super) struct Runs {
     last: Seq,
     pub running: Option<Running>,
     /// The run that was cut, until it is decided what that means. No other one is handed out before.
-    pub cut: Option<Box<Execution>>,
+    pub cut: Option<Arc<Execution>>,
+    /// The run that was handed out last: it may have to be done once more.
+    pub handed_out: Option<Arc<Execution>>,
     /// A run to be handed out again, before all that wait.
-    pub again: Option<Box<Execution>>,
+    pub again: Option<Arc<Execution>>,
     /// Users of the ledger that was handed out last.
     users: BTreeSet<UserKey>,
     /// The UNL that it fixed, ascending.
@@ -62,6 +67,7 @@ impl Runs {
             last: executed,
             running: None,
             cut: None,
+            handed_out: None,
             again: None,
             users,
             unl,
@@ -77,7 +83,7 @@ impl Runs {
     }
 
     /// The next run, if none is under way.
-    fn next(&mut self) -> Option<Box<Execution>> {
+    fn next(&mut self) -> Option<Arc<Execution>> {
         if self.running.is_some() || self.cut.is_some() {
             return None;
         }
@@ -114,10 +120,10 @@ fn payload_bytes(inputs: &[Input]) -> usize {
 }
 
 /// What is told of a closed ledger to whoever runs it.
-fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, unl: Vec<NodeKey>, inputs: Vec<Input>) -> Box<Execution> {
+fn execution(candidate: &Candidate, users: BTreeSet<UserKey>, unl: Vec<NodeKey>, inputs: Vec<Input>) -> Arc<Execution> {
     let (header, hash) = (candidate.header.clone(), candidate.header.hash());
     let inputs = header::execution_order(&header, inputs);
-    Box::new(Execution { header, hash, users, unl, inputs, is_limited: true })
+    Arc::new(Execution { header, hash, users, unl, inputs, is_limited: true })
 }
 
 impl Consensus {
@@ -146,8 +152,9 @@ impl Consensus {
         }
         assert_eq!(seq, self.executed + 1, "ledgers are run in order");
         if self.verdict(seq) == Some(Verdict::Limited) && !is_time_up(&result) {
-            // It ended when it was being ended.
+            // It ended when it was being ended. Members that said one thing here and another elsewhere may have made it so.
             let limited = self.limited(seq, result.of_hash);
+            self.limited = self.runs.handed_out.take();
             return self.sign_limited(limited, Vec::new());
         }
         if let Some(agreed) = self.agreed.get(&seq)
@@ -357,7 +364,7 @@ impl Consensus {
             return self.sign_limited_run(run);
         }
         // Of an older ledger the next header, which may still have to be loaded, says how the run ended.
-        run.is_limited = verdict.is_none() && seq == self.tip.seq;
+        Arc::make_mut(&mut run).is_limited = verdict.is_none() && seq == self.tip.seq;
         if run.is_limited && self.overtimes.contains_key(&self.params.me) {
             // It was cut before a restart, and waits for what the others say.
             self.runs.cut = Some(run);
@@ -366,6 +373,7 @@ impl Consensus {
         self.runs.running = Some(Running { seq, is_ending: false });
         // It replaces the pre-state kept of the run before, whose result must be on disk by then.
         self.effects.push(Effect::Sync);
+        self.runs.handed_out = Some(run.clone());
         self.effects.push(Effect::Execute(run));
     }
 

@@ -84,7 +84,7 @@ pub enum Ended {
     /// By itself.
     Ran(Box<Ran>),
     /// The time limit struck on this machine's clock, or the run was ended from outside. The state is as before.
-    Cut(Box<Execution>),
+    Cut(Arc<Execution>),
 }
 
 /// What one run led to.
@@ -244,7 +244,7 @@ impl Executor {
     /// the state is then to be rolled back.
     pub async fn run(
         &self,
-        execution: Box<Execution>,
+        execution: Arc<Execution>,
         port: NplPort,
         end: oneshot::Receiver<()>,
     ) -> Result<Ended, ExecError> {

@@ -1,6 +1,6 @@
 //! Ledgers run again, one after the other, as a node runs them but in a copy of its folder and with nobody to talk to.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use super::{
     Executor,
@@ -102,7 +102,7 @@ impl Replayer {
         });
         let (of_seq, of_hash) = (execution.header.seq, execution.hash);
         let (_never, end) = oneshot::channel();
-        let ended = self.executor.run(Box::new(execution), port, end).await?;
+        let ended = self.executor.run(Arc::new(execution), port, end).await?;
         let npl_messages = listening.await.unwrap_or(0);
         let ran = match ended {
             Ended::Ran(ran) => ran,

@@ -1,6 +1,6 @@
 //! The contract's files: Merkle root, snapshot, roll back.
 //!
-//! Blocking: the caller gives a [`State`] a thread of its own. All of it assumes that no contract runs meanwhile.
+//! Blocking: the caller gives a [`StateStore`] a thread of its own. All of it assumes that no contract runs meanwhile.
 //!
 //! # The root, byte for byte
 //!

@@ -3,8 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Write as _,
     os::unix::{
-        fs::{FileExt, MetadataExt, PermissionsExt, symlink},
+        fs::{FileExt, MetadataExt, OpenOptionsExt as _, PermissionsExt, symlink},
         net::UnixListener,
     },
     time::{Duration, Instant},
@@ -834,7 +835,14 @@ pub(super) fn perform(top: &Path, act: &Act) {
     let open = |number: u8| fs::File::options().write(true).open(path(number));
     let is_file = |number: u8| fs::symlink_metadata(path(number)).is_ok_and(|meta| meta.is_file());
     match *act {
-        Act::Write(at, size, byte) => drop(fs::write(path(at), vec![byte; size as usize])),
+        Act::Write(at, size, byte) => {
+            // A fifo may stand there: to wait for its reader would be for ever.
+            let mut options = fs::File::options();
+            options.write(true).create(true).truncate(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+            if let Ok(mut file) = options.open(path(at)) {
+                file.write_all(&vec![byte; size as usize]).unwrap();
+            }
+        }
         Act::Append(at, size) if is_file(at) => {
             let end = fs::metadata(path(at)).unwrap().len();
             open(at).unwrap().write_all_at(&vec![7; size as usize], end).unwrap();

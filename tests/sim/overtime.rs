@@ -167,3 +167,25 @@ fn whoever_was_made_to_believe_that_the_time_was_up_does_the_run_after_all() {
         all_agree(&mut world, 3, Status::Ok);
     }
 }
+
+#[test]
+fn a_run_that_ends_while_it_is_being_ended_for_a_lie_is_done_after_all() {
+    // Two of five are over their time, and node 0 is as slow. Node 4 tells it first that it got through the run, which
+    // begins again without a limit, and OVERTIME when that has almost ended.
+    for early_ms in 0..8 {
+        let mut world = slow(&[0, 1, 2]);
+        world.filter = Some(Box::new(|_, from, to, message| match message {
+            Message::Result(_) if from == 4 && to == 0 => Fate::Drop,
+            Message::Result(_) => Fate::Late(2 * LIMIT_MS),
+            _ => Fate::Pass,
+        }));
+        let cut = |world: &World| (0..3).all(|node| world.nodes[node].disk.journal.overtime.is_some());
+        assert!(world.run(2000, cut), "{}", world.describe());
+        world.run(world.now + 5, |_| false);
+        lie_result(&mut world, 3, 0);
+        lie_result(&mut world, 4, 0);
+        world.run(world.now + 2 * LIMIT_MS - early_ms, |_| false);
+        lie_overtime(&mut world, 4, 0);
+        all_agree(&mut world, 3, Status::Ok);
+    }
+}

@@ -12,6 +12,7 @@ mod users;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
+    sync::Arc,
 };
 
 use hotpocket::{
@@ -262,7 +263,7 @@ pub struct Node {
     committing: Option<(Vec<Record>, u64)>,
     timers: BTreeMap<Timer, u64>,
     settings: u64,
-    runs: VecDeque<Box<Execution>>,
+    runs: VecDeque<Arc<Execution>>,
     /// The run under way, by its number among all runs of the world.
     running: Option<u64>,
     /// Its runs take this much longer than the configuration says.
