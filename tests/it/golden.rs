@@ -26,13 +26,14 @@ use sha2::{Digest as _, Sha512};
 // ---- The examples ---------------------------------------------------------------------------------------------------
 
 /// Secret keys of the three nodes, ascending by public key.
-fn nodes() -> [SecretKey; 3] {
+pub fn nodes() -> [SecretKey; 3] {
     let mut nodes = [1, 2, 3].map(|seed| SecretKey::from_seed([seed; 32]));
     nodes.sort_by_key(SecretKey::node_key);
     nodes
 }
 
-fn user() -> SecretKey {
+/// Of the user of all examples.
+pub fn user() -> SecretKey {
     SecretKey::from_seed([9; 32])
 }
 

@@ -19,15 +19,7 @@ use hotpocket::{
     wire,
 };
 
-fn nodes() -> [SecretKey; 3] {
-    let mut nodes = [1, 2, 3].map(|seed| SecretKey::from_seed([seed; 32]));
-    nodes.sort_by_key(SecretKey::node_key);
-    nodes
-}
-
-fn user() -> SecretKey {
-    SecretKey::from_seed([9; 32])
-}
+use crate::golden::{nodes, user};
 
 fn genesis() -> Genesis {
     Genesis {
