@@ -11,6 +11,7 @@ pub mod control;
 mod exec;
 mod party_line;
 pub mod progress;
+pub mod recover;
 pub mod replay;
 mod report;
 mod serve;
