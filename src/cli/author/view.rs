@@ -193,8 +193,8 @@ mod tests {
     fn text_is_shown_as_lines_and_bytes_in_hex_and_neither_without_end() {
         assert_eq!(block(b"one\n\x1b[2Jtwo", "  "), "  one\n  \\u{1b}[2Jtwo\n");
         assert_eq!(block(b"\xff\x00A", " "), format!(" {:<47}  ..A\n", "ff 00 41"));
-        assert!(block("line\n".repeat(1_000).as_bytes(), "").ends_with("... 960 more lines\n"));
-        assert!(block(&[0xff; 10_000], "").ends_with("... 9872 more bytes\n"));
+        assert!(block("line\n".repeat(1_000).as_bytes(), "").ends_with("... 960 lines more\n"));
+        assert!(block(&[0xff; 10_000], "").ends_with("... 9872 bytes more\n"));
         assert!(block("x".repeat(1 << 20).as_bytes(), "").len() < 300);
     }
 
