@@ -65,14 +65,17 @@ impl Undone {
 }
 
 impl Archive {
-    /// Ledger 0 and the settings of the chain, as bytes; `None` without genesis.
-    pub fn beginning(&self) -> Result<Option<(Genesis, Option<Vec<u8>>)>, LedgerError> {
-        self.at_once("read the genesis", |db| {
-            let Some(genesis) = genesis(db)? else { return Ok(None) };
+    /// Ledger 0; `None` until it was set.
+    pub fn genesis(&self) -> Result<Option<Genesis>, LedgerError> {
+        self.at_once("read the genesis", genesis)
+    }
+
+    /// The settings behind the genesis' `cfg_hash`, as bytes.
+    pub fn settings(&self) -> Result<Option<Vec<u8>>, LedgerError> {
+        self.at_once("read the settings", |db| {
             let mut query = db.prepare("SELECT value FROM meta WHERE key = 'settings'")?;
             let mut rows = query.query([])?;
-            let settings = rows.next()?.map(|row| row.get(0)).transpose()?;
-            Ok(Some((genesis, settings)))
+            Ok(rows.next()?.map(|row| row.get(0)).transpose()?)
         })
     }
 

@@ -165,12 +165,12 @@ impl Plan {
             return Err(RecoverError::NoChain(dir.clone()));
         }
         let archive = Archive::open(dir)?;
-        let Some((genesis, settings)) = archive.beginning()? else { return Err(RecoverError::NoChain(dir.clone())) };
+        let Some(genesis) = archive.genesis()? else { return Err(RecoverError::NoChain(dir.clone())) };
         if genesis.contract_id != config.contract.id {
             let (file, mine, chain) = (config.file, config.contract.id, genesis.contract_id);
             return Err(NodeError::Contract { file, mine, chain }.into());
         }
-        let Some(old) = settings.and_then(|bytes| wire::decode::<SharedConfig>(&bytes).ok()) else {
+        let Some(old) = archive.settings()?.and_then(|bytes| wire::decode::<SharedConfig>(&bytes).ok()) else {
             return refused("the database does not hold the settings of its chain");
         };
         let tip = archive.tip()?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use hotpocket::{config::quoted, crypto::SecretKey, signed::Reason};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::net::{Ended, Net, TestNode, block_on, call, copy_program, probe};
@@ -148,7 +149,9 @@ fn two_of_five_go_on_by_themselves_when_the_others_are_lost_for_good() {
         net.nodes[1].status_where("both are at one ledger", |status| stands(status) == here).await;
         let (seq, root) = here;
         for node in &mut net.nodes[..2] {
-            node.kill().await;
+            // In order, so that what waits is on the disk.
+            node.signal(Signal::SIGTERM);
+            assert_eq!(node.ended().await, Some(0));
         }
         let keys: Vec<String> =
             net.nodes[..2].iter().map(|node| node.secret.as_ref().expect("a key").node_key().to_string()).collect();
