@@ -6,6 +6,7 @@
 //! ledger, `users` answers users, `serve` peers, `report` tells people.
 
 mod backend;
+pub mod backup;
 mod catchup;
 pub mod control;
 mod exec;
@@ -22,6 +23,7 @@ mod users;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -81,6 +83,8 @@ enum FromRun {
     Line(Hash, NplOut),
     Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
+    /// The state was copied, or not.
+    Copied,
 }
 
 /// What waits for the runner.
@@ -90,6 +94,8 @@ enum Job {
     /// To the state of this root.
     Undo(Hash),
     Run(Arc<Execution>),
+    /// Copy the state somewhere.
+    Copy(PathBuf, oneshot::Sender<serde_json::Value>),
 }
 
 /// A node that is up.
@@ -417,6 +423,11 @@ impl Node {
                 Ok(())
             }
             FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
+            FromRun::Copied => {
+                self.running = None;
+                self.next_job();
+                Ok(())
+            }
             FromRun::RolledBack(done) => {
                 self.running = None;
                 done?;
@@ -595,6 +606,17 @@ impl Node {
         self.next_job();
     }
 
+    /// Copies the state between two runs, which wait meanwhile. The node goes on voting.
+    fn enqueue_copy(&mut self, to: PathBuf, answer: oneshot::Sender<serde_json::Value>) {
+        if self.halted_runs {
+            let why = "this node's result differs from the network's, so its state is not the chain's: make the backup of another node";
+            let _ = answer.send(serde_json::json!({ "error": why }));
+            return;
+        }
+        self.jobs.push_back(Job::Copy(to, answer));
+        self.next_job();
+    }
+
     fn next_job(&mut self) {
         if self.running.is_some() {
             return;
@@ -611,6 +633,19 @@ impl Node {
                 let rolled_back = executor.undo(root).await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
+            Job::Copy(to, answer) => {
+                let summary = self.core.summary();
+                let executed = summary.seq - summary.unexecuted;
+                tokio::spawn(async move {
+                    let value = match executor.copy_state(to).await {
+                        Ok(root) => serde_json::json!({ "executed": executed, "root": root.to_string() }),
+                        Err(error) => serde_json::json!({ "error": format!("{:#}", anyhow::Error::new(error)) }),
+                    };
+                    // Whoever asked may be gone.
+                    let _ = answer.send(value);
+                    let _ = done.send(FromRun::Copied).await;
+                })
+            }
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);

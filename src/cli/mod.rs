@@ -4,6 +4,7 @@
 //! [`main`]. It logs on stderr and answers on stdout through [`answer`].
 
 mod author;
+mod backup;
 pub mod client;
 mod config_check;
 mod dev;
@@ -97,6 +98,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp backup mynode mynode.tar                   a copy of a node, also while it runs
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
@@ -126,6 +128,8 @@ enum Command {
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
     Recover(recover::Recover),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -156,6 +160,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
         Command::Recover(recover) => recover.run(),
+        Command::Backup(backup) => backup.run(),
+        Command::Restore(restore) => restore.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -167,7 +167,8 @@ fn describe(plan: &Plan) -> String {
         line("LOST", what);
     }
     line("kept", format!("the old chain, in {}", plan.before().display()));
-    line("", String::new());
+    text.push('\n');
+    let mut line = |name: &str, value: String| writeln!(text, "  {name:<11} {value}").expect("writing to a text");
     line("contract", new.contract_id.to_string());
     line("chain", new.chain_id().to_string());
     text

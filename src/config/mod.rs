@@ -42,7 +42,7 @@ use crate::{
 pub const EXAMPLE: &str = include_str!("../../cfg/hp.cfg");
 
 /// Seed of the key in [`EXAMPLE`]. Everybody knows it, so [`Config::load`] refuses it.
-const EXAMPLE_SEED: [u8; 32] = [0; 32];
+pub(crate) const EXAMPLE_SEED: [u8; 32] = [0; 32];
 
 /// Bytes of `hp.cfg` or of a key file. A longer file is an error, and is not read further.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -6,9 +6,16 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _,
+    backup::{Backup, Progress, StepResult},
+    params,
+};
 
-use super::{LedgerError, READ_BYTES_MAX, Trouble, decode, schema, store::seq_of};
+use super::{
+    LedgerError, READ_BYTES_MAX, Trouble, decode, schema,
+    store::{self, seq_of},
+};
 use crate::{
     types::{Hash, Seq},
     verify::{Head, Page, Stored, StoredBody, StoredClosed, StoredEvidence, StoredOutput, StoredRow, StoredWaiting},
@@ -16,6 +23,12 @@ use crate::{
 
 /// Ledgers in one page; whoever wants more asks again.
 pub const PAGE_LEDGERS_MAX: u64 = 512;
+
+/// Pages that are copied at once, between two words about how far it is.
+const COPY_PAGES: i32 = 1_024;
+/// How the copy of a database is opened: made by this.
+const COPY_FLAGS: OpenFlags =
+    OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_CREATE).union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// How much of each ledger a page holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +48,19 @@ pub struct Archive {
     path: PathBuf,
 }
 
+/// How far a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stands {
+    /// Hash of the genesis.
+    pub chain_id: Hash,
+    /// The last ledger closed; 0 before the first.
+    pub tip: Seq,
+    /// The last ledger run; 0 before the first.
+    pub executed: Seq,
+    /// Root of the state after that run.
+    pub state_root: Hash,
+}
+
 impl Archive {
     /// Opens `dir`/hist/ledger.db, where `dir` is the contract's folder.
     ///
@@ -47,6 +73,44 @@ impl Archive {
     /// Number of the last closed ledger; 0 before the first.
     pub fn tip(&self) -> Result<Seq, LedgerError> {
         tip(&self.db).map_err(|trouble| trouble.at(&self.path, "read the tip"))
+    }
+
+    /// How far the node is, as its database says.
+    ///
+    /// Errors with `Damaged` when there is no genesis.
+    pub fn stands(&self) -> Result<Stands, LedgerError> {
+        self.at_once("read the tip", |db| {
+            let Some(genesis) = store::genesis(db)? else { return Trouble::damaged("there is no genesis") };
+            let executed: Option<i64> = db.query_row("SELECT max(seq) FROM result", [], |row| row.get(0))?;
+            let executed = executed.map_or(Ok(0), seq_of)?;
+            let adopted = store::adopted(db)?;
+            let state_root = match adopted.or(store::own_result(db, executed)?) {
+                Some(outcome) => outcome.state_root,
+                None => genesis.state_root,
+            };
+            Ok(Stands { chain_id: genesis.chain_id(), tip: tip(db)?, executed, state_root })
+        })
+    }
+
+    /// Copies the database as it is at one moment to a file that must not exist, whoever writes meanwhile. `progress` hears of
+    /// pages copied, and of all. Durable but for the file's name.
+    pub fn copy_to(&self, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), LedgerError> {
+        let mut copy = || -> Result<(), Trouble> {
+            // The moment: without it the copy would begin anew with each commit of the node.
+            let moment = self.db.unchecked_transaction()?;
+            tip(&moment)?;
+            let mut copied = Connection::open_with_flags(to, COPY_FLAGS)?;
+            let backup = Backup::new(&moment, &mut copied)?;
+            while backup.step(COPY_PAGES)? == StepResult::More {
+                let Progress { remaining, pagecount } = backup.progress();
+                let count = |pages: i32| u64::try_from(pages).unwrap_or(0);
+                progress(count(pagecount - remaining), count(pagecount));
+            }
+            drop(backup);
+            Ok(copied.close().map_err(|(_, error)| error)?)
+        };
+        copy().map_err(|trouble| trouble.at(&self.path, "copy the database"))?;
+        schema::sync(to)
     }
 
     /// Everything but the ledgers themselves: genesis, users, votes, what waits.

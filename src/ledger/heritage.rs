@@ -8,13 +8,10 @@ use rusqlite::Connection;
 
 use super::{
     Archive, LedgerError, Trouble,
-    store::{ancestor_keys, body, column, genesis, input, row_seq, seq_of, unl_changes},
+    store::{ancestor_keys, body, column, genesis, input, own_result, row_seq, seq_of, unl_changes},
 };
 use crate::{
-    consensus::{
-        header::{self, ExecResult, Genesis, Header, Input, InputKey, Origin},
-        messages::Signed,
-    },
+    consensus::header::{self, ExecResult, Genesis, Header, Input, InputKey, Origin},
     types::{Hash, NodeKey, Seq, UserKey, WallMs},
 };
 
@@ -175,11 +172,4 @@ fn header_of(db: &Connection, seq: Seq) -> Result<Option<Header>, Trouble> {
     let mut query = db.prepare_cached("SELECT header FROM ledger WHERE seq = ?1")?;
     let mut rows = query.query([row_seq(seq).unwrap_or(-1)])?;
     rows.next()?.map(|row| column(row, 0, "a header")).transpose()
-}
-
-fn own_result(db: &Connection, seq: Seq) -> Result<Option<ExecResult>, Trouble> {
-    let mut query = db.prepare("SELECT bytes FROM result WHERE seq = ?1")?;
-    let mut rows = query.query([row_seq(seq).unwrap_or(-1)])?;
-    let result: Option<Signed<ExecResult>> = rows.next()?.map(|row| column(row, 0, "a result")).transpose()?;
-    Ok(result.map(|result| result.body))
 }

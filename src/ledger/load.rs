@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Trouble,
     store::{
-        Kind, Store, Users, ancestor_keys, body_hash, closed, column, genesis, input, seq_of, unl_changes, unl_vote,
+        Kind, Store, Users, adopted, ancestor_keys, body_hash, closed, column, genesis, input, seq_of, unl_changes,
+        unl_vote,
     },
 };
 use crate::{
@@ -140,10 +141,7 @@ impl Store {
     }
 
     fn adopted(&self) -> Result<Option<ExecResult>, Trouble> {
-        let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE key = 'adopted'")?;
-        let mut rows = query.query([])?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        let result: ExecResult = column(row, 0, "the adopted result")?;
+        let Some(result) = adopted(&self.db)? else { return Ok(None) };
         match result.of_seq == self.known.executed {
             true => Ok(Some(result)),
             false => Trouble::damaged("the adopted result is of another ledger than the last one executed"),

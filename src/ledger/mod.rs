@@ -24,7 +24,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-pub use archive::{Archive, Depth, PAGE_LEDGERS_MAX};
+pub use archive::{Archive, Depth, PAGE_LEDGERS_MAX, Stands};
 pub use heritage::{Heritage, Undone};
 pub use store::{Proven, Store};
 pub use worker::Ledger;

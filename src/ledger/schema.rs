@@ -185,7 +185,7 @@ pub(super) fn preallocate(path: &Path) -> Result<(), LedgerError> {
     fill().map_err(io_error("make room in", &wal))
 }
 
-fn sync(path: &Path) -> Result<(), LedgerError> {
+pub(super) fn sync(path: &Path) -> Result<(), LedgerError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(io_error("write to disk", path))
 }
 

@@ -209,6 +209,47 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets this node's results of ledgers above `executed`, and what their runs put out, as if they had not been run yet.
+    ///
+    /// For a copy of the database alone: the node itself never takes back what it has signed.
+    pub fn rewind(&mut self, executed: Seq) -> Result<(), LedgerError> {
+        let mut known = self.known;
+        let mut rewound = || -> Result<(), Trouble> {
+            let tx = self.db.transaction()?;
+            if executed > known.executed {
+                return Trouble::contradiction(format!(
+                    "ledger {executed} was not run: the last one is {}",
+                    known.executed
+                ));
+            }
+            for seq in (executed + 1..=known.executed).rev() {
+                let Some(body) = body(&tx, seq)? else { return Trouble::damaged(format!("ledger {seq} has no body")) };
+                // The other way round: who came goes.
+                Change { db: &tx, known: &mut known, closed: 0, ledgered: 0 }.users(
+                    Users::Executed,
+                    &body.users_del,
+                    &body.users_add,
+                )?;
+            }
+            if executed < known.executed {
+                tx.execute("DELETE FROM meta WHERE key = 'adopted'", [])?;
+                for table in ["result", "run", "output"] {
+                    tx.execute(&format!("DELETE FROM {table} WHERE seq > ?1"), [executed as i64])?;
+                }
+                // What was agreed on where this node's own result was another: by now the next ledger says it.
+                let agreed = header_at(&tx, executed + 1)?.map(|next| next.header.result);
+                let differs = |own: ExecResult| agreed.clone().filter(|agreed| *agreed != own);
+                if let Some(agreed) = own_result(&tx, executed)?.and_then(differs) {
+                    tx.execute("INSERT INTO meta (key, value) VALUES ('adopted', ?1)", [encode(&agreed)])?;
+                }
+            }
+            Ok(tx.commit()?)
+        };
+        rewound().map_err(|trouble| trouble.at(&self.path, "rewind"))?;
+        self.known.executed = executed;
+        Ok(())
+    }
+
     /// Sequence number of the last closed ledger; 0 before the first.
     pub fn tip(&self) -> Seq {
         self.known.tip
@@ -800,6 +841,21 @@ pub(super) fn genesis(db: &Connection) -> Result<Option<Genesis>, Trouble> {
     let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'genesis'")?;
     let mut rows = query.query([])?;
     rows.next()?.map(|row| column(row, 0, "the genesis")).transpose()
+}
+
+/// The agreed result that was taken over for the last one of this node, where there is one.
+pub(super) fn adopted(db: &Connection) -> Result<Option<ExecResult>, Trouble> {
+    let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'adopted'")?;
+    let mut rows = query.query([])?;
+    rows.next()?.map(|row| column(row, 0, "the adopted result")).transpose()
+}
+
+/// This node's result of a ledger.
+pub(super) fn own_result(db: &Connection, seq: Seq) -> Result<Option<ExecResult>, Trouble> {
+    let mut query = db.prepare_cached("SELECT bytes FROM result WHERE seq = ?1")?;
+    let mut rows = query.query([row_seq(seq).unwrap_or(-1)])?;
+    let result: Option<Signed<ExecResult>> = rows.next()?.map(|row| column(row, 0, "a result")).transpose()?;
+    Ok(result.map(|result| result.body))
 }
 
 /// Keys of inputs of the chain that this one goes on from.

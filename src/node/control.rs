@@ -47,6 +47,11 @@ pub enum Request {
     UnlVote(UnlVote),
     /// Take that vote back.
     UnlWithdraw,
+    /// Copy the state, as the last run left it, to this folder, which must not exist.
+    CopyState {
+        /// Where to; an absolute path.
+        to: PathBuf,
+    },
 }
 
 /// The vote that an operator asks for.

@@ -27,7 +27,7 @@ use crate::{
         End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
         fdlist::Facts, npl,
     },
-    state::{RunMount, StateError, StateStore},
+    state::{RunMount, StateError, StateStore, folder},
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
 
@@ -201,6 +201,16 @@ impl Executor {
                     if found == held.root { Ok(()) } else { Err(ExecError::WrongState { expected: held.root, found }) }
                 }
             }
+        })
+        .await
+    }
+
+    /// Copies the state to a folder that must not exist, and gives its root.
+    pub async fn copy_state(&self, to: PathBuf) -> Result<Hash, ExecError> {
+        let from = self.plan.dir.join("state");
+        self.blocking(move |held| {
+            folder::copy(&from, &to, held.root)?;
+            Ok(held.root)
         })
         .await
     }

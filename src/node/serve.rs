@@ -232,11 +232,16 @@ impl Node {
 
     pub(super) fn on_request(&mut self, asked: control::Asked) -> Result<(), NodeError> {
         let control::Asked { request, answer } = asked;
+        if let Request::CopyState { to } = request {
+            self.enqueue_copy(to, answer);
+            return Ok(());
+        }
         let done = match request {
             Request::Status => Ok(self.status()),
             Request::Unl => Ok(self.unl_status()),
             Request::UnlVote(vote) => self.unl_vote(&vote)?.map(|()| self.unl_status()),
             Request::UnlWithdraw => self.unl_withdraw()?.map(|()| self.unl_status()),
+            Request::CopyState { .. } => unreachable!("answered when it is done"),
         };
         let value = done.unwrap_or_else(|Refused { why, danger }| json!({ "error": why, "danger": danger }));
         self.answers.push((answer, value));

@@ -1,5 +1,6 @@
 //! Networks of real processes: they agree, survive kill -9 and power cuts, and lose or repeat nothing.
 
+mod backup;
 mod bad_input;
 mod catchup;
 mod crowd;
