@@ -3,6 +3,7 @@
 mod chain;
 mod cli;
 mod cluster;
+mod containment;
 mod contract;
 mod golden;
 mod golden_users;
