@@ -109,6 +109,10 @@ const NAMESPACES: [libc::c_int; 8] = [
     libc::CLONE_PTRACE,
 ];
 
+/// Requests of `ioctl` that pretend that somebody typed at a terminal: TIOCSTI and TIOCLINUX, whose type in `libc` is not
+/// the same for every C library.
+const TYPED: [u64; 2] = [0x5412, 0x541c];
+
 /// Kinds of sockets left to a contract that may use the network: of this machine, IP, and what the C library asks for
 /// the addresses of this machine with.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
@@ -125,9 +129,7 @@ pub(super) fn filter(target: TargetArch, network: bool, own_ipc: bool) -> BpfPro
     let always = DENIED.iter().chain(DENIED_HERE).chain(if own_ipc { &[] } else { DENIED_SHARED });
     rules.extend(always.map(|call| (*call, Vec::new())));
     rules.insert(libc::SYS_clone, NAMESPACES.iter().map(|flag| rule(&[has(0, *flag as u64)])).collect());
-    // Pretending that somebody typed at a terminal.
-    let typed = [libc::TIOCSTI, libc::TIOCLINUX];
-    rules.insert(libc::SYS_ioctl, typed.iter().map(|request| rule(&[is(1, *request as u64)])).collect());
+    rules.insert(libc::SYS_ioctl, TYPED.iter().map(|request| rule(&[is(1, *request)])).collect());
     // Limits of others; 0 is the process itself.
     rules.insert(libc::SYS_prlimit64, vec![rule(&[is_not(0, 0)])]);
     if network {
@@ -243,8 +245,9 @@ mod tests {
         assert_eq!(verdict(&program, libc::SYS_socketpair, datagrams), refused);
         assert_eq!(verdict(&program, libc::SYS_prlimit64, [0; 6]), allow);
         assert_eq!(verdict(&program, libc::SYS_prlimit64, [1, 0, 0, 0, 0, 0]), refused);
-        let typed = [3, libc::TIOCSTI as u64, 0, 0, 0, 0];
-        assert_eq!(verdict(&program, libc::SYS_ioctl, typed), refused);
+        for typed in TYPED {
+            assert_eq!(verdict(&program, libc::SYS_ioctl, [3, typed, 0, 0, 0, 0]), refused);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -109,8 +109,8 @@ struct Inner {
     /// Launchers that are not yet gone.
     alive: Arc<watch::Sender<usize>>,
     log: LogQueue,
-    /// What all runs are kept from; empty until it is tried out.
-    kept: std::sync::OnceLock<Kept>,
+    /// What all runs are kept from; nothing until it is tried out.
+    kept: std::sync::Mutex<Arc<Kept>>,
 }
 
 impl Launcher {
@@ -141,8 +141,8 @@ impl Launcher {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let kept = self.0.kept.get_or_init(Kept::default);
-        let result = run::run(&connection, kept, self.0.log.clone(), spec, npl).await;
+        let kept = Arc::clone(&self.0.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        let result = run::run(&connection, &kept, self.0.log.clone(), spec, npl).await;
         // After an error nobody knows what the two have said to each other, so both start anew.
         if result.is_ok() {
             *idle = Some(connection);
@@ -155,7 +155,7 @@ impl Launcher {
         self.attempt(dir, Some(run::mount(overlay)), Guards::default()).await
     }
 
-    /// Tries each guard, and gives those that work to every run from now on. To be called once, before the first run.
+    /// Tries each guard, and gives those that work to every run that begins from now on.
     ///
     /// Says where each stands; errors when nothing can be run at all.
     pub async fn contain(&self, wanted: &Containment) -> Result<Vec<Guard>, LaunchError> {
@@ -169,7 +169,7 @@ impl Launcher {
             }
         }
         let report = plan.report(wanted);
-        self.0.kept.set(plan.kept).expect("called once, before the first run");
+        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan.kept);
         Ok(report)
     }
 
@@ -213,6 +213,12 @@ impl Launcher {
     pub async fn settled(&self) -> Result<(), LaunchError> {
         let idle = self.0.idle.lock().await;
         if idle.is_none() { self.all_gone().await } else { Ok(()) }
+    }
+
+    /// Waits until what the contracts of ended runs printed is in their log files.
+    pub async fn logs_written(&self) {
+        let log = self.0.log.clone();
+        tokio::task::spawn_blocking(move || log.flush()).await.expect("waiting does not panic");
     }
 
     /// Ends the launcher, and comes back when its process is gone. A later run starts another one.

@@ -95,8 +95,8 @@ mod tests {
         symlink(dir.path(), tmp.join("link")).unwrap();
         fs::create_dir_all(tmp.join("closed/inner")).unwrap();
         fs::write(tmp.join("closed/inner/file"), "x").unwrap();
-        fs::set_permissions(tmp.join("closed/inner"), fs::Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(tmp.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tmp.join("closed/inner"), fs::Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(tmp.join("closed"), fs::Permissions::from_mode(0o000)).unwrap();
         prepare(&tmp).unwrap();
         assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
         assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
