@@ -13,7 +13,7 @@ use std::{
 use borsh::{BorshDeserialize, BorshSerialize};
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset,
-    RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope,
+    RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags,
 };
 use nix::{errno::Errno, libc};
 
@@ -40,6 +40,15 @@ pub(super) fn version() -> Result<u32, Errno> {
     Ok(Errno::result(version)? as u32)
 }
 
+/// Everything that a rule may allow in a folder that a contract writes to, as far as this kernel knows it.
+pub(super) fn write_rights() -> Result<u64, Errno> {
+    let known = AccessFs::from_all(ABI::from(version()?.min(NEWEST as u32) as i32));
+    Ok((known & !DEVICES).bits())
+}
+
+/// What a contract could only do harm with.
+const DEVICES: BitFlags<AccessFs> = make_bitflags!(AccessFs::{MakeChar | MakeBlock | IoctlDev});
+
 /// The rule set as the kernel has it, for `landlock_restrict_self`. To be made by who sees what the contract will see:
 /// a rule is for a folder, not for its name.
 pub(super) fn rules(files: &Files) -> Result<OwnedFd, Errno> {
@@ -58,7 +67,7 @@ pub(super) fn rules(files: &Files) -> Result<OwnedFd, Errno> {
     }
     let mut created = ruleset.create().map_err(failed)?;
     let read = AccessFs::from_read(NEWEST);
-    let write = all & !(AccessFs::MakeChar | AccessFs::MakeBlock);
+    let write = all & !DEVICES;
     for (paths, access) in [(&files.read, read), (&files.write, write)] {
         for path in paths {
             let path = Path::new(OsStr::from_bytes(path));
@@ -67,7 +76,7 @@ pub(super) fn rules(files: &Files) -> Result<OwnedFd, Errno> {
             let access: BitFlags<AccessFs> = match kind {
                 kind if kind.is_dir() => access,
                 kind if kind.is_char_device() => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
-                _ => access & AccessFs::from_file(NEWEST) & !AccessFs::IoctlDev,
+                _ => access & AccessFs::from_file(NEWEST),
             };
             created = created.add_rule(PathBeneath::new(fd, access)).map_err(failed)?;
         }

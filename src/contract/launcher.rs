@@ -178,7 +178,8 @@ impl Resident {
     #[cfg(target_os = "linux")]
     fn confined(&mut self, guards: &Guards) -> Result<spawn::Confined, (Step, Errno)> {
         let files = guards.files.as_ref().map(files::rules).transpose().map_err(|errno| (Step::Files, errno))?;
-        let Some(wanted) = guards.calls else { return Ok(spawn::Confined { files, calls: None }) };
+        let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(|errno| (Step::Files, errno))?;
+        let Some(wanted) = guards.calls else { return Ok(spawn::Confined { files, mounted, calls: None }) };
         let filter = match self.filter.take().filter(|(of, _)| *of == wanted) {
             Some((_, filter)) => filter,
             None => {
@@ -187,7 +188,7 @@ impl Resident {
             }
         };
         self.filter = Some((wanted, Rc::clone(&filter)));
-        Ok(spawn::Confined { files, calls: Some(filter) })
+        Ok(spawn::Confined { files, mounted, calls: Some(filter) })
     }
 
     #[cfg(not(target_os = "linux"))]

@@ -33,6 +33,9 @@ pub(super) struct Confined {
     /// The rule set for its files.
     #[cfg(target_os = "linux")]
     pub(super) files: Option<std::os::fd::OwnedFd>,
+    /// What the rule for a folder allows that is mounted only in the child.
+    #[cfg(target_os = "linux")]
+    pub(super) mounted: u64,
     /// The filter of its system calls.
     #[cfg(target_os = "linux")]
     pub(super) calls: Option<std::rc::Rc<seccompiler::BpfProgram>>,
@@ -179,7 +182,8 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     }
     #[cfg(target_os = "linux")]
     if let Some(mount) = &program.mount
-        && let Err((step, errno)) = mount_overlay(mount, child.own_users)
+        && let Err((step, errno)) =
+            mount_overlay(mount, child.own_users).and_then(|()| open_to_contract(mount, &program.guards))
     {
         return (step, errno);
     }
@@ -202,6 +206,35 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     // SAFETY: path, argv and env are NUL-terminated texts and null-terminated lists of them, which outlive the call.
     unsafe { libc::execve(program.path.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
     (Step::Exec, Errno::last())
+}
+
+/// A rule for what was mounted: that for the folder below it does not hold for what covers it.
+#[cfg(target_os = "linux")]
+fn open_to_contract(mount: &Mount, guards: &Confined) -> Result<(), (Step, Errno)> {
+    use std::os::fd::AsRawFd as _;
+    /// As the kernel has it.
+    #[repr(C, packed)]
+    struct Beneath {
+        allowed: u64,
+        folder: c_int,
+    }
+    const PATH_BENEATH: c_int = 1;
+    let Some(rules) = &guards.files else { return Ok(()) };
+    // SAFETY: async-signal-safe calls with texts and a structure that outlive them; the descriptor is closed before it
+    // is lost.
+    let done = unsafe {
+        let folder = libc::open(mount.target.as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
+        if folder < 0 {
+            return Err((Step::Files, Errno::last()));
+        }
+        let rule = Beneath { allowed: guards.mounted, folder };
+        let call = libc::SYS_landlock_add_rule;
+        let done = libc::syscall(call, rules.as_raw_fd(), PATH_BENEATH, ptr::from_ref(&rule), 0);
+        let failed = Errno::result(done);
+        libc::close(folder);
+        failed
+    };
+    done.map(drop).map_err(|errno| (Step::Files, errno))
 }
 
 #[cfg(target_os = "linux")]

@@ -191,6 +191,34 @@ attempt("truncate", lambda: os.truncate("bin/data", 0))
 }
 
 #[tokio::test]
+async fn a_state_that_is_mounted_for_the_run_is_written_like_any_other() {
+    let rig = Rig::new(|_| {}).await;
+    for name in ["hist/upper", "hist/work"] {
+        fs::create_dir(rig.at(name)).unwrap();
+    }
+    let overlay = Overlay { target: "state", lower: "state", upper: "hist/upper", work: "hist/work" };
+    if let Err(why) = rig.launcher.probe(rig.dir.path(), overlay).await {
+        eprintln!("not tried: {why}");
+        return;
+    }
+    fs::remove_dir_all(rig.at("hist/work/work")).unwrap();
+    let code = r#"
+open("state/file", "w").write("changed")
+open("state/new", "w").write("new")
+os.makedirs("state/a/b")
+attempt("other", lambda: open("other", "w").write("x"))
+attempt("hist", lambda: open("hist/upper/new", "w").write("x"))
+"#;
+    let seen = rig.told_over(code, Some(overlay)).await;
+    if rig.has(Name::Landlock) {
+        assert_eq!(seen["other"], "EACCES");
+        assert!(seen["hist"].is_string(), "{seen}");
+    }
+    let (upper, below) = (fs::read_to_string(rig.at("hist/upper/new")), fs::read_to_string(rig.at("state/file")));
+    assert_eq!((upper.unwrap().as_str(), below.unwrap().as_str()), ("new", "state/file"));
+}
+
+#[tokio::test]
 async fn the_folder_for_temporary_files_is_empty_at_the_begin_and_empty_at_the_end() {
     let rig = Rig::new(|_| {}).await;
     let code = r#"
