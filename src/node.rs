@@ -13,6 +13,7 @@ mod guards;
 pub mod offline;
 mod party_line;
 pub mod progress;
+pub mod recover;
 pub mod replay;
 mod report;
 mod serve;

@@ -29,7 +29,7 @@ pub use self::peer::{ParsePeerError, PeerAddr};
 pub use self::read::HIDDEN;
 use self::read::{Keys, parse};
 pub use self::{
-    edit::{Document, quoted, rekeyed},
+    edit::{Document, Recovered, quoted, recovered, rekeyed},
     quorum::Tolerance,
     shared::{SharedConfig, caps},
     tree::Format,
