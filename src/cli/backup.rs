@@ -219,13 +219,13 @@ impl Progress {
             bar.set_message(what);
             bar.set_length(all.max(1));
             bar.set_position(done);
-        } else if all > 0 {
+        } else if let Some(percent) = (100 * done.min(all)).checked_div(all) {
             // The first word of a short one would be the only one.
             let began = self.told.get().unwrap_or_else(Instant::now);
             self.told.set(Some(began));
             if began.elapsed() >= TELL_TIME {
                 self.told.set(Some(Instant::now()));
-                eprintln!("{what}: {} %", 100 * done.min(all) / all);
+                eprintln!("{what}: {percent} %");
             }
         }
     }
