@@ -8,6 +8,7 @@
 mod backend;
 mod catchup;
 pub mod control;
+mod diverge;
 mod exec;
 mod party_line;
 pub mod progress;
@@ -79,6 +80,8 @@ enum FromRun {
     Line(Hash, NplOut),
     Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
+    /// What the run of a ledger left is kept; nothing is when the state has moved on.
+    Kept(Seq, Result<Option<diverge::KeptRun>, ExecError>),
 }
 
 /// What waits for the runner.
@@ -88,6 +91,8 @@ enum Job {
     /// To the state of this root.
     Undo(Hash),
     Run(Arc<Execution>),
+    /// Copy what the run of this ledger left, where results differ.
+    Keep(Seq),
 }
 
 /// A node that is up.
@@ -162,6 +167,7 @@ pub struct Node {
     /// The last result that was agreed on, when its signatures are known.
     last_agreed: Option<ResultCert>,
     report: report::Report,
+    records: diverge::Records,
     state_kept: backend::Chosen,
     _lock: start::Lock,
 }
@@ -371,9 +377,14 @@ impl Node {
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
-            Message::Details(_) | Message::Evidence(_) if !member => Ok(()),
+            Message::Details(_) | Message::Evidence(_) | Message::Piece(_) if !member => Ok(()),
             Message::Details(details) => {
-                self.compare_details(peer, &details);
+                self.heard_details(peer, *details);
+                Ok(())
+            }
+            Message::Piece(answer) => {
+                let (asked, piece) = *answer;
+                self.heard_piece(peer, asked, piece);
                 Ok(())
             }
             Message::Evidence(evidence) => {
@@ -418,6 +429,12 @@ impl Node {
             FromRun::RolledBack(done) => {
                 self.running = None;
                 done?;
+                self.next_job();
+                Ok(())
+            }
+            FromRun::Kept(seq, kept) => {
+                self.running = None;
+                self.on_kept(seq, kept);
                 self.next_job();
                 Ok(())
             }
@@ -529,6 +546,7 @@ impl Node {
                 Effect::Load(first) => self.load(first),
                 Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
+                Effect::Differ(results) => self.differ(&results),
                 Effect::Split(results) => self.split(&results),
                 Effect::SplitHealed(seq) => {
                     warn!(seq, "a missing result completed a quorum; going on");
@@ -609,6 +627,7 @@ impl Node {
                 let rolled_back = executor.undo(root).await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
+            Job::Keep(seq) => self.keep_job(seq),
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);

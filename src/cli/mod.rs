@@ -6,6 +6,7 @@
 pub mod client;
 mod config_check;
 mod dev;
+mod diverge;
 mod ledger;
 mod new;
 mod progress;
@@ -94,6 +95,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp diverge show mynode                        why do results differ?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
@@ -120,6 +122,7 @@ enum Command {
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
+    Diverge(diverge::Diverge),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -148,6 +151,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
+        Command::Diverge(diverge) => diverge.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),
