@@ -177,6 +177,8 @@ pub struct Node {
 struct Kept {
     /// `None` while it is under way.
     details: Option<Details>,
+    /// What it left, where that is little.
+    recent: Option<diverge::Recent>,
     /// Until they are delivered.
     outputs: Vec<(UserKey, Bytes)>,
     /// Leaves of `outputs_root`, one for each of them.
@@ -189,7 +191,14 @@ struct Kept {
 
 impl Kept {
     fn new(senders: Vec<UserKey>) -> Kept {
-        Kept { details: None, outputs: Vec::new(), leaves: Vec::new(), senders, compared: BTreeSet::new() }
+        Kept {
+            details: None,
+            recent: None,
+            outputs: Vec::new(),
+            leaves: Vec::new(),
+            senders,
+            compared: BTreeSet::new(),
+        }
     }
 }
 
@@ -233,7 +242,10 @@ impl Node {
                 Some(told) = self.told.recv() => self.on_told(told),
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
-                _ = looks.tick() => self.look(),
+                _ = looks.tick() => {
+                    self.look();
+                    self.look_for_halt();
+                }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
@@ -464,6 +476,7 @@ impl Node {
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
                 let kept = self.runs.get_mut(&seq).expect("noted when the run began");
                 kept.details = Some(ran.details);
+                kept.recent = ran.recent;
                 kept.leaves = ran.leaves;
                 kept.outputs = outputs.into_iter().map(|(user, output)| (user, output.into())).collect();
                 while self.runs.len() > RUNS_KEPT {
@@ -548,10 +561,7 @@ impl Node {
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
                 Effect::Differ(results) => self.differ(&results),
                 Effect::Split(results) => self.split(&results),
-                Effect::SplitHealed(seq) => {
-                    warn!(seq, "a missing result completed a quorum; going on");
-                    self.report.split_healed();
-                }
+                Effect::SplitHealed(_) => self.resume(),
                 Effect::Refuse(input, why) => self.refuse(&input, why),
                 Effect::Expired(inputs) => self.expired(&inputs),
                 Effect::Serve(to, query) => self.serve(to, query),

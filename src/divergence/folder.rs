@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::Report;
@@ -21,6 +22,13 @@ const REPORT: &str = "report.json";
 const OF_OTHERS: &str = "of-others";
 /// What is being made, before it has its name.
 const FRESH: &str = ".new";
+
+/// Held while a folder is exchanged, or a report in it: the two come from different threads.
+static CHANGING: Mutex<()> = Mutex::new(());
+
+fn lock() -> MutexGuard<'static, ()> {
+    CHANGING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The folder of one ledger.
 pub fn of(dir: &Path, seq: Seq) -> PathBuf {
@@ -49,6 +57,7 @@ pub fn make<E: From<io::Error>>(
         fs::write(fresh.join(OF_OTHERS), b"")?;
     }
     let folder = of(dir, seq);
+    let _changing = lock();
     // What was found out before is found in the new one too.
     match fs::copy(folder.join(REPORT), fresh.join(REPORT)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -71,6 +80,7 @@ pub fn claim(dir: &Path, seq: Seq) -> io::Result<()> {
 /// Replaces the report of a ledger whose folder is there.
 pub fn write_report(dir: &Path, report: &Report) -> io::Result<()> {
     let folder = of(dir, report.seq);
+    let _changing = lock();
     let fresh = folder.join(format!("{REPORT}{FRESH}"));
     let mut file = fs::File::create(&fresh)?;
     file.write_all(&serde_json::to_vec_pretty(report)?)?;

@@ -12,7 +12,7 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
-use super::diverge::{self, KeptRun, ToKeep};
+use super::diverge::{self, KeptRun, Left, Recent, ToKeep};
 use crate::{
     config::Config,
     consensus::{
@@ -99,6 +99,8 @@ pub struct Ran {
     pub leaves: Vec<Hash>,
     /// For comparing with other nodes.
     pub details: Details,
+    /// The same, to the byte, where it is little.
+    pub(super) recent: Option<Recent>,
     /// From the closed ledger to the post-state on disk.
     pub elapsed: Duration,
     /// The part of it in which the contract ran.
@@ -217,12 +219,17 @@ impl Executor {
     pub(super) async fn keep(&self, run: ToKeep, fresh: bool) -> Result<Option<KeptRun>, ExecError> {
         let dir = self.plan.dir.clone();
         self.blocking(move |held| {
-            if !fresh {
-                held.state.scan(false)?;
-            } else if held.root != run.result.state_root {
-                return Ok(None);
-            }
-            Ok(Some(diverge::keep(&dir, &*held.state, run)?))
+            let recent = run.recent.clone();
+            let left = match &recent {
+                _ if !fresh => {
+                    held.state.scan(false)?;
+                    Left::State(&*held.state)
+                }
+                _ if held.root == run.result.state_root => Left::State(&*held.state),
+                Some(recent) => Left::Memory(recent),
+                None => return Ok(None),
+            };
+            Ok(Some(diverge::keep(&dir, &left, run)?))
         })
         .await
     }
@@ -292,15 +299,17 @@ impl Executor {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
         };
-        let (root, changed) = self
+        let top = self.plan.dir.join("state");
+        let (root, changed, recent) = self
             .blocking(move |held| {
                 if status == Status::Ok {
                     match held.state.scan(true) {
                         Ok(scan) => {
                             held.root = scan.root;
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
-                            let changed = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
-                            return Ok((scan.root, changed, status));
+                            let changed: Vec<Changed> = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
+                            let recent = Recent::of(&top, &*held.state, scan.files, &changed);
+                            return Ok((scan.root, changed, recent, status));
                         }
                         Err(StateError::Forbidden { path, kind }) => {
                             warn!(seq, ?path, %kind, "the contract left something in state/ that nodes cannot agree on");
@@ -310,12 +319,12 @@ impl Executor {
                     }
                 }
                 held.root = held.state.rollback()?;
-                Ok((held.root, Vec::new(), status))
+                Ok((held.root, Vec::new(), None, status))
             })
             .await
-            .map(|(root, changed, final_status)| {
+            .map(|(root, changed, recent, final_status)| {
                 status = final_status;
-                (root, changed)
+                (root, changed, recent)
             })?;
 
         let outputs: Vec<(UserKey, Vec<u8>)> = match status {
@@ -336,7 +345,7 @@ impl Executor {
         };
         let (elapsed, contract) = (started.elapsed(), report.elapsed);
         let hash = execution.hash;
-        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, elapsed, contract }))
+        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, recent, elapsed, contract }))
     }
 
     /// Whether the disk has room for what a contract writes.

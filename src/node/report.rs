@@ -129,10 +129,8 @@ impl Report {
         new
     }
 
-    pub fn split(&mut self, seq: Seq, sides: usize) {
-        self.split = Some(format!(
-            "results of ledger {seq} are split {sides} ways; no ledger is closed until a missing result completes a quorum"
-        ));
+    pub fn split(&mut self, what: String) {
+        self.split = Some(what);
     }
 
     pub fn is_split(&self) -> bool {
@@ -276,7 +274,7 @@ impl Node {
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
             "peer_id": peer_id_text(&self.config.key),
@@ -325,7 +323,10 @@ impl Node {
             "user_address": self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string()),
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
-        })
+        });
+        // The macro takes no more than that.
+        status["halted"] = json!(self.records.halted());
+        status
     }
 }
 

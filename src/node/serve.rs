@@ -2,8 +2,6 @@
 //!
 //! Answers are made beside the loop, a few a peer, so that serving never slows a round.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 use tracing::{debug, error, warn};
 
@@ -136,6 +134,7 @@ impl Node {
     /// My run led to something else than the quorum's: no further one is of use.
     pub(super) fn diverged(&mut self, mine: &ExecResult, agreed: &ExecResult) {
         let seq = mine.of_seq;
+        self.resume();
         self.halted_runs = true;
         self.jobs.clear();
         let what = format!(
@@ -155,30 +154,10 @@ impl Node {
 
     /// No result can reach a quorum: everybody tells everybody.
     pub(super) fn split(&mut self, results: &[(NodeKey, ExecResult)]) {
-        let mut by_result: BTreeMap<&ExecResult, Vec<String>> = BTreeMap::new();
-        for (node, result) in results {
-            by_result.entry(result).or_default().push(node.short());
-        }
-        let seq = results.first().map_or(0, |(_, result)| result.of_seq);
-        error!(
-            seq,
-            "results of ledger {seq} differ and no quorum is possible: no ledger is closed until a missing result completes one"
-        );
-        for (result, nodes) in &by_result {
-            error!(
-                seq,
-                nodes = nodes.join(" "),
-                state = %result.state_root.short(),
-                outputs = %result.outputs_root.short(),
-                status = %result.status,
-                "one side of the split"
-            );
-        }
-        self.report.split(seq, by_result.len());
-        self.tell_details(seq);
-        let results = results.to_vec();
-        self.look_into_own(seq, |facts| {
-            facts.results.extend(results);
+        let waits =
+            "no quorum is possible: no ledger is closed until a missing result completes one, or operators decide";
+        self.halt(results, waits, |facts| {
+            facts.results.extend(results.iter().cloned());
             facts.is_split = true;
         });
     }

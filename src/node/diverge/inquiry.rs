@@ -44,7 +44,11 @@ const FETCHED_MAX: usize = 16;
 const LISTED_MAX: usize = 100;
 /// Time for an answer.
 const ANSWER_TIME: Duration = Duration::from_secs(3);
-/// Times that a group is asked before the next news, and that a node which is not ready is asked for one thing.
+/// Before all that did not answer are asked anew, and how often that is done.
+const AGAIN_TIME: Duration = Duration::from_secs(5);
+/// See [`AGAIN_TIME`].
+const AGAIN_MAX: u32 = 60;
+/// Times that a group is asked before a pause or news, and that a node which is not ready is asked for one thing.
 const TRIES: u32 = 3;
 /// Before it is asked again.
 const TRY_PAUSE: Duration = Duration::from_millis(400);
@@ -66,6 +70,8 @@ pub(in crate::node) struct Facts {
 #[derive(Debug)]
 pub(in crate::node) enum Tell {
     Facts(Facts),
+    /// More is kept of the own run than before.
+    Kept(Arc<KeptRun>),
     Details(NodeKey, Details),
     Piece(NodeKey, PieceRef, Piece),
 }
@@ -99,6 +105,9 @@ pub(in crate::node) struct Inquiry<A> {
     tells: Receiver<Tell>,
     compared: Vec<(ExecResult, Comparison)>,
     tries: BTreeMap<ExecResult, u32>,
+    again: u32,
+    /// An answer did not come in time: what was found is not all that there is.
+    missed: bool,
     told: bool,
 }
 
@@ -111,7 +120,19 @@ impl<A: Ask> Inquiry<A> {
         ask: A,
         tells: Receiver<Tell>,
     ) -> Inquiry<A> {
-        Inquiry { dir, me, own, facts, ask, tells, compared: Vec::new(), tries: BTreeMap::new(), told: false }
+        Inquiry {
+            dir,
+            me,
+            own,
+            facts,
+            ask,
+            tells,
+            compared: Vec::new(),
+            tries: BTreeMap::new(),
+            again: 0,
+            missed: false,
+            told: false,
+        }
     }
 
     /// Until nothing is new for a while, or the node stops.
@@ -122,14 +143,21 @@ impl<A: Ask> Inquiry<A> {
                 if !self.told {
                     self.tell();
                 }
-                match self.tells.recv_timeout(IDLE_TIME) {
+                // Who did not answer may be linked, or ready, later.
+                let open = self.again < AGAIN_MAX && self.is_open();
+                match self.tells.recv_timeout(if open { AGAIN_TIME } else { IDLE_TIME }) {
                     Ok(tell) => self.take(tell),
+                    Err(RecvTimeoutError::Timeout) if open => {
+                        self.again += 1;
+                        self.tries.clear();
+                    }
                     Err(_) => return,
                 }
                 continue;
             };
             *self.tries.entry(group.clone()).or_insert(0) += 1;
             match self.explain(&group) {
+                Ok(Some(_)) if std::mem::take(&mut self.missed) && self.tries[&group] < TRIES => {}
                 Ok(Some(comparison)) => self.compared.push((group, comparison)),
                 // Not now: maybe it is linked soon.
                 Ok(None) => match self.tells.recv_timeout(TRY_PAUSE) {
@@ -160,13 +188,26 @@ impl<A: Ask> Inquiry<A> {
         self.facts.agreed.iter().chain(self.facts.results.values()).find(open).cloned()
     }
 
+    /// Whether there is a result of which nobody has told yet.
+    fn is_open(&self) -> bool {
+        let known = |result: &ExecResult| self.compared.iter().any(|(known, _)| known == result);
+        self.facts.results.values().any(|result| *result != self.own.details.result && !known(result))
+    }
+
     fn take(&mut self, tell: Tell) {
         match tell {
             Tell::Facts(facts) => {
                 self.facts = facts;
+                self.again = 0;
                 self.tries.clear();
                 self.told = false;
                 self.write();
+            }
+            Tell::Kept(own) => {
+                self.own = own;
+                self.compared.clear();
+                self.tries.clear();
+                self.told = false;
             }
             // Those whose RESULT did not come say here what it is.
             Tell::Details(from, details) => {
@@ -216,7 +257,10 @@ impl<A: Ask> Inquiry<A> {
                 _ => None,
             })?;
             match answer {
-                None => return Ok(None),
+                None => {
+                    self.missed = true;
+                    return Ok(None);
+                }
                 // It may be about to keep it.
                 Some(Piece::Gone) => std::thread::sleep(TRY_PAUSE),
                 Some(piece) => return Ok(Some(piece)),

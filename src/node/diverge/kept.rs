@@ -45,6 +45,13 @@ const OUTPUTS_BYTES_MAX: usize = 16 << 20;
 /// Bytes of the list. A longer file is not read.
 const RUN_BYTES_MAX: u64 = 16 << 20;
 
+/// Paths, and bytes of their files, that a run may have changed to be remembered after the state has moved on.
+const RECENT_PATHS_MAX: usize = 64;
+/// See [`RECENT_PATHS_MAX`].
+const RECENT_BYTES_MAX: u64 = 128 << 10;
+/// Paths in a state of which that is done: each run goes through all of them for it.
+const RECENT_ENTRIES_MAX: u64 = 4_096;
+
 /// The list, beside `state/`, `before/` and `outputs/`.
 const RUN: &str = "run";
 
@@ -63,6 +70,39 @@ pub struct KeptRun {
     pub before: BTreeMap<Vec<u8>, Option<PathState>>,
 }
 
+/// What a run left, where that is little: others may find out that their result differs when the next run has begun.
+#[derive(Debug, Clone)]
+pub(in crate::node) struct Recent {
+    found: BTreeMap<Vec<u8>, Known>,
+    files: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Recent {
+    /// Reads what is in the state's folder `top` now; `None` when it is too much, or cannot be read.
+    pub fn of(top: &Path, state: &dyn StateStore, entries: u64, changed: &[Changed]) -> Option<Recent> {
+        let bytes: u64 = changed.iter().filter_map(|changed| Some(changed.now?.size)).sum();
+        if entries > RECENT_ENTRIES_MAX || changed.len() > RECENT_PATHS_MAX || bytes > RECENT_BYTES_MAX {
+            return None;
+        }
+        let found = state.found(&changed.iter().map(|changed| changed.path.clone()).collect());
+        let file = |(path, known): (&Vec<u8>, &Known)| {
+            (known.state.kind == PathKind::File).then(|| {
+                Some((path.clone(), read_blocks(&top.join(OsStr::from_bytes(path)), known.blocks.len()).ok()?))
+            })
+        };
+        let files = found.iter().filter_map(file).collect::<Option<_>>()?;
+        Some(Recent { found, files })
+    }
+}
+
+/// Where the files of a run are.
+pub(in crate::node) enum Left<'a> {
+    /// In the state's folder, as the run left it.
+    State(&'a dyn StateStore),
+    /// The state has moved on.
+    Memory(&'a Recent),
+}
+
 /// A run to be kept.
 #[derive(Debug)]
 pub(in crate::node) struct ToKeep {
@@ -73,14 +113,18 @@ pub(in crate::node) struct ToKeep {
     pub changed: Option<Vec<Vec<u8>>>,
     /// Ascending by user.
     pub outputs: Vec<(UserKey, Bytes)>,
+    /// Where the state may have moved on.
+    pub recent: Option<Recent>,
     /// Whether it is this node that differs, or a split: then it is worth more.
     pub is_own: bool,
 }
 
-/// Copies what the run left, which `state/` still has, into `diag/<seq>/`.
-pub(in crate::node) fn keep(dir: &Path, state: &dyn StateStore, run: ToKeep) -> Result<KeptRun, StateError> {
-    let ToKeep { seq, time_ms, result, changed, outputs, is_own } = run;
-    if let Some(known) = read(dir, seq).filter(|known| known.details.result == result && (known.whole || !is_own)) {
+/// Copies what the run left into `diag/<seq>/`.
+pub(in crate::node) fn keep(dir: &Path, left: &Left<'_>, run: ToKeep) -> Result<KeptRun, StateError> {
+    let ToKeep { seq, time_ms, result, changed, outputs, is_own, recent: _ } = run;
+    if let Some(known) = read(dir, seq)
+        .filter(|known| known.details.result == result && (known.whole || !is_own || matches!(left, Left::Memory(_))))
+    {
         if is_own {
             folder::claim(dir, seq).map_err(|source| failed(dir, seq, source))?;
         }
@@ -91,9 +135,15 @@ pub(in crate::node) fn keep(dir: &Path, state: &dyn StateStore, run: ToKeep) -> 
     let changed: BTreeSet<Vec<u8>> = match changed {
         _ if !ok => BTreeSet::new(),
         Some(changed) => changed.into_iter().collect(),
-        None => state.changed().unwrap_or_default(),
+        None => match left {
+            Left::State(state) => state.changed().unwrap_or_default(),
+            Left::Memory(recent) => recent.found.keys().cloned().collect(),
+        },
     };
-    let found = state.found(&changed);
+    let found = match left {
+        Left::State(state) => state.found(&changed),
+        Left::Memory(recent) => recent.found.clone(),
+    };
     let now = |path: &Vec<u8>| Changed { path: path.clone(), now: found.get(path).map(|known| known.state) };
     let output_leaves: Vec<_> = outputs.iter().map(|(user, bytes)| output_leaf(user, bytes)).collect();
     let told = outputs.iter().map(|(user, _)| *user).zip(output_leaves.iter().copied());
@@ -120,12 +170,28 @@ pub(in crate::node) fn keep(dir: &Path, state: &dyn StateStore, run: ToKeep) -> 
         let proof = tree.proof(at).expect("a leaf for each output");
         things.insert(Thing::Output(*user), Known { state, proof, blocks });
     }
-    let before = changed.iter().take(DETAILS_MAX).filter_map(|path| Some((path.clone(), was(state.before(path))?)));
-    let kept = KeptRun { details, time_ms, whole: is_own && ok, things, before: before.collect() };
+    let before = match left {
+        Left::State(state) => {
+            let known = changed.iter().take(DETAILS_MAX);
+            known.filter_map(|path| Some((path.clone(), was(state.before(path))?))).collect()
+        }
+        Left::Memory(_) => BTreeMap::new(),
+    };
+    let whole = is_own && ok && matches!(left, Left::State(_));
+    let kept = KeptRun { details, time_ms, whole, things, before };
 
     let extent = Extent { whole: kept.whole, bytes_max: if is_own { OWN_BYTES_MAX } else { OTHERS_BYTES_MAX } };
     let fill = |into: &Path| {
-        state.keep_diagnosis(into, &changed, extent).map_err(io::Error::other)?;
+        match left {
+            Left::State(state) => state.keep_diagnosis(into, &changed, extent).map_err(io::Error::other)?,
+            Left::Memory(recent) => {
+                for (path, bytes) in &recent.files {
+                    let file = into.join("state").join(OsStr::from_bytes(path));
+                    fs::create_dir_all(file.parent().expect("it is in a folder"))?;
+                    fs::write(file, bytes)?;
+                }
+            }
+        }
         let outputs_folder = into.join("outputs");
         fs::create_dir(&outputs_folder)?;
         let mut bytes_left = OUTPUTS_BYTES_MAX;
@@ -217,5 +283,14 @@ pub(in crate::node) fn read_block(path: &Path, block: u32) -> io::Result<Vec<u8>
         }
     }
     bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// So many blocks of a file, or what there is of them.
+fn read_blocks(path: &Path, count: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for block in 0..count {
+        bytes.extend(read_block(path, u32::try_from(block).expect("a bounded number"))?);
+    }
     Ok(bytes)
 }

@@ -17,7 +17,7 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use self::inquiry::{Facts, Inquiry, Tell};
-pub(super) use self::kept::{KeptRun, ToKeep, answer, keep};
+pub(super) use self::kept::{KeptRun, Left, Recent, ToKeep, answer, keep};
 use super::{FromRun, Job, Node, exec::ExecError};
 use crate::{
     consensus::{
@@ -29,6 +29,7 @@ use crate::{
         folder::{self, OTHERS_MAX, OWN_MAX},
         shown_path,
     },
+    gateway::ErrorCode,
     state::{BLOCK_BYTES, PATH_BYTES_MAX},
     types::{NodeKey, Seq},
 };
@@ -37,6 +38,8 @@ use crate::{
 const RECORDS_MAX: usize = OWN_MAX + OTHERS_MAX;
 /// A member makes this node keep one of its runs, which costs a copy of files, no more often.
 const KEEP_PAUSE: Duration = Duration::from_secs(600);
+/// Results that differ for so long without a quorum for one of them are told to people as a halt.
+const HALT_AFTER: Duration = Duration::from_secs(2);
 /// What waits for an inquiry. Past it answers are dropped, and asked for again.
 const TELLS_MAX: usize = 16;
 /// Siblings in a proof: there are fewer paths than 2^32.
@@ -52,6 +55,17 @@ pub(super) struct Records {
     by_seq: BTreeMap<Seq, Record>,
     /// When each member last made this node keep a run.
     kept_for: BTreeMap<NodeKey, Instant>,
+    /// The last ledger, while nothing is agreed of it and not all say the same.
+    undecided: Option<Undecided>,
+    /// The ledger for which people were told of a halt.
+    halted: Option<Seq>,
+}
+
+#[derive(Debug)]
+struct Undecided {
+    seq: Seq,
+    since: Instant,
+    results: Vec<(NodeKey, ExecResult)>,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +76,8 @@ struct Record {
     keeping: bool,
     /// This node differs, or the network is split.
     is_own: bool,
+    /// It came to that while a copy was being made.
+    is_poor: bool,
     tells: Option<SyncSender<Tell>>,
 }
 
@@ -77,7 +93,7 @@ impl Records {
             let kept = Some(Arc::new(kept::read(dir, seq)?));
             Some((seq, Record { kept, ..Record::default() }))
         };
-        Records { by_seq: last.filter_map(record).collect(), kept_for: BTreeMap::new() }
+        Records { by_seq: last.filter_map(record).collect(), ..Records::default() }
     }
 
     fn of(&mut self, seq: Seq) -> &mut Record {
@@ -88,6 +104,11 @@ impl Records {
             self.by_seq.remove(&lowest);
         }
         self.by_seq.get_mut(&seq).expect("just made")
+    }
+
+    /// The ledger whose results keep the network from going on.
+    pub fn halted(&self) -> Option<Seq> {
+        self.halted
     }
 
     /// What is kept of a run.
@@ -132,9 +153,17 @@ impl Node {
         let quorum = self.core.quorum().q;
         let agreed = count.into_iter().find(|(_, votes)| *votes >= quorum).map(|(result, _)| result.clone());
 
+        match (&mut self.records.undecided, &agreed) {
+            (undecided, Some(_)) => *undecided = None,
+            (Some(undecided), None) if undecided.seq == *seq => undecided.results = results.to_vec(),
+            (undecided, None) => {
+                *undecided = Some(Undecided { seq: *seq, since: Instant::now(), results: results.to_vec() });
+            }
+        }
+
         let known = self.records.by_seq.get(seq).is_some_and(|record| record.kept.is_some() || record.keeping);
-        if !known && (mine.is_none() || !others.iter().fold(false, |any, node| self.records.may_keep_for(*node) || any))
-        {
+        let allowed: Vec<bool> = others.iter().map(|node| !known && self.records.may_keep_for(*node)).collect();
+        if !known && (mine.is_none() || !allowed.contains(&true)) {
             return;
         }
         if !known && agreed.is_some() && agreed == mine {
@@ -156,7 +185,8 @@ impl Node {
         change(&mut record.facts);
         // What was kept because others differ is less.
         if !std::mem::replace(&mut record.is_own, true) {
-            record.keeping = false;
+            record.is_poor = record.keeping && record.kept.is_none();
+            record.keeping = record.is_poor;
             record.kept = None;
         }
         self.look_into(seq);
@@ -164,6 +194,7 @@ impl Node {
 
     /// What is agreed of a ledger whose results differ.
     pub(super) fn settled(&mut self, agreed: &ExecResult) {
+        self.resume();
         let Some(record) = self.records.by_seq.get_mut(&agreed.of_seq) else { return };
         record.facts.is_split = false;
         record.facts.agreed = Some(agreed.clone());
@@ -171,6 +202,73 @@ impl Node {
             self.inquire(agreed.of_seq);
         }
     }
+
+    // ---- Halts --------------------------------------------------------------------------------------------------
+
+    /// Whether results that differ have kept the network from going on for a while.
+    pub(super) fn look_for_halt(&mut self) {
+        let seq = self.core.summary().seq;
+        self.records.undecided.take_if(|undecided| undecided.seq != seq);
+        let long = self.records.undecided.as_ref().filter(|undecided| undecided.since.elapsed() >= HALT_AFTER);
+        if self.records.halted.is_none()
+            && let Some(undecided) = long
+        {
+            let results = undecided.results.clone();
+            let (silent, quorum) = (self.core.unl().len() - results.len(), self.core.quorum().q);
+            let waits = format!(
+                "none has a quorum of {quorum} yet: no ledger is closed until one of {silent} missing results completes one"
+            );
+            self.halt(&results, &waits, |facts| facts.results.extend(results.clone()));
+        }
+    }
+
+    /// The network does not go on as long as results are as they are: says so to everybody.
+    pub(super) fn halt(&mut self, results: &[(NodeKey, ExecResult)], waits: &str, change: impl FnOnce(&mut Facts)) {
+        let mut by_result: BTreeMap<&ExecResult, Vec<String>> = BTreeMap::new();
+        for (node, result) in results {
+            by_result.entry(result).or_default().push(node.short());
+        }
+        let seq = results.first().map_or(0, |(_, result)| result.of_seq);
+        error!(seq, "results of ledger {seq} differ, and {waits}");
+        for (result, nodes) in &by_result {
+            error!(
+                seq,
+                nodes = nodes.join(" "),
+                state = %result.state_root.short(),
+                outputs = %result.outputs_root.short(),
+                status = %result.status,
+                "one side of the split"
+            );
+        }
+        let sides = by_result.len();
+        self.report.split(format!("results of ledger {seq} are split {sides} ways, and {waits}; see hp diverge show"));
+        if self.records.halted.replace(seq).is_none()
+            && let Some(gateway) = &self.gateway
+        {
+            let what = format!(
+                "the nodes' results of ledger {seq} differ and none has a quorum: no ledger is closed until one has. Inputs are \
+                 held, and nothing is lost; code \"resumed\" says when it goes on"
+            );
+            gateway.announce(ErrorCode::Halted, &what, true);
+        }
+        self.tell_details(seq);
+        self.look_into_own(seq, change);
+    }
+
+    /// Something is agreed: the network goes on, if it stood.
+    pub(super) fn resume(&mut self) {
+        self.records.undecided = None;
+        let Some(seq) = self.records.halted.take() else { return };
+        warn!(seq, "a missing result completed a quorum; going on");
+        self.report.split_healed();
+        if let Some(gateway) = &self.gateway {
+            let what =
+                format!("the nodes agree on ledger {seq}, and the network goes on; inputs that were held take effect");
+            gateway.announce(ErrorCode::Resumed, &what, false);
+        }
+    }
+
+    // ---- What this node keeps -----------------------------------------------------------------------------------
 
     /// A peer wants to know what this node's run did: it differs from its own, then.
     pub(super) fn keep_for(&mut self, peer: NodeKey, seq: Seq) {
@@ -213,6 +311,7 @@ impl Node {
         });
         let is_fresh = changed.is_some();
         let in_memory = run.map(|kept| kept.outputs.clone()).filter(|outputs| !outputs.is_empty());
+        let recent = run.and_then(|kept| kept.recent.clone());
         let record = self.records.of(seq);
         let (is_own, result) = (record.is_own, record.facts.results.get(&self.config.key).cloned());
         tokio::spawn(async move {
@@ -227,7 +326,7 @@ impl Node {
                 };
                 let header = ledger.header_range(seq, 1).await.ok().and_then(|found| found.into_iter().next());
                 let time_ms = header.map_or(0, |closed| closed.header.time_ms);
-                let run = ToKeep { seq, time_ms, result, changed: changed.flatten(), outputs, is_own };
+                let run = ToKeep { seq, time_ms, result, changed: changed.flatten(), outputs, recent, is_own };
                 executor.keep(run, is_fresh).await
             };
             let kept = kept.await;
@@ -245,14 +344,16 @@ impl Node {
                     || kept.details.result.status != crate::types::Status::Ok
                     || !record.is_own
                 {
-                    record.kept = Some(Arc::new(kept));
+                    let kept = Arc::new(kept);
+                    record.kept = Some(kept.clone());
+                    record.tell(Tell::Kept(kept));
                     if record.is_own {
                         error!(seq, path = %path.display(), "the differing state is kept");
                     } else {
                         info!(seq, path = %path.display(), "what this node's run left is kept");
                     }
                     self.inquire(seq);
-                } else if !std::mem::replace(&mut record.keeping, true) {
+                } else {
                     self.jobs.push_front(Job::Keep(seq));
                 }
             }
