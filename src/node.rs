@@ -10,6 +10,7 @@ mod catchup;
 pub mod control;
 mod diverge;
 mod exec;
+pub mod offline;
 mod party_line;
 pub mod progress;
 pub mod replay;
