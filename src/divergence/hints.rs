@@ -37,17 +37,21 @@ pub fn looks_like(mine: &[u8], theirs: &[u8], at: usize, around: &Around<'_>) ->
     {
         add("a node's own public key: it is not alike on two nodes");
     }
-    if let (Some(one), Some(other)) = (number(mine, at), number(theirs, at)) {
-        if is_time(one, around.time_ms) && is_time(other, around.time_ms) {
+    let fractions = is_fraction(one) && is_fraction(other);
+    let value = |word, bytes| if fractions { whole(word) } else { number(bytes, at) };
+    let mut is_timed = false;
+    if let (Some(one), Some(other)) = (value(one, mine), value(other, theirs)) {
+        is_timed = is_time(one, around.time_ms) && is_time(other, around.time_ms);
+        if is_timed {
             add("a time stamp: `time_ms`, which each run is given, is the time that all nodes agree on");
-        } else if one < PID_MAX && other < PID_MAX {
+        } else if !fractions && one < PID_MAX && other < PID_MAX {
             add("a small number: a process id, a count, a duration, an inode?");
         }
     }
     if is_date(one) && is_date(other) {
         add("a date or time of day: `time_ms`, which each run is given, is the time that all nodes agree on");
     }
-    if is_fraction(one) && is_fraction(other) {
+    if fractions && !is_timed {
         add(match (one.contains(&b','), other.contains(&b',')) {
             (mine, theirs) if mine != theirs => "a number written with another decimal sign: the locale of the machine",
             _ => "a fraction that is rounded otherwise: floating point, or a duration",
@@ -98,9 +102,19 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+-_.,:/%\\~".contains(&byte)
 }
 
-/// The word around a place.
+/// The word around a place, without the signs that end a sentence or an item.
 fn word(bytes: &[u8], at: usize) -> &[u8] {
-    span(bytes, at, is_word)
+    let word = span(bytes, at, is_word);
+    let is_end = |byte: &u8| b",.:".contains(byte);
+    let from = word.iter().position(|byte| !is_end(byte)).unwrap_or(0);
+    let to = word.iter().rposition(|byte| !is_end(byte)).map_or(word.len(), |last| last + 1);
+    &word[from..to]
+}
+
+/// The number before the point of a fraction.
+fn whole(word: &[u8]) -> Option<u64> {
+    let digits = word.split(|byte| b".,".contains(byte)).next().unwrap_or_default();
+    std::str::from_utf8(digits).ok()?.parse().ok().filter(|_| is_fraction(word))
 }
 
 fn span(bytes: &[u8], at: usize, is: fn(u8) -> bool) -> &[u8] {
@@ -212,7 +226,8 @@ mod tests {
     #[test]
     fn the_usual_reasons_are_recognised_and_others_are_not_guessed() {
         let key = |letters: &str| letters.repeat(32).into_bytes();
-        let table: [(&[u8], &[u8], &str); 19] = [
+        let table: [(&[u8], &[u8], &str); 20] = [
+            (b"\"at\": 1790000001.5868335, \"pid\"", b"\"at\": 1790000001.652012, \"pid\"", "a time stamp"),
             (b"at 1790000001\n", b"at 1790000003\n", "a time stamp"),
             (b"{\"t\":1790000001123}", b"{\"t\":1790000001124}", "a time stamp"),
             (b"1790000001.12345", b"1790000002.12345", "a time stamp"),

@@ -268,6 +268,9 @@ pub trait StateStore: fmt::Debug + Send {
     /// again, or open again.
     fn rollback(&mut self) -> Result<Hash, StateError>;
 
+    /// The first `max` leaves of the last scan as (path, leaf hash), by path: what tells two states apart.
+    fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)>;
+
     /// What the last scan found at `path`; `None` for nothing.
     fn leaf(&self, path: &[u8]) -> Option<PathState>;
 

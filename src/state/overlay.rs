@@ -353,6 +353,10 @@ impl StateStore for Overlay {
         Ok(root)
     }
 
+    fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)> {
+        self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
+    }
+
     fn leaf(&self, path: &[u8]) -> Option<PathState> {
         self.live.entries.get(path).map(|entry| entry.leaf.into())
     }

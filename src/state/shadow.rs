@@ -252,6 +252,10 @@ impl StateStore for Shadow {
         done.map(|()| root)
     }
 
+    fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)> {
+        self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
+    }
+
     fn leaf(&self, path: &[u8]) -> Option<PathState> {
         self.live.entries.get(path).map(|entry| entry.leaf.into())
     }

@@ -305,10 +305,8 @@ fn what_to_do(report: &Report, dir: &Path, paint: Paint, line: &mut impl FnMut(S
                 line("  Start the members whose results are not known: one that completes a quorum decides, and the network goes \
                       on by itself.".to_owned());
             }
-            line(
-                "  Else all operators decide on one of the results, which then makes a new chain, on every node:"
-                    .to_owned(),
-            );
+            let begin = if report.silent.is_empty() { "All" } else { "Else all" };
+            line(format!("  {begin} operators decide on one of the results. On every node, with the same arguments:"));
             for group in report.groups.iter().filter(|group| group.status == "ok") {
                 line(format!(
                     "    hp recover {dir_shown} --seq {seq} --root {}    (result {})",
@@ -335,6 +333,9 @@ fn what_to_do(report: &Report, dir: &Path, paint: Paint, line: &mut impl FnMut(S
     } else {
         "the files that this node's run changed"
     };
-    line(format!("  {}/state has {whole}, before/ small ones as they were, outputs/ what users got.", kept.display()));
+    line(format!(
+        "  {}/ has in state/ {whole}, in before/ files as they were, in outputs/ what users got.",
+        kept.display()
+    ));
     line("  What a contract must not use is in contracts/README.md, \"Same inputs, same result\".".to_owned());
 }

@@ -161,10 +161,17 @@ impl Node {
             }
         }
 
-        let known = self.records.by_seq.get(seq).is_some_and(|record| record.kept.is_some() || record.keeping);
-        let allowed: Vec<bool> = others.iter().map(|node| !known && self.records.may_keep_for(*node)).collect();
-        if !known && (mine.is_none() || !allowed.contains(&true)) {
-            return;
+        let of_use = |record: &Record| record.kept.is_some() || record.keeping || record.is_own;
+        let known = self.records.by_seq.get(seq).is_some_and(of_use);
+        if !known {
+            // Before its own run has ended there is nothing to keep.
+            if mine.is_none() {
+                return;
+            }
+            let allowed: Vec<bool> = others.iter().map(|node| self.records.may_keep_for(*node)).collect();
+            if !allowed.contains(&true) {
+                return;
+            }
         }
         if !known && agreed.is_some() && agreed == mine {
             let nodes = others.iter().map(NodeKey::short).collect::<Vec<_>>().join(" ");
