@@ -10,9 +10,11 @@ mod catchup;
 pub mod control;
 mod diverge;
 mod exec;
+mod guards;
 pub mod offline;
 mod party_line;
 pub mod progress;
+pub mod recover;
 pub mod replay;
 mod report;
 mod serve;
@@ -170,6 +172,8 @@ pub struct Node {
     report: report::Report,
     records: diverge::Records,
     state_kept: backend::Chosen,
+    /// What keeps the contract from doing more than computing.
+    guards: Vec<crate::contract::Guard>,
     _lock: start::Lock,
 }
 

@@ -11,6 +11,7 @@ mod diverge;
 mod ledger;
 mod new;
 mod progress;
+mod recover;
 mod rekey;
 mod run;
 mod scratch;
@@ -127,6 +128,7 @@ enum Command {
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
     Diverge(diverge::Diverge),
+    Recover(recover::Recover),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -157,6 +159,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
         Command::Diverge(diverge) => diverge.run(),
+        Command::Recover(recover) => recover.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -68,7 +68,7 @@ fn the_prototype_s_files_give_the_prototype_s_values() {
         assert_eq!((config.quorum(), config.contract.genesis_time_ms), (2, 0));
         // Computed apart from this code: SHA-512 over "\x0bhp/legacy/1", the count 2 and the two keys.
         assert_eq!(config.contract.id.to_string(), "e2872204e2b23c4a9d81ca72f7e98404176e6c3fd23b9f2dba1809259a650421");
-        assert_eq!(config.cfg_hash().to_string(), "494f279707793dc342f2b75791bf1ce341e1eed1621ca974cc76a5f085538992");
+        assert_eq!(config.cfg_hash().to_string(), "ab4339c0cd2a240767304dce45aaa88b8a5d37f161014a18b35cafaf5a10d2d1");
     }
 }
 
@@ -344,14 +344,17 @@ fn the_secret_key_may_be_in_a_file_of_its_own() {
 fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
     let config = document_config();
     // Computed apart from this code.
-    assert_eq!(config.cfg_hash().to_string(), "400f1598f308922e5e3563c423318c4830a0e18be1da47bece813382f098254b");
+    assert_eq!(config.cfg_hash().to_string(), "4447da12a7058c9ef0169b78b76c831ba56e1b4ad8dcfd9e95f8d44c88d09036");
     let bytes = borsh::to_vec(&config.shared()).unwrap();
     assert_eq!(borsh::from_slice::<SharedConfig>(&bytes).unwrap(), config.shared());
     assert_eq!(config.shared().first_difference(&config.shared()), None);
     for (key, toml) in config.shared().settings() {
-        let changed =
-            if key == "user.inputs" { "\"signed\"".to_owned() } else { (toml.parse::<u64>().unwrap() + 1).to_string() };
-        let changed = if key == "contract.output_user_mb" { "15".to_owned() } else { changed };
+        let changed = match key {
+            "user.inputs" => "\"signed\"".to_owned(),
+            "contract.output_user_mb" => "15".to_owned(),
+            "contract.network" => "true".to_owned(),
+            _ => (toml.parse::<u64>().unwrap() + 1).to_string(),
+        };
         let other = with(key, &changed).unwrap();
         assert_ne!(other.cfg_hash(), config.cfg_hash(), "{key}");
         let (mine, theirs) = (toml.replace('"', ""), changed.replace('"', ""));
@@ -365,6 +368,10 @@ fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
         "contract.log_kb",
         "mesh.max_connections",
     ];
+    let own = [("contract.containment", "\"off\""), ("contract.read", "[\"/opt/models\", \"models\"]")];
+    for (key, value) in own {
+        assert_eq!(with(key, value).unwrap().cfg_hash(), config.cfg_hash(), "{key} is this node's own affair");
+    }
     for key in paces {
         assert_eq!(with(key, "77").unwrap().cfg_hash(), config.cfg_hash(), "{key} is this node's own affair");
     }
@@ -551,4 +558,32 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_recovered_chain_is_named_in_the_text_and_all_else_stays() {
+    let (mine, other): (NodeKey, NodeKey) = (PUBKEY.parse().unwrap(), OTHER.parse().unwrap());
+    let changes = Recovered {
+        contract_id: Hash([9; 32]),
+        genesis_time_ms: 77,
+        unl: &[other, mine],
+        threshold: 67,
+        binary: Some("bin/new"),
+    };
+    let tables = "[consensus]\n# mine\neager = false\n[mesh]\nadmit = \"unl\"";
+    for text in [document().text().to_owned(), least(""), least(tables), least("# [consensus]")] {
+        let before = parse_text(&text).unwrap();
+        let changed = recovered(&text, &before, &changes).unwrap();
+        let after = parse_text(&changed).unwrap();
+        assert_eq!((after.contract.id, after.contract.genesis_time_ms), (Hash([9; 32]), 77));
+        assert_eq!((&after.unl[..], after.consensus.threshold), (&[other, mine][..], 67));
+        assert_eq!((after.binary.as_path(), &*after.argv[0]), (Path::new("n/bin/new"), "bin/new"));
+        let comments = |text: &str| text.lines().filter(|line| line.starts_with('#')).count();
+        assert_eq!(comments(&changed), comments(&text));
+        // Nothing is set that need not be.
+        let again = Recovered { unl: &after.unl, binary: None, ..changes.clone() };
+        assert_eq!(recovered(&changed, &after, &again).unwrap(), changed);
+    }
+    let told = recovered(LEGACY_A, &parse_text(LEGACY_A).unwrap(), &changes).unwrap_err().to_string();
+    assert!(told.contains("cannot name a contract"), "{told}");
 }

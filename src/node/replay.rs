@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use super::{
     Executor,
     exec::{self, Ended, ExecError},
+    guards,
 };
 use tokio::sync::oneshot;
 
@@ -72,6 +73,7 @@ impl Replayer {
         .await
         .expect("file work does not panic")?;
         let launcher = Launcher::start(exe)?;
+        guards::contain(&config, &launcher).await?;
         let executor = Executor::new(launcher, state, root, &config);
         Ok(Replayer { executor, me: config.key, root })
     }

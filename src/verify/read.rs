@@ -155,7 +155,12 @@ values! {
     /// Ledger 0.
     Genesis {
         ver: u16, contract_id: Hash, unl: Vec<NodeKey>, threshold: u8, cfg_hash: Hash, state_root: Hash,
-        time_ms: WallMs,
+        time_ms: WallMs, ancestor: Option<Ancestor>,
+    }
+    /// The chain before.
+    Ancestor {
+        contract_id: Hash, chain_id: Hash, seq: Seq, ledger_hash: Hash, users_root: Hash, n_users: u32, keys_root: Hash,
+        n_keys: u64, binary: Option<Hash>,
     }
     /// What all nodes must have alike: the first five; the rest is hashed only.
     SharedConfig {
@@ -200,17 +205,25 @@ impl Value for Blob {
     }
 }
 
-/// The fifteen numbers of `SharedConfig` that are behind `inputs`.
+/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, five numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Settings(pub(super) [u64; 15]);
+pub(super) struct Settings {
+    limits: [u64; 10],
+    network: bool,
+    built_in: [u64; 5],
+}
 
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
-        let mut settings = [0; 15];
-        for setting in &mut settings {
-            *setting = from.get()?;
+        let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5] };
+        for limit in &mut settings.limits {
+            *limit = from.get()?;
         }
-        Ok(Settings(settings))
+        settings.network = from.kind("`network`", 2)? == 1;
+        for limit in &mut settings.built_in {
+            *limit = from.get()?;
+        }
+        Ok(settings)
     }
 }
 
