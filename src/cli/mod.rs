@@ -8,6 +8,7 @@ mod backup;
 pub mod client;
 mod config_check;
 mod dev;
+mod diverge;
 mod ledger;
 mod new;
 mod progress;
@@ -99,6 +100,7 @@ Examples:
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
   hp backup mynode mynode.tar                   a copy of a node, also while it runs
+  hp diverge show mynode                        why do results differ?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
@@ -127,6 +129,7 @@ enum Command {
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
+    Diverge(diverge::Diverge),
     Recover(recover::Recover),
     Backup(backup::Backup),
     Restore(backup::Restore),
@@ -159,6 +162,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
+        Command::Diverge(diverge) => diverge.run(),
         Command::Recover(recover) => recover.run(),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
