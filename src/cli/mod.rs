@@ -99,6 +99,7 @@ Examples:
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
+  hp check mycontract                           does it come to the same on every node?
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
 
@@ -121,6 +122,7 @@ enum Command {
     Client(client::ClientArgs),
     Dev(dev::Dev),
     Exec(author::exec::Exec),
+    Check(author::check::Check),
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
@@ -150,6 +152,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Client(args) => client::main(args),
         Command::Dev(dev) => dev.run(),
         Command::Exec(exec) => exec.run(),
+        Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),

@@ -5,7 +5,7 @@
 //!
 //! In reading order: [`fdlist`], [`npl`] and [`request`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
 //! `supervisor.rs` (the handle), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
-//! `spawn.rs` (system calls), `limits.rs`, `log.rs`.
+//! `spawn.rs` (system calls), `limits.rs`, `log.rs`, `surroundings.rs` (other ones than a node's, for `hp check`).
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -29,11 +29,13 @@ mod run;
 mod sinks;
 mod spawn;
 mod supervisor;
+mod surroundings;
 
 pub use launcher::{LAUNCHER_ARG, launcher_main};
 pub use limits::{Limits, raise_nofile_limit};
 pub use run::stdin_of;
 pub use supervisor::{LaunchError, Launcher};
+pub use surroundings::Surroundings;
 
 /// All that one run needs.
 #[derive(Debug, Clone)]
