@@ -13,6 +13,9 @@ use super::{lab::Setup, shim::Shim, source::Source};
 /// Where Linux has a file system in memory.
 const MEMORY_DISK: &str = "/dev/shm";
 
+/// Makes a setup another one.
+type Change = fn(&mut Setup);
+
 /// Something that is changed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Trial {
@@ -22,7 +25,7 @@ pub(super) struct Trial {
     pub(super) what: &'static str,
     /// How often it is run, in `--runs` times.
     pub(super) repeats: bool,
-    change: fn(&mut Setup),
+    change: Change,
 }
 
 /// Everything that is changed, one at a time.
@@ -131,7 +134,7 @@ pub(super) const TRIALS: [Trial; 17] = [
 ];
 
 /// Everything that can be held still, for finding out why equal runs differ. The more telling ones first.
-const PINS: [(Source, fn(&mut Setup)); 6] = [
+const PINS: [(Source, Change); 6] = [
     (Source::HashSeed, |setup| setup.env.extend([("PYTHONHASHSEED", "0"), ("PERL_HASH_SEED", "0")])),
     (Source::Addresses, |setup| setup.surroundings.fixed_addresses = true),
     (Source::ProcessId, |setup| setup.shim = Some(Shim { pid: true, ..setup.shim.unwrap_or_default() })),
