@@ -11,6 +11,7 @@ mod ledger;
 mod new;
 mod progress;
 mod rekey;
+mod replay;
 mod run;
 mod scratch;
 mod status;
@@ -96,6 +97,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp replay mynode --from 100 --binary ./new    what would another contract have changed?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
@@ -126,6 +128,7 @@ enum Command {
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
+    Replay(replay::Replay),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -156,6 +159,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
+        Command::Replay(replay) => replay.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -115,7 +115,7 @@ impl Series {
 }
 
 /// The first thing in which two series differ.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Difference {
     /// Number of the ledger, from 1.
     pub(super) ledger: usize,

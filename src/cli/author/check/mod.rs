@@ -13,6 +13,7 @@ mod trial;
 use std::{
     io::{self, IsTerminal as _},
     path::PathBuf,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -31,8 +32,14 @@ use super::{
 };
 use crate::cli::{Exit, Failure, Outcome, answer, run::Stop};
 
-/// Times that a contract is run with chance held still, before that is believed to be the cause, at most.
-const PIN_RUNS_MAX: usize = 12;
+/// Times that a contract is run with something held still, to see whether that makes runs alike, at most.
+const PIN_RUNS_MAX: usize = 16;
+/// Times that runs beside these must have differed, before what was held still is believed to be the cause.
+const PIN_DIFFERED: usize = 3;
+/// Times that a trial that differs, and equal runs beside it, are repeated before it is believed.
+const CONTROLS: usize = 2;
+/// Why a trial says nothing.
+const DIFFERS_ALREADY: &str = "equal runs differ already";
 /// What a run may take at least, in the trials. Held-still clocks make some programs wait for ever.
 const TIME_LIMIT_MIN: Duration = Duration::from_secs(5);
 /// What a run may take in the trials, as a multiple of all that the first ones took.
@@ -84,6 +91,17 @@ enum Verdict {
     Same,
     Differs(Box<Found>),
     NotTried(String),
+    /// It differed, and so do equal runs.
+    ByChance(Difference),
+}
+
+/// What trials are compared with.
+struct Ground {
+    setup: Setup,
+    /// What is held still in it.
+    still: Vec<Source>,
+    /// None: nothing makes equal runs alike.
+    series: Option<Rc<Series>>,
 }
 
 /// Something that differs, and why.
@@ -144,17 +162,12 @@ impl Check {
             again.push(lab.compare(&Setup::default(), &first).await?);
         }
         let differing = again.iter().flatten().count();
-        let (mut base, mut still, mut reference) = (Setup::default(), Vec::new(), Some(first));
+        let mut ground = Ground { setup: Setup::default(), still: Vec::new(), series: Some(Rc::new(first)) };
         let verdict = match again.into_iter().flatten().next() {
             None => Verdict::Same,
             Some(difference) => {
-                let (sources, pinned) = self.cause(&lab, differing, &bar).await?;
-                (base, still, reference) = match pinned {
-                    Some((setup, series)) => (setup, sources.clone(), Some(series)),
-                    None => (base, still, None),
-                };
-                let places = sources.iter().flat_map(|source| source.places(&self.place.dir.join("bin"))).collect();
-                Verdict::Differs(Box::new(Found { difference, sources, changed: "again", places }))
+                let always = differing == self.runs as usize;
+                Verdict::Differs(self.by_chance(&lab, &mut ground, difference, always, &bar).await?)
             }
         };
         let what = many(self.runs as usize, "equal run", "equal runs");
@@ -162,15 +175,22 @@ impl Check {
 
         for trial in &TRIALS {
             bar.show(trial.what);
-            let (mut setup, beside) = trial.setups(&base);
-            // Another file system is another path, too.
-            if report.tried.iter().any(|tried| tried.name == Source::Folder.name() && tried.is_found()) {
-                setup.other_disk = None;
+            let path_matters = report.tried.iter().any(|tried| tried.name == Source::Folder.name() && tried.is_found());
+            let (mut setup, mut result) = self.try_one(&lab, trial, &ground, path_matters).await?;
+            if let Some(Verdict::ByChance(difference)) = result.take_if(|result| matches!(result, Verdict::ByChance(_)))
+            {
+                // It was no trial that made it differ: equal runs do, now and then.
+                if report.tried[0].is_found() {
+                    ground.series = None;
+                } else {
+                    let found = self.by_chance(&lab, &mut ground, difference, false, &bar).await?;
+                    report.tried[0].result = Verdict::Differs(found);
+                }
+                (setup, result) = self.try_one(&lab, trial, &ground, path_matters).await?;
             }
-            let result = match &reference {
-                None => Verdict::NotTried("equal runs differ already".to_owned()),
-                Some(_) if still.contains(&trial.source) => Verdict::NotTried("held still, see above".to_owned()),
-                Some(reference) => self.try_one(&lab, trial, (&setup, &beside, &base), reference).await?,
+            let result = match result {
+                Some(Verdict::ByChance(_)) | None => Verdict::NotTried(DIFFERS_ALREADY.to_owned()),
+                Some(result) => result,
             };
             report.tried.push(Tried { name: trial.source.name(), what: trial.what(&setup), result });
         }
@@ -179,56 +199,96 @@ impl Check {
         Ok(report)
     }
 
+    /// Runs a trial beside equal runs: what it is like here, and what came of it.
     async fn try_one(
         &self,
         lab: &Lab<'_>,
         trial: &trial::Trial,
-        (setup, beside, base): (&Setup, &Setup, &Setup),
-        reference: &Series,
-    ) -> Result<Verdict, Failure> {
-        if setup.party && !reference.speaks() {
-            return Ok(Verdict::NotTried("the contract says nothing on it".to_owned()));
+        ground: &Ground,
+        path_matters: bool,
+    ) -> Result<(Setup, Option<Verdict>), Failure> {
+        let (mut setup, beside) = trial.setups(&ground.setup);
+        // Another file system is another path, too.
+        if path_matters {
+            setup.other_disk = None;
         }
-        if let Err(why) = lab.probe(setup) {
-            return Ok(Verdict::NotTried(why));
+        let not_tried = |setup, why: &str| Ok((setup, Some(Verdict::NotTried(why.to_owned()))));
+        let Some(series) = ground.series.clone() else { return not_tried(setup, DIFFERS_ALREADY) };
+        if ground.still.contains(&trial.source) {
+            return not_tried(setup, "held still, see above");
         }
-        let own = if beside == base { None } else { Some(lab.reference(beside).await?) };
-        let reference = own.as_ref().unwrap_or(reference);
+        if setup.party && !series.speaks() {
+            return not_tried(setup, "the contract says nothing on it");
+        }
+        if let Err(why) = lab.probe(&setup) {
+            return not_tried(setup, &why);
+        }
+        let series = if beside == ground.setup { series } else { Rc::new(lab.reference(&beside).await?) };
         for _ in 0..if trial.repeats { self.runs } else { 1 } {
-            if let Some(difference) = lab.compare(setup, reference).await? {
-                let places = trial.source.places(&self.place.dir.join("bin"));
-                let found = Found { difference, sources: vec![trial.source], changed: trial.what, places };
-                return Ok(Verdict::Differs(Box::new(found)));
+            let Some(difference) = lab.compare(&setup, &series).await? else { continue };
+            let mut stable = true;
+            for _ in 0..CONTROLS {
+                stable = stable && lab.compare(&beside, &series).await?.is_none();
+                // What a trial leads to it leads to again; but the time goes on, and threads are never twice the same.
+                let varies = matches!(trial.source, Source::Clock | Source::Threads);
+                stable = stable && (varies || lab.compare(&setup, &series).await?.as_ref() == Some(&difference));
             }
+            if !stable {
+                return Ok((setup, Some(Verdict::ByChance(difference))));
+            }
+            let places = trial.source.places(&self.place.dir.join("bin"));
+            let found = Found { difference, sources: vec![trial.source], changed: trial.what, places };
+            return Ok((setup, Some(Verdict::Differs(Box::new(found)))));
         }
-        Ok(Verdict::Same)
+        Ok((setup, Some(Verdict::Same)))
     }
 
-    /// Why equal runs differ: what has to be held still to make them alike, and a series in which it is.
-    async fn cause(
+    /// Why equal runs differ. The trials go on where that is held still, if anything helps.
+    async fn by_chance(
         &self,
         lab: &Lab<'_>,
-        differing: usize,
+        ground: &mut Ground,
+        difference: Difference,
+        always: bool,
         bar: &Bar,
-    ) -> Result<(Vec<Source>, Option<(Setup, Series)>), Failure> {
-        // The rarer they differ, the more runs it takes to believe that they do not.
-        let runs = (3 * self.runs as usize).div_ceil(differing).clamp(3, PIN_RUNS_MAX);
-        for (sources, setup) in trial::pins() {
-            bar.say(&format!("again, holding still the {}", sources[0].name()));
-            if lab.probe(&setup).is_err() {
+    ) -> Result<Box<Found>, Failure> {
+        let first = ground.series.take().expect("nothing has differed before");
+        let mut sources = match always {
+            true => vec![Source::Clock, Source::Randomness, Source::Threads, Source::Addresses, Source::ProcessId],
+            // What is another one in each process would have shown at once.
+            false => vec![Source::Threads, Source::Clock],
+        };
+        for (held, setup) in trial::pins() {
+            if !always && !matches!(held.as_slice(), [Source::Clock | Source::Threads]) {
                 continue;
             }
-            let series = lab.reference(&setup).await?;
-            let mut alike = true;
-            for _ in 0..runs {
-                alike = alike && lab.compare(&setup, &series).await?.is_none();
-            }
-            if alike {
-                return Ok((sources, Some((setup, series))));
+            bar.say(&format!("again, holding still the {}", held[0].name()));
+            if lab.probe(&setup).is_ok()
+                && let Some(series) = self.helps(lab, &setup, &first).await?
+            {
+                *ground = Ground { setup, still: held.clone(), series: Some(Rc::new(series)) };
+                sources = held;
+                break;
             }
         }
-        let sources = [Source::Clock, Source::Randomness, Source::Threads, Source::Addresses, Source::ProcessId];
-        Ok((sources.to_vec(), None))
+        let places = sources.iter().flat_map(|source| source.places(&self.place.dir.join("bin"))).collect();
+        Ok(Box::new(Found { difference, sources, changed: "again", places }))
+    }
+
+    /// Whether runs in `setup` are alike as long as it takes others to differ a few times.
+    async fn helps(&self, lab: &Lab<'_>, setup: &Setup, first: &Series) -> Result<Option<Series>, Failure> {
+        let series = lab.reference(setup).await?;
+        let mut differed = 0;
+        for _ in 0..PIN_RUNS_MAX {
+            if lab.compare(setup, &series).await?.is_some() {
+                return Ok(None);
+            }
+            differed += usize::from(lab.compare(&Setup::default(), first).await?.is_some());
+            if differed == PIN_DIFFERED {
+                return Ok(Some(series));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -267,6 +327,7 @@ impl Report {
                 Verdict::Same => (paint.good("same     "), what.clone()),
                 Verdict::Differs(_) => (paint.bad("differs  "), what.clone()),
                 Verdict::NotTried(why) => (paint.faint("not tried"), format!("{what}: {why}")),
+                Verdict::ByChance(_) => unreachable!("is told as what equal runs do"),
             };
             text += &format!("{name:<16} {result}  {what}\n");
         }
@@ -298,6 +359,7 @@ impl Report {
                 Verdict::Same => ("same", None, None),
                 Verdict::Differs(found) => ("differs", None, Some(found.json())),
                 Verdict::NotTried(why) => ("not tried", Some(why), None),
+                Verdict::ByChance(_) => unreachable!("is told as what equal runs do"),
             };
             json!({ "name": name, "what": what, "result": result, "why": why, "found": found })
         });
