@@ -10,6 +10,7 @@ mod dev;
 mod ledger;
 mod new;
 mod progress;
+mod recover;
 mod rekey;
 mod replay;
 mod run;
@@ -129,6 +130,7 @@ enum Command {
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
     Replay(replay::Replay),
+    Recover(recover::Recover),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -160,6 +162,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
         Command::Replay(replay) => replay.run(),
+        Command::Recover(recover) => recover.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

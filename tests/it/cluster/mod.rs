@@ -13,6 +13,7 @@ mod legacy;
 mod members;
 mod multisign;
 mod overtime;
+mod recover;
 mod rows;
 mod signed;
 mod state;
