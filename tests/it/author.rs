@@ -45,7 +45,9 @@ impl Author {
         .expect("written");
         let report = self.json(code, &[&["check", "c", "--inputs", "inputs"], args].concat());
         let trials = report["trials"].as_array().expect("a list");
-        assert!(trials.iter().filter(|trial| trial["result"] == "not tried").count() < 6, "{report}");
+        // Where nothing makes equal runs alike there is nothing to compare with.
+        let not_tried = trials.iter().filter(|trial| trial["result"] == "not tried").count();
+        assert!(not_tried < 6 || trials[0]["result"] == "differs", "{report}");
         let text = |value: &Value| value.as_str().expect("text").to_owned();
         let causes =
             |found: &Value| found["causes"].as_array().expect("a list").iter().map(text).collect::<Vec<_>>().join(", ");
