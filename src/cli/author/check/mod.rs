@@ -33,9 +33,9 @@ use super::{
 use crate::cli::{Exit, Failure, Outcome, answer, run::Stop};
 
 /// Times that a contract is run with something held still, to see whether that makes runs alike, at most.
-const PIN_RUNS_MAX: usize = 16;
+const PIN_RUNS_MAX: usize = 32;
 /// Times that runs beside these must have differed, before what was held still is believed to be the cause.
-const PIN_DIFFERED: usize = 3;
+const PIN_DIFFERED: usize = 5;
 /// Times that a trial that differs, and equal runs beside it, are repeated before it is believed.
 const CONTROLS: usize = 2;
 /// Why a trial says nothing.
@@ -252,7 +252,7 @@ impl Check {
         always: bool,
         bar: &Bar,
     ) -> Result<Box<Found>, Failure> {
-        let first = ground.series.take().expect("nothing has differed before");
+        ground.series = None;
         let mut sources = match always {
             true => vec![Source::Clock, Source::Randomness, Source::Threads, Source::Addresses, Source::ProcessId],
             // What is another one in each process would have shown at once.
@@ -264,7 +264,7 @@ impl Check {
             }
             bar.say(&format!("again, holding still the {}", held[0].name()));
             if lab.probe(&setup).is_ok()
-                && let Some(series) = self.helps(lab, &setup, &first).await?
+                && let Some(series) = self.helps(lab, &setup).await?
             {
                 *ground = Ground { setup, still: held.clone(), series: Some(Rc::new(series)) };
                 sources = held;
@@ -276,14 +276,16 @@ impl Check {
     }
 
     /// Whether runs in `setup` are alike as long as it takes others to differ a few times.
-    async fn helps(&self, lab: &Lab<'_>, setup: &Setup, first: &Series) -> Result<Option<Series>, Failure> {
+    async fn helps(&self, lab: &Lab<'_>, setup: &Setup) -> Result<Option<Series>, Failure> {
         let series = lab.reference(setup).await?;
         let mut differed = 0;
         for _ in 0..PIN_RUNS_MAX {
             if lab.compare(setup, &series).await?.is_some() {
                 return Ok(None);
             }
-            differed += usize::from(lab.compare(&Setup::default(), first).await?.is_some());
+            // Two new ones each time: one that all others differ from may be the odd one itself.
+            let one = lab.reference(&Setup::default()).await?;
+            differed += usize::from(lab.compare(&Setup::default(), &one).await?.is_some());
             if differed == PIN_DIFFERED {
                 return Ok(Some(series));
             }
