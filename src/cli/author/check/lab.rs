@@ -33,7 +33,7 @@ use crate::{
         },
         scratch,
     },
-    config::Config,
+    config::{Config, Containment},
     consensus::header::UnlChange,
     contract::{Launcher, Surroundings},
     node::offline::{Ledger, Offline},
@@ -51,6 +51,10 @@ pub(super) struct Setup {
     pub(super) surroundings: Surroundings,
     /// Variables beside the contract's own.
     pub(super) env: Vec<(&'static str, &'static str)>,
+    /// The network is allowed where it is not, and gone where it is.
+    pub(super) other_network: bool,
+    /// Nothing keeps the contract in its place.
+    pub(super) unguarded: bool,
     /// Loaded into the contract, if anything is.
     pub(super) shim: Option<Shim>,
     /// The folder has another path.
@@ -159,11 +163,13 @@ impl<'a> Lab<'a> {
 
     /// Whether a series can be like this here; if not, why.
     pub(super) fn probe(&self, setup: &Setup) -> Result<(), String> {
-        if setup.surroundings != Surroundings::default() {
-            setup.surroundings.probe(&self.exe)?;
+        let gone = || "the executable is gone".to_owned();
+        let surroundings = self.surroundings(setup).map_err(|_| gone())?;
+        if surroundings != Surroundings::default() {
+            surroundings.probe(&self.exe)?;
         }
         if let Some(shim) = setup.shim {
-            let config = self.place.config(Path::new("")).map_err(|_| "the executable is gone".to_owned())?;
+            let config = self.place.config(Path::new("")).map_err(|_| gone())?;
             if let Some(why) = shim::unreachable(&self.place.dir.join(config.binary)) {
                 return Err(why.to_owned());
             }
@@ -209,7 +215,7 @@ impl<'a> Lab<'a> {
             shim.compile(&self.folder.path().join("shim.so")).map_err(|why| anyhow!(why))?;
         }
         let _busy = setup.busy.then(Busy::start);
-        let launcher = Launcher::start_in(&self.exe, setup.surroundings).context("cannot start the launcher")?;
+        let launcher = Launcher::start_in(&self.exe, self.surroundings(setup)?).context("cannot start the launcher")?;
         let mut offline = Offline::start(config.clone(), launcher.clone()).await?;
         let mut room_kept = KEPT_BYTES_MAX;
         for (at, room) in self.ledgers.iter().enumerate() {
@@ -264,6 +270,12 @@ impl<'a> Lab<'a> {
         Ok(None)
     }
 
+    fn surroundings(&self, setup: &Setup) -> Result<Surroundings, Failure> {
+        let has_network = self.place.config(Path::new(""))?.contract.network;
+        let no_network = setup.surroundings.no_network || (setup.other_network && has_network);
+        Ok(Surroundings { no_network, ..setup.surroundings })
+    }
+
     fn config(&self, setup: &Setup, dir: &Path) -> Result<Config, Failure> {
         let mut config = self.place.config(dir)?;
         let most = u64::try_from(self.time_limit_max.as_millis()).unwrap_or(u64::MAX);
@@ -273,6 +285,11 @@ impl<'a> Lab<'a> {
         if setup.shim.is_some() {
             let library = self.folder.path().join("shim.so");
             env.insert("LD_PRELOAD".to_owned(), library.display().to_string());
+            config.contract.read.push(library);
+        }
+        config.contract.network |= setup.other_network;
+        if setup.unguarded {
+            config.contract.containment = Containment::Off;
         }
         if setup.other_node {
             config.key = *config.unl.iter().find(|key| **key != config.key).unwrap_or(&NodeKey([7; 32]));

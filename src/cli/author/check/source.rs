@@ -29,6 +29,7 @@ pub(super) enum Source {
     Umask,
     Host,
     Network,
+    Containment,
     Member,
     PartyLine,
 }
@@ -206,6 +207,13 @@ impl Source {
                 "the network, or that there is one",
                 "inputs: have operators send what comes from outside, so that it is agreed on",
                 &["socket", "http", "fetch(", "curl", "wget", "urlopen", "connect(", "net.", "getaddrinfo", "nc "],
+            ),
+            Source::Containment => (
+                "containment",
+                "something that a node keeps a contract from where its kernel can: files outside of bin/ and state/, system \
+                 calls, other processes",
+                "do without it: what is refused on one node may work on another",
+                &["open(", "/etc/", "/tmp", "/home", "/var", "ptrace", "mount", "unshare", "/proc"],
             ),
             Source::Member => (
                 "node",

@@ -29,7 +29,7 @@ pub(super) struct Trial {
 }
 
 /// Everything that is changed, one at a time.
-pub(super) const TRIALS: [Trial; 17] = [
+pub(super) const TRIALS: [Trial; 18] = [
     Trial {
         source: Source::Clock,
         what: "the wall clock 400 days early, files from 2009",
@@ -96,9 +96,15 @@ pub(super) const TRIALS: [Trial; 17] = [
     },
     Trial {
         source: Source::Network,
-        what: "no network, nor this machine's own",
+        what: "the network allowed where it is not, gone where it is",
         repeats: false,
-        change: |setup| setup.surroundings.no_network = true,
+        change: |setup| setup.other_network = true,
+    },
+    Trial {
+        source: Source::Containment,
+        what: "nothing keeps the contract in its place",
+        repeats: false,
+        change: |setup| setup.unguarded = true,
     },
     Trial {
         source: Source::Addresses,
