@@ -12,6 +12,7 @@ mod hostile;
 mod ledger;
 mod legacy;
 mod members;
+mod multisign;
 mod overtime;
 mod recover;
 mod rows;
