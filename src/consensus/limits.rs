@@ -38,6 +38,10 @@ pub const LOADED_BYTES_MAX: usize = EXECUTIONS_BYTES_MAX / 2;
 pub const RANGE_LEDGERS_MAX: usize = 64;
 /// Bytes of one RANGE. A first ledger that is larger is sent alone, with such inputs as still fit.
 pub const RANGE_BYTES_MAX: usize = 1 << 20;
+/// Hashes in one request for blocks of the contract's state.
+pub const STATE_BLOCKS_MAX: usize = 64;
+/// Bytes of the blocks in one answer. Further ones are left out, and asked for again.
+pub const STATE_PART_BYTES_MAX: usize = 256 << 10;
 /// Peers asked for closed ledgers at a time, one RANGE each; and so, how far ahead of the last closed ledger others wait.
 pub(super) const RANGES_MAX: usize = 4;
 /// How long a peer has to answer a GET for closed ledgers before another is asked; twice as long each time it did not.
