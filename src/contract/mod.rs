@@ -32,6 +32,7 @@ mod supervisor;
 
 pub use launcher::{LAUNCHER_ARG, launcher_main};
 pub use limits::{Limits, raise_nofile_limit};
+pub use run::stdin_of;
 pub use supervisor::{LaunchError, Launcher};
 
 /// All that one run needs.

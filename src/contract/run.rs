@@ -124,14 +124,7 @@ fn refused(spec: &RunSpec, step: Step, errno: i32) -> Result<Status, LaunchError
 /// Makes all pipes, hands their other ends over, and so starts the contract.
 async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Result<Pumps, LaunchError> {
     let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
-    let mut users = Vec::with_capacity(spec.users.len());
-    let mut keys = BTreeSet::new();
-    for (user, input) in spec.users.iter().zip((RUN_FDS.control + 1..).step_by(2)) {
-        assert!(keys.insert(user.key), "a ledger lists each user once");
-        let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
-        users.push(UserFds { key: user.key, auth, input, output: input + 1 });
-    }
-    let (json, users) = fdlist_of(spec, users).await;
+    let (json, users) = fdlist_of(spec, user_fds(spec)).await;
     channel.request(&request(spec), 6 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
@@ -187,6 +180,23 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     }
     sinks.users = users.iter().map(|user| (user.key, Vec::new())).collect();
     Ok(pumps)
+}
+
+/// The descriptors of each user, by position.
+fn user_fds(spec: &RunSpec) -> Vec<UserFds> {
+    let mut keys = BTreeSet::new();
+    let numbered = spec.users.iter().zip((RUN_FDS.control + 1..).step_by(2));
+    let fds = numbered.map(|(user, input)| {
+        assert!(keys.insert(user.key), "a ledger lists each user once");
+        let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
+        UserFds { key: user.key, auth, input, output: input + 1 }
+    });
+    fds.collect()
+}
+
+/// What the contract of this run reads from its stdin.
+pub fn stdin_of(spec: &RunSpec) -> Vec<u8> {
+    fdlist::to_json(&spec.facts, RUN_FDS, &user_fds(spec))
 }
 
 /// The text for stdin. That of a great many users takes too long for this thread.

@@ -169,6 +169,12 @@ impl Launcher {
         if idle.is_none() { self.all_gone().await } else { Ok(()) }
     }
 
+    /// Waits until what the contracts of ended runs printed is in their log files.
+    pub async fn logs_written(&self) {
+        let log = self.0.log.clone();
+        tokio::task::spawn_blocking(move || log.flush()).await.expect("waiting does not panic");
+    }
+
     /// Ends the launcher, and comes back when its process is gone. A later run starts another one.
     pub async fn stop(&self) -> Result<(), LaunchError> {
         let mut idle = self.0.idle.lock().await;

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     consensus::{
         Execution,
         header::{ExecResult, Input, Origin},
@@ -152,25 +152,13 @@ impl Executor {
     /// `root` is what the state should be: after the last executed ledger, or genesis.
     pub fn new(launcher: Launcher, state: Box<dyn StateStore>, root: Hash, config: &Config) -> Executor {
         let contract = &config.contract;
-        let limits = Limits {
-            wall: Duration::from_millis(contract.time_limit_ms),
-            cpu_s: contract.cpu_s.unwrap_or(0),
-            memory_mb: contract.memory_bytes.map_or(0, |bytes| bytes >> 20),
-            files: contract.files,
-            processes: contract.processes,
-            file_mb: contract.file_bytes >> 20,
-            output_bytes_max: contract.output_bytes,
-            output_user_bytes_max: contract.output_user_bytes,
-            log_bytes_max: contract.log_bytes,
-            npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
-        };
         let private = config.dir.join("private");
         let plan = Plan {
             binary: config.binary.clone(),
             args: config.argv.iter().skip(1).cloned().collect(),
             dir: config.dir.clone(),
             env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-            limits,
+            limits: limits_of(contract),
             npl_window: Duration::from_millis(contract.npl_window_ms),
             me: config.key,
             contract: contract.id,
@@ -436,6 +424,22 @@ impl Executor {
 fn begin(held: &mut Held) -> Result<Option<Overlay>, ExecError> {
     let mount = held.state.begin_run()?;
     Ok(mount.map(|RunMount { target, lower, upper, work }| Overlay { target, lower, upper, work }))
+}
+
+/// What a run may use, by the configuration.
+pub(super) fn limits_of(contract: &config::Contract) -> Limits {
+    Limits {
+        wall: Duration::from_millis(contract.time_limit_ms),
+        cpu_s: contract.cpu_s.unwrap_or(0),
+        memory_mb: contract.memory_bytes.map_or(0, |bytes| bytes >> 20),
+        files: contract.files,
+        processes: contract.processes,
+        file_mb: contract.file_bytes >> 20,
+        output_bytes_max: contract.output_bytes,
+        output_user_bytes_max: contract.output_user_bytes,
+        log_bytes_max: contract.log_bytes,
+        npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
+    }
 }
 
 fn auth(inputs: &[Input]) -> Auth {
