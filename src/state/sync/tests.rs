@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     super::{
-        Backend, Pin, StateError, StateStore,
+        Backend, Pin, StateError,
         conformance::{CHANGE_ALL, Rig, backends, before},
         merkle::{BLOCK_BYTES, Kind, Leaf},
         tests::{Tree, act, perform, tree_of},
