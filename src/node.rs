@@ -11,11 +11,13 @@ pub mod control;
 mod exec;
 pub mod offline;
 mod party_line;
+mod pins;
 pub mod progress;
 pub mod replay;
 mod report;
 mod serve;
 mod start;
+mod sync;
 mod unl;
 mod users;
 
@@ -134,7 +136,18 @@ pub struct Node {
     running: Option<JoinHandle<()>>,
     /// Ends the run of this ledger.
     end_run: Option<(Seq, oneshot::Sender<()>)>,
-    halted_runs: bool,
+    /// The state is being fetched, and no ledger is run.
+    syncing: Option<sync::Syncing>,
+    from_sync_tx: mpsc::Sender<sync::FromSync>,
+    from_sync: mpsc::Receiver<sync::FromSync>,
+    /// The differing state is being kept for the operator; what replaces it waits for that.
+    keeping: Option<JoinHandle<()>>,
+    /// `state/` was found to be another than the chain's when the process began.
+    state_was_lost: bool,
+    /// The state as other nodes fetch it.
+    offers: pins::Offers,
+    state_served_tx: mpsc::Sender<pins::Served>,
+    state_served: mpsc::Receiver<pins::Served>,
 
     line: PartyLine,
     line_counters: BTreeMap<Hash, u64>,
@@ -203,6 +216,9 @@ impl Node {
 
     async fn work(&mut self) -> Result<(), NodeError> {
         self.handle(Event::Start)?;
+        if std::mem::take(&mut self.state_was_lost) {
+            self.handle(Event::StateLost)?;
+        }
         let mut looks = catchup::looks();
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
@@ -224,6 +240,8 @@ impl Node {
                 }
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(found) = self.found.recv() => self.on_found(found)?,
+                Some(from_sync) = self.from_sync.recv() => self.on_sync(from_sync)?,
+                Some(served) = self.state_served.recv() => self.on_state_served(served),
                 Some((peer, served)) = self.served.recv() => self.on_served(peer, served),
                 Some(told) = self.told.recv() => self.on_told(told),
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
@@ -239,6 +257,7 @@ impl Node {
             running.abort();
             let _ = running.await;
         }
+        self.syncing = None;
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
@@ -293,6 +312,7 @@ impl Node {
                 self.report.linked(peer);
                 self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
+                self.tell_sync_of_peers();
                 self.handle(Event::LinkUp(peer))?;
                 self.ask_for_line(Some(peer));
                 Ok(())
@@ -300,6 +320,7 @@ impl Node {
             MeshEvent::LinkDown { peer, reason } => {
                 info!(peer = %peer.short(), reason, "link lost");
                 self.linked.remove(&peer);
+                self.tell_sync_of_peers();
                 self.handle(Event::LinkDown(peer))
             }
             MeshEvent::Refused { peer, reason } => {
@@ -338,6 +359,10 @@ impl Node {
             self.check_range(peer, bytes.clone());
             return Ok(());
         }
+        if wire::is_state_part(bytes) {
+            self.on_state_part(peer, bytes.clone());
+            return Ok(());
+        }
         let message: Message = match wire::decode(bytes) {
             Ok(message) => message,
             Err(error) => {
@@ -372,6 +397,10 @@ impl Node {
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
+            Message::StateGet(get) => {
+                self.on_state_get(peer, get);
+                Ok(())
+            }
             Message::Details(_) | Message::Evidence(_) if !member => Ok(()),
             Message::Details(details) => {
                 self.compare_details(peer, &details);
@@ -418,14 +447,20 @@ impl Node {
             FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
             FromRun::RolledBack(done) => {
                 self.running = None;
-                done?;
+                if let Err(error) = done {
+                    return self.heal(error);
+                }
                 self.next_job();
                 Ok(())
             }
             FromRun::Ended(ended) => {
                 self.running = None;
                 self.end_run = None;
-                let ran = match ended? {
+                let ended = match ended {
+                    Ok(ended) => ended,
+                    Err(error) => return self.heal(error),
+                };
+                let ran = match ended {
                     Ended::Ran(ran) => *ran,
                     Ended::Cut(execution) => {
                         self.line.end(execution.hash);
@@ -461,6 +496,20 @@ impl Node {
                 Ok(())
             }
         }
+    }
+
+    /// `state/` is not what it should be: other nodes may have it. What else can go wrong with a run ends the node.
+    fn heal(&mut self, error: ExecError) -> Result<(), NodeError> {
+        if self.core.unl().len() == 1 || !error.is_lost_state() {
+            return Err(error.into());
+        }
+        let what = format!("{error:#}; it is fetched from other nodes");
+        error!(
+            error = &error as &dyn std::error::Error,
+            "state/ is not what it should be; it is fetched from other nodes"
+        );
+        self.report.alert(what);
+        self.handle(Event::StateLost)
     }
 
     fn speak_on_line(&mut self, ledger_hash: Hash, out: NplOut) {
@@ -530,6 +579,7 @@ impl Node {
                 Effect::Load(first) => self.load(first),
                 Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
+                Effect::SyncState { from, why } => self.sync_state(from, why),
                 Effect::Split(results) => self.split(&results),
                 Effect::SplitHealed(seq) => {
                     warn!(seq, "a missing result completed a quorum; going on");
@@ -587,9 +637,6 @@ impl Node {
     }
 
     fn enqueue(&mut self, job: Job) {
-        if self.halted_runs {
-            return;
-        }
         self.jobs.push_back(job);
         self.next_job();
     }

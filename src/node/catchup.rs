@@ -83,7 +83,7 @@ impl Node {
 
     pub(super) fn lied(&mut self, peer: NodeKey, lie: Lie) {
         warn!(peer = %peer, what = %lie, "a node sent something false as a closed ledger; it is not asked for any again");
-        self.report.lied(peer, lie);
+        self.report.lied(peer, lie.to_string());
     }
 
     pub(super) fn too_far_behind(&mut self, next: Seq, oldest: Seq) {
@@ -130,5 +130,6 @@ impl Node {
             _ => {}
         }
         self.report.progress = progress;
+        self.offers.look(now);
     }
 }

@@ -123,10 +123,9 @@ impl Node {
     /// My run led to something else than the quorum's: no further one is of use.
     pub(super) fn diverged(&mut self, mine: &ExecResult, agreed: &ExecResult) {
         let seq = mine.of_seq;
-        self.halted_runs = true;
         self.jobs.clear();
         let what = format!(
-            "ledger {seq}: this node's result differs from the network's ({}): it sends no results any more. Is the \
+            "ledger {seq}: this node's result differs from the network's ({}): it goes on with the network's state. Is the \
              contract deterministic, and its binary the same as everywhere?",
             differences(mine, agreed).join("; ")
         );
@@ -134,12 +133,13 @@ impl Node {
         self.report.alert(what);
         let executor = self.executor.clone();
         let fresh = self.runs.contains_key(&seq);
-        tokio::spawn(async move {
+        self.report.diverged(seq);
+        self.keeping = Some(tokio::spawn(async move {
             match executor.give_up(seq, fresh).await {
                 Ok(path) => error!(seq, path = %path.display(), "the differing state is kept"),
                 Err(error) => error!(seq, error = &error as &dyn std::error::Error, "cannot keep the differing state"),
             }
-        });
+        }));
         self.broadcast(&Message::Get(Get::Details(seq)));
     }
 
