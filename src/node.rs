@@ -13,6 +13,7 @@ pub mod offline;
 mod party_line;
 mod pins;
 pub mod progress;
+pub mod recover;
 pub mod replay;
 mod report;
 mod serve;

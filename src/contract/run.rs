@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    convert::Infallible,
     io,
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::Path,
@@ -15,7 +16,7 @@ use nix::{errno::Errno, libc};
 use tokio::{
     sync::mpsc,
     task::yield_now,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
@@ -46,6 +47,9 @@ const START_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a message of a contract that is over waits for room on the way to the peers. Past it the rest is dropped.
 const REST_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// How often the launcher is told to go on, should it be stopped.
+const RESUME_EVERY: Duration = Duration::from_millis(250);
+
 /// PATH where the configuration sets none: the same on every node, whatever shell it was started from.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -62,7 +66,11 @@ pub(super) async fn run(
     // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
     let start = timeout(START_TIME_MAX, start(&channel, &spec, &mut sinks));
     let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
-    let (reply, overtime) = pump(&channel, &spec, npl, pumps, &mut sinks, started).await?;
+    let moving = pump(&channel, &spec, npl, pumps, &mut sinks, started);
+    let (reply, overtime) = tokio::select! {
+        moved = moving => moved?,
+        never = keep_going(connection) => match never {},
+    };
     let elapsed = started.elapsed();
     let (end, left_over) = match reply {
         Reply::Ended { exit, left_over } => (end_of(exit, sinks.exceeded, overtime), left_over),
@@ -78,6 +86,16 @@ pub(super) async fn run(
         outputs = sinks.into_outputs();
     }
     Ok(RunReport { end, outputs, unl_request, elapsed, npl_frames, left_over })
+}
+
+/// Lets the launcher go on when the contract has stopped its parent, which it can where it sees it.
+async fn keep_going(connection: &Connection) -> Infallible {
+    let mut looks = interval(RESUME_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        connection.resume();
+    }
 }
 
 /// A limit that all nodes measure alike counts before the way the main process died of it.

@@ -19,8 +19,10 @@ const APPLICATION_ID: i64 = 0x4850_4c47;
 /// A larger file is not read through at start: only [`CHECKED_ALWAYS`] and what is loaded are checked then.
 const CHECK_BYTES_MAX: u64 = 1 << 30;
 /// The small tables that voting rests on.
-const CHECKED_ALWAYS: [&str; 10] = [
+const CHECKED_ALWAYS: [&str; 12] = [
     "meta",
+    "ancestor_user",
+    "ancestor_key",
     "unl_change",
     "round",
     "candidate",
@@ -50,8 +52,13 @@ const BUSY_TIME: Duration = Duration::from_secs(10);
 /// `outputs_root`: a proof needs all leaves of a ledger, and must not read all outputs for them. `synced` names ledgers
 /// that were not run, or whose own result counts for nothing, because the state after the last of them was fetched;
 /// `result` is the agreed one of that last one.
+///
+/// `ancestor_user` and `ancestor_key` (lists of keys, ascending from the first to the last) are what the genesis of a
+/// recovered chain names by `users_root` and `keys_root`; they are kept for ever, like the genesis.
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE ancestor_user (user BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE ancestor_key (n INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
 CREATE TABLE ledger (seq INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL, qc BLOB NOT NULL) STRICT;
 CREATE TABLE body (
     seq INTEGER PRIMARY KEY, inputs BLOB NOT NULL, users_add BLOB NOT NULL, users_del BLOB NOT NULL) STRICT;
