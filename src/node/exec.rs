@@ -154,7 +154,7 @@ struct Held {
 
 /// Between two looks at `state/` before a run, whether somebody changed it meanwhile. A change that is made between a look
 /// and the run shows as a result that differs.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Looks take at most this part of the time.
 const LOOK_SHARE: u32 = 50;
 

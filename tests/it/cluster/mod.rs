@@ -17,6 +17,7 @@ mod rows;
 mod signed;
 mod state;
 mod surroundings;
+mod sync;
 mod torture;
 mod weather;
 
