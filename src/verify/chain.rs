@@ -541,7 +541,12 @@ impl Chain {
         kept: bool,
     ) -> Result<(), Wrong> {
         let executed = header.seq <= self.executed;
-        let by_others = self.synced.iter().any(|(first, last, _)| (*first..=*last).contains(&header.seq));
+        let others = self.synced.iter().find(|(first, last, _)| (*first..=*last).contains(&header.seq));
+        let by_others = others.is_some();
+        // Of a single ledger there may be both: a result that was not the agreed one.
+        let is_extra = result.is_some() && others.is_some_and(|(first, last, _)| first < last);
+        let means = "the state after it was fetched because it was not run";
+        place.holds(!is_extra, "own result", "stored", "none", means)?;
         let lost = kept && executed && result.is_none() && !by_others;
         place.holds(!lost, "own result", "missing", "stored", "results are kept as long as contents")?;
         if let Some(result) = &result

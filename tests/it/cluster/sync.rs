@@ -72,10 +72,6 @@ fn a_state_damaged_by_hand_heals_while_the_node_runs_and_when_it_starts() {
         assert_eq!(user.ask("again").await, "5 9");
         net.agree().await;
         assert_eq!(net.nodes[4].state("inputs"), "9");
-        assert!(
-            net.nodes[4].log().lines().all(|line| !line.contains("differs from the network's")),
-            "it never diverged"
-        );
     });
 }
 
