@@ -409,9 +409,9 @@ fn ledgers_are_closed_however_many_wait_for_their_run_and_a_bounded_number_waits
 fn when_too_many_runs_wait_the_state_is_fetched_and_nothing_is_signed_of_what_was_not_run() {
     let mut bench = Bench::new(&[2], 80);
     let mut journal = Journal::new(bench.core.genesis.clone());
-    let count = 2 * SYNC_LEDGERS_MIN;
+    let last = 2 * SYNC_LEDGERS_MIN;
     let mut first = None;
-    for _ in 0..count {
+    for _ in 0..last {
         for effect in bench.close_next() {
             match effect {
                 Effect::Persist(record) => journal.apply(record, 65_536),
@@ -422,9 +422,9 @@ fn when_too_many_runs_wait_the_state_is_fetched_and_nothing_is_signed_of_what_wa
     }
     let first = first.expect("handed out");
     let effects = bench.on(Event::ExecDone(result_of(1, first.hash)));
-    let syncs = |effect: &Effect| matches!(effect, Effect::SyncState { from, why: Lost::Behind } if *from > count / 2);
-    assert_eq!((count_of(&effects, syncs), count_of(&effects, |it| matches!(it, Effect::Execute(_)))), (1, 0));
-    assert!(!bench.core.summary().has_state && bench.core.summary().unexecuted == count - 1);
+    let syncs = |effect: &Effect| matches!(effect, Effect::SyncState { from, why: Lost::Behind } if *from > last / 2);
+    assert_eq!((count(&effects, syncs), count(&effects, |it| matches!(it, Effect::Execute(_)))), (1, 0));
+    assert!(!bench.core.summary().has_state && bench.core.summary().unexecuted == last - 1);
     for effect in effects {
         if let Effect::Persist(record) = effect {
             journal.apply(record, 65_536);
@@ -439,16 +439,12 @@ fn when_too_many_runs_wait_the_state_is_fetched_and_nothing_is_signed_of_what_wa
     let effects = bench.on(Event::Synced { result: Box::new(agreed.clone()), users, unl });
     let persisted = |it: &Effect| *it == Effect::Persist(Record::Synced(Box::new(agreed.clone())));
     let is_result = |it: &Effect| matches!(it, Effect::Broadcast(Message::Result(_)));
-    assert_eq!((count_of(&effects, persisted), count_of(&effects, is_result)), (1, 0));
-    let loaded = bench.on(Event::Loaded(journal.load(count).to_vec()));
-    let runs = |it: &Effect| matches!(it, Effect::Execute(run) if run.header.seq == count);
-    assert_eq!(count_of(&loaded, runs), 1, "the last is run on top");
+    assert_eq!((count(&effects, persisted), count(&effects, is_result)), (1, 0));
+    let loaded = bench.on(Event::Loaded(journal.load(last).to_vec()));
+    let runs = |it: &Effect| matches!(it, Effect::Execute(run) if run.header.seq == last);
+    assert_eq!(count(&loaded, runs), 1, "the last is run on top");
     // A process that begins there goes on there.
     assert_eq!((journal.state_root(), journal.unexecuted.len()), (agreed.state_root, 1));
-}
-
-fn count_of(effects: &[Effect], is: impl Fn(&Effect) -> bool) -> usize {
-    effects.iter().filter(|effect| is(effect)).count()
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::{
         Lost,
         header::{ClosedLedger, ExecResult},
     },
+    contract::Guard,
     ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
     mesh::peer_id_text,
     state::sync::Progress,
@@ -319,6 +320,7 @@ impl Node {
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.syncing.is_some() || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
+        let guards: Vec<Value> = self.guards.iter().map(guard).collect();
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
@@ -372,6 +374,7 @@ impl Node {
         status["diverging"] = self.report.is_diverging().into();
         status["fetching_state"] =
             self.syncing.as_ref().map(|syncing| fetching(&syncing.look(), syncing.why)).unwrap_or_default();
+        status["guards"] = guards.into();
         status
     }
 }
@@ -382,6 +385,10 @@ fn fetching(progress: &SyncProgress, why: Lost) -> Value {
         "why": why_text(why), "next": progress.next, "peers": progress.peers, "bytes": bytes, "bytes_total": bytes_total,
         "entries": entries, "entries_total": entries_total, "bytes_per_s": progress.bytes_per_s.round(),
     })
+}
+
+fn guard(guard: &Guard) -> Value {
+    json!({ "name": guard.name.to_string(), "wanted": guard.wanted, "on": guard.on, "why": guard.why })
 }
 
 fn part(part: &Part) -> Value {
