@@ -37,7 +37,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::{catchup::Draw, report::Banner, start::NodeError};
+pub use self::{catchup::Draw, report::Banner, start::NodeError, sync::SyncProgress};
 use self::{
     catchup::Found,
     control::{Asked, Control},
@@ -261,7 +261,9 @@ impl Node {
             running.abort();
             let _ = running.await;
         }
-        self.syncing = None;
+        if let Some(syncing) = self.syncing.take() {
+            syncing.stop().await;
+        }
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }

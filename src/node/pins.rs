@@ -33,6 +33,9 @@ const LEFT_ALONE_TIME: Duration = Duration::from_secs(5);
 /// A state this old is not offered to somebody new where another can be pinned: its differences add up.
 const FRESH_TIME: Duration = Duration::from_secs(20);
 
+/// Between two states being pinned, whoever asks for them: each takes a moment of the thread that runs need too.
+const PINNING_TIME: Duration = Duration::from_millis(500);
+
 /// Requests of one peer being answered. Past it one is not answered; the peer asks again, or another.
 const ANSWERING_MAX: usize = 16;
 
@@ -56,6 +59,7 @@ pub(super) struct Offers {
     /// Who waits for the pin that is being made, with the request and the first ledger of which a state will do.
     waiting: Vec<(NodeKey, u64, Seq)>,
     is_pinning: bool,
+    pinned_at: Option<Instant>,
     answering: BTreeMap<NodeKey, usize>,
     reading: Arc<Semaphore>,
 }
@@ -75,6 +79,7 @@ impl Default for Offers {
             offered: Vec::new(),
             waiting: Vec::new(),
             is_pinning: false,
+            pinned_at: None,
             answering: BTreeMap::new(),
             reading: Arc::new(Semaphore::new(READING_MAX)),
         }
@@ -142,7 +147,8 @@ impl Node {
         }
         // One request of each peer waits.
         self.offers.waiting.retain(|(waiting, ..)| *waiting != peer);
-        if !self.offers.is_pinning && !self.offers.make_room(now) {
+        let is_too_soon = self.offers.pinned_at.is_some_and(|at| now - at < PINNING_TIME);
+        if !self.offers.is_pinning && (is_too_soon || !self.offers.make_room(now)) {
             let body = self.offers.offer(from, now, true);
             let answer = body.map_or(nothing, |body| Message::StatePart(StatePart { id, body }));
             return self.send(peer, &answer);
@@ -176,6 +182,7 @@ impl Node {
             }
             Served::Pinned(pinned) => {
                 self.offers.is_pinning = false;
+                self.offers.pinned_at = Some(now);
                 if let Some((next, pin)) = pinned {
                     info!(next, root = %pin.root().short(), bytes = pin.bytes(), "offering the state to other nodes");
                     self.offers.offered.retain(|it| it.next != next);
@@ -193,5 +200,50 @@ impl Node {
 fn send_bulk(mesh: &Mesh, to: NodeKey, bytes: Vec<u8>) {
     if let Err(error) = mesh.send(&to, Class::Bulk, bytes.into()) {
         warn!(peer = %to.short(), %error, "a part of the state is not sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        state::{Backend, open},
+        types::Hash,
+    };
+
+    fn pin(root_of: &str) -> (tempfile::TempDir, Pin) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path(), Backend::Shadow, None).unwrap();
+        std::fs::write(dir.path().join("state/file"), root_of).unwrap();
+        let root = store.scan(true).unwrap().root;
+        store.snapshot(1, root).unwrap();
+        let pin = store.pin().unwrap();
+        (dir, pin)
+    }
+
+    #[test]
+    fn the_newest_state_that_will_do_is_offered_for_a_minute_and_one_left_alone_makes_room() {
+        let (begun, mut offers) = (Instant::now(), Offers::default());
+        let at = |s: u64| begun + Duration::from_secs(s);
+        let pins = ["a", "b"].map(pin);
+        for (number, (_, pin)) in pins.iter().enumerate() {
+            assert!(offers.make_room(at(0)));
+            let next = 10 * (number as u64 + 1);
+            offers.offered.push(Offered { next, pin: pin.clone(), since: at(0), used: at(0) });
+        }
+        let next = |body: Option<StateBody>| match body {
+            Some(StateBody::Offer { next, root, entries: 1, bytes: 1 }) if root != Hash::ZERO => next,
+            None => 0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([5, 15, 21].map(|from| next(offers.offer(from, at(1), false))), [20, 20, 0]);
+        assert!(!offers.make_room(at(2)), "both were asked for just now");
+        assert_eq!(next(offers.offer(5, at(30), false)), 0, "too old for somebody new");
+        assert_eq!(next(offers.offer(5, at(30), true)), 20);
+        assert!(offers.make_room(at(31)) && offers.offered.len() == 1, "nobody asks for the other one");
+        offers.look(at(59));
+        assert_eq!(offers.offered.len(), 1);
+        offers.look(at(60));
+        assert!(offers.offered.is_empty());
     }
 }

@@ -86,11 +86,18 @@ pub struct SyncProgress {
 #[derive(Debug)]
 pub(super) struct Syncing {
     to: SyncSender<ToSync>,
-    pub progress: Arc<Mutex<SyncProgress>>,
+    progress: Arc<Mutex<SyncProgress>>,
     pub why: Lost,
+    thread: JoinHandle<()>,
 }
 
 impl Syncing {
+    /// Ends the thread and waits for its end; what it has fetched is found again.
+    pub async fn stop(self) {
+        drop(self.to);
+        let _ = self.thread.await;
+    }
+
     /// How far it is.
     pub fn look(&self) -> SyncProgress {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -98,16 +105,14 @@ impl Syncing {
 }
 
 impl Node {
-    /// Fetches the state from before the run of `from`, or of a later ledger. `first` is what must be done before.
+    /// Fetches the state from before the run of `from`, or of a later ledger.
     pub(super) fn sync_state(&mut self, from: Seq, why: Lost) {
         self.jobs.clear();
         let (to, frames) = sync_channel(FRAMES_MAX);
         let progress = Arc::new(Mutex::new(SyncProgress::default()));
         info!(from, why = why_text(why), "fetching the state from other nodes");
         let first = self.keeping.take();
-        self.syncing = Some(Syncing { to, progress: progress.clone(), why });
-        self.tell_sync_of_peers();
-        let thread = Thread {
+        let work = Thread {
             from,
             frames,
             to_loop: self.from_sync_tx.clone(),
@@ -116,7 +121,7 @@ impl Node {
             executor: self.executor.clone(),
             runtime: Handle::current(),
             dir: self.config.dir.clone(),
-            progress,
+            progress: progress.clone(),
             peers: Vec::new(),
             offers: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -126,7 +131,9 @@ impl Node {
             speeds: Vec::new(),
             goal: None,
         };
-        tokio::task::spawn_blocking(move || thread.run(first));
+        let thread = tokio::task::spawn_blocking(move || work.run(first));
+        self.syncing = Some(Syncing { to, progress, why, thread });
+        self.tell_sync_of_peers();
     }
 
     /// Tells the thread who is linked.
