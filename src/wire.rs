@@ -58,7 +58,12 @@ pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
     // vote waits for.
     let aside = matches!(
         message,
-        Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_) | Message::Range(_)
+        Message::Input(_)
+            | Message::Candidate(_)
+            | Message::Details(_)
+            | Message::Evidence(_)
+            | Message::Range(_)
+            | Message::Piece(_)
     );
     // Of the state everything, so that its parts stay in order.
     matches!(message, Message::StateGet(_) | Message::StatePart(_)) || aside && encoded_bytes > BULK_BYTES_MIN
@@ -73,7 +78,7 @@ pub fn is_range(bytes: &[u8]) -> bool {
 }
 
 /// The first byte of a STATE_PART.
-const STATE_PART_NUMBER: u8 = 20;
+const STATE_PART_NUMBER: u8 = 21;
 
 /// Whether bytes claim to be a STATE_PART: they are read beside the loop, by whoever asked for them.
 pub fn is_state_part(bytes: &[u8]) -> bool {
@@ -140,6 +145,7 @@ impl Edge {
             | Message::Candidate(_)
             | Message::Details(_)
             | Message::Range(_)
+            | Message::Piece(_)
             | Message::StateGet(_)
             | Message::StatePart(_) => Ok(()),
         }

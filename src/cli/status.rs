@@ -204,6 +204,7 @@ fn standing(status: &Value) -> &'static str {
         (true, ..) => "DIVERGED: differs from the network's",
         _ if is("diverging") => "DIVERGING: differs from the network's again and again",
         (_, true, _) => "SPLIT: no result has a quorum",
+        _ if status["halted"].is_u64() => "HALTED: results differ, and none has a quorum yet",
         (_, _, true) => "in sync",
         _ => "catching up",
     }

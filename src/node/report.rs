@@ -173,10 +173,8 @@ impl Report {
         new
     }
 
-    pub fn split(&mut self, seq: Seq, sides: usize) {
-        self.split = Some(format!(
-            "results of ledger {seq} are split {sides} ways; no ledger is closed until a missing result completes a quorum"
-        ));
+    pub fn split(&mut self, what: String) {
+        self.split = Some(what);
     }
 
     pub fn is_split(&self) -> bool {
@@ -374,6 +372,8 @@ impl Node {
         status["diverging"] = self.report.is_diverging().into();
         status["fetching_state"] =
             self.syncing.as_ref().map(|syncing| fetching(&syncing.look(), syncing.why)).unwrap_or_default();
+        // The macro takes no more than that.
+        status["halted"] = json!(self.records.halted());
         status["guards"] = guards.into();
         status
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, guards, report::Report,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, report::Report,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -271,6 +271,7 @@ impl Node {
         let (found_tx, found) = mpsc::channel(LINE_MAX);
         let (from_sync_tx, from_sync) = mpsc::channel(LINE_MAX);
         let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
+        let records = diverge::Records::load(&config.dir);
         let node = Node {
             config,
             secret,
@@ -306,7 +307,6 @@ impl Node {
             syncing: None,
             from_sync_tx,
             from_sync,
-            keeping: None,
             state_was_lost,
             offers: Default::default(),
             state_served_tx,
@@ -332,6 +332,7 @@ impl Node {
             delivering: false,
             last_agreed: None,
             report,
+            records,
             _lock: lock,
         };
         Ok((node, banner))

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tracing::{info, warn};
 
-use super::{ExecError, Executor, Node, NodeError};
+use super::{ExecError, Executor, Job, Node, NodeError};
 use crate::{
     consensus::{
         Event, Lost,
@@ -105,13 +105,17 @@ impl Syncing {
 }
 
 impl Node {
-    /// Fetches the state from before the run of `from`, or of a later ledger.
+    /// Fetches the state from before the run of `from`, or of a later ledger, once what there is was kept for people.
     pub(super) fn sync_state(&mut self, from: Seq, why: Lost) {
-        self.jobs.clear();
+        self.jobs.retain(|job| matches!(job, Job::Keep(_)));
+        self.jobs.push_back(Job::Sync(from, why));
+        self.next_job();
+    }
+
+    pub(super) fn begin_sync(&mut self, from: Seq, why: Lost) {
         let (to, frames) = sync_channel(FRAMES_MAX);
         let progress = Arc::new(Mutex::new(SyncProgress::default()));
         info!(from, why = why_text(why), "fetching the state from other nodes");
-        let first = self.keeping.take();
         let work = Thread {
             from,
             frames,
@@ -131,7 +135,7 @@ impl Node {
             speeds: Vec::new(),
             goal: None,
         };
-        let thread = tokio::task::spawn_blocking(move || work.run(first));
+        let thread = tokio::task::spawn_blocking(move || work.run());
         self.syncing = Some(Syncing { to, progress, why, thread });
         self.tell_sync_of_peers();
     }
@@ -239,10 +243,7 @@ impl From<LedgerError> for Stop {
 }
 
 impl Thread {
-    fn run(mut self, first: Option<JoinHandle<()>>) {
-        if let Some(first) = first {
-            let _ = self.runtime.block_on(first);
-        }
+    fn run(mut self) {
         let told = match self.fetch() {
             Ok(standing) => FromSync::Done(Box::new(standing)),
             Err(Stop::Failed(error)) => FromSync::Failed(error),
