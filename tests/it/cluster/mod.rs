@@ -11,6 +11,7 @@ mod hostile;
 mod ledger;
 mod legacy;
 mod members;
+mod multisign;
 mod overtime;
 mod recover;
 mod rows;
