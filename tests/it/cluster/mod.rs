@@ -19,6 +19,7 @@ mod rows;
 mod signed;
 mod state;
 mod surroundings;
+mod sync;
 mod torture;
 mod weather;
 
