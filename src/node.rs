@@ -14,6 +14,7 @@ pub mod progress;
 pub mod replay;
 mod report;
 mod serve;
+pub mod silence;
 mod start;
 mod unl;
 mod users;
@@ -378,10 +379,15 @@ impl Node {
             }
             Message::Evidence(evidence) => {
                 // Anybody can make proofs against keys of his own.
-                if self.core.unl().binary_search(&evidence.signer).is_ok() {
-                    self.keep_evidence(evidence);
+                if self.core.unl().binary_search(&evidence.signer).is_err() {
+                    return Ok(());
                 }
-                Ok(())
+                let is_own = (evidence.signer == self.config.key).then(|| evidence.clone());
+                self.keep_evidence(evidence);
+                match is_own {
+                    Some(evidence) => self.handle(Event::Message(peer, Message::Evidence(evidence))),
+                    None => Ok(()),
+                }
             }
             message => self.handle(Event::Message(peer, message)),
         }
@@ -539,6 +545,8 @@ impl Node {
                 Effect::Serve(to, query) => self.serve(to, query),
                 Effect::Lied(peer, lie) => self.lied(peer, lie),
                 Effect::TooFarBehind { next, oldest } => self.too_far_behind(next, oldest),
+                Effect::Silent(silent) => self.silent(&silent),
+                Effect::Speaks => self.speaks(),
                 Effect::Evidence(evidence) => {
                     self.broadcast(&Message::Evidence((*evidence).clone()));
                     self.keep_evidence(*evidence);

@@ -75,7 +75,10 @@ fn hear_all(bench: &mut Bench, from: u8, range: Range) {
 }
 
 fn tell(bench: &mut Bench, from: u8, seq: Seq) -> Vec<Effect> {
-    let status = bench.signed(from, StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true });
+    let status = bench.signed(
+        from,
+        StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+    );
     bench.hear(from, Message::Status(status))
 }
 

@@ -8,6 +8,7 @@ use super::{
     messages::{Evidence, Message, ResultCert},
     pool::Refused,
     range::{CheckedRange, Lie},
+    silence::Silent,
 };
 use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
 
@@ -64,6 +65,8 @@ pub enum Event {
     /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
     /// it was before.
     Overtime(Arc<Execution>),
+    /// Other members say that another process with this node's key was there before this one.
+    OlderTwin,
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
     Range(NodeKey, Result<CheckedRange, Lie>),
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
@@ -201,6 +204,10 @@ pub enum Effect {
     Expired(Vec<LocalRef>),
     /// A node asks for what only the database has.
     Serve(NodeKey, Query),
+    /// This node is silent, and people must know. Once for each reason.
+    Silent(Box<Silent>),
+    /// It is so no more.
+    Speaks,
     /// A node signed two different things.
     Evidence(Box<Evidence>),
     /// A peer sent something as a closed ledger that is none. It is not asked for ledgers again.
@@ -307,6 +314,8 @@ pub struct Summary {
     pub unl_vote: Option<UnlChange>,
     /// What each member's operator votes for, as its last NOVEL said.
     pub unl_votes: Vec<(NodeKey, UnlChange)>,
+    /// Whether it signs nothing, and why.
+    pub silent: Option<Silent>,
 }
 
 /// What a round waits for.

@@ -101,7 +101,7 @@ impl Consensus {
             return self.retransmit_at(due);
         }
         let messages = self.own_messages();
-        if messages.is_empty() {
+        if messages.is_empty() || self.silence.is_some() {
             let status = self.status();
             self.effects.push(Effect::Broadcast(status));
         }

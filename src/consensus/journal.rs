@@ -8,6 +8,7 @@ use super::{
     LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
     header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
     messages::{Advance, Certificate, Novel, Overtime, Precommit, Prevote, Signed, Tc},
+    silence::Silence,
 };
 use crate::types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey};
 
@@ -39,6 +40,8 @@ pub enum Record {
     Adopted(Box<ExecResult>),
     /// What my operator votes for, `None` when the vote is withdrawn or has done its work.
     UnlVote(Option<UnlChange>),
+    /// That this node is silent, with what has been learnt meanwhile, or that it is so no more.
+    Silence(Option<Box<Silence>>),
 }
 
 /// Everything durable, as one value.
@@ -84,6 +87,8 @@ pub struct Journal {
     pub limited: Option<(ClosedLedger, Vec<Input>)>,
     /// My OVERTIME of the tip.
     pub overtime: Option<Signed<Overtime>>,
+    /// Whether this journal may lack what my key has signed. An empty one may, until the others were asked.
+    pub silence: Option<Silence>,
 }
 
 /// Whether a result says that the run was over its time.
@@ -115,6 +120,7 @@ impl Journal {
             adopted: None,
             limited: None,
             overtime: None,
+            silence: Some(Silence::begin()),
         }
     }
 
@@ -209,6 +215,7 @@ impl Journal {
                 self.adopted = Some(*result);
             }
             Record::UnlVote(vote) => self.unl_vote = vote,
+            Record::Silence(silence) => self.silence = silence.map(|silence| *silence),
         }
     }
 

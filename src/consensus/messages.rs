@@ -277,6 +277,12 @@ pub struct StatusMsg {
     pub attempt: Attempt,
     /// Whether its state is the agreed one.
     pub synced: bool,
+    /// Whether it has signed a PREVOTE, PRECOMMIT or ADVANCE about the next one, or entered an attempt by a Tc.
+    pub voted: bool,
+    /// Whether it signs nothing that counts, because it may have forgotten what it signed.
+    pub silent: bool,
+    /// Members of whom it holds something signed for the next one: bit i for the i-th of the UNL that closes it.
+    pub heard: u128,
 }
 signable!(StatusMsg, "hp/status/1", false);
 

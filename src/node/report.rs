@@ -14,6 +14,7 @@ use super::{
     Node,
     exec::Ran,
     progress::{Part, Progress},
+    silence,
 };
 use crate::{
     config::{Config, Tolerance},
@@ -269,6 +270,8 @@ impl Node {
         let live_members: Vec<NodeKey> = self.core.unl().iter().filter(|node| live.contains(node)).copied().collect();
         let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
         alerts.extend(self.report.split.clone());
+        let silent = summary.silent.as_ref();
+        alerts.extend(silent.filter(|silent| silent.is_alarm).map(|silent| silence::alarm(silent, quorum.n)));
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
@@ -276,7 +279,7 @@ impl Node {
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
             "peer_id": peer_id_text(&self.config.key),
@@ -325,7 +328,9 @@ impl Node {
             "user_address": self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string()),
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
-        })
+        });
+        status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
+        status
     }
 }
 

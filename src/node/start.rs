@@ -11,7 +11,9 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, report::Report};
+use super::{
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, report::Report, silence, wall_ms,
+};
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
@@ -25,7 +27,7 @@ use crate::{
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
     state::{self, StateError, StateStore},
-    types::{Hash, NodeKey, Sig},
+    types::{Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
 };
 
@@ -191,6 +193,10 @@ impl Node {
             Some(journal) => journal,
             None => store.load(config.consensus.input_window)?.expect("the genesis is stored"),
         };
+        let journal = match forgotten(&config, &mut store, journal.seq())? {
+            false => journal,
+            true => store.load(config.consensus.input_window)?.expect("the genesis is stored"),
+        };
         compare_unl(&config, &genesis, &journal.unl);
         let root = journal.state_root();
         let cut = journal.may_need_rollback();
@@ -346,6 +352,16 @@ async fn genesis(
     store.set_settings(&wire::encode(&shared))?;
     store.set_genesis(&genesis)?;
     Ok((genesis, state))
+}
+
+/// Whether the folder itself says that it may lack what this node has signed: then the database has that now.
+fn forgotten(config: &Config, store: &mut Store, tip: Seq) -> Result<bool, NodeError> {
+    if let Some(other) = store.claim(config.key, wall_ms())? {
+        warn!(node = %other, "hist/ was made by another node, or with another key");
+        silence::take_mark(&config.dir, store, tip)?;
+        return Ok(true);
+    }
+    silence::take_mark(&config.dir, store, tip)
 }
 
 /// The chain knows who decides; the file only said so in the beginning. It may say what it said then, which others need to

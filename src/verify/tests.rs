@@ -31,6 +31,8 @@ fn stored(made: &Made) -> TempDir {
     store.set_settings(&wire::encode(&made.shared)).unwrap();
     store.set_genesis(&made.genesis).unwrap();
     store.load(WINDOW).unwrap();
+    // As after its first ledgers.
+    store.commit(&[Record::Silence(None).into()]).unwrap();
     store.commit(&made.writes).unwrap();
     store.close().unwrap();
     dir

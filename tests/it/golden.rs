@@ -261,7 +261,13 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("get-details", Message::Get(Get::Details(4))),
         ("get-npl", Message::Get(Get::Npl(hash(4)))),
         ("candidate", Message::Candidate(candidate())),
-        ("status", Message::Status(signed(0, StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true }))),
+        (
+            "status",
+            Message::Status(signed(
+                0,
+                StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+            )),
+        ),
         ("npl", Message::Npl(signed(0, Npl { ledger_hash: hash(4), counter: 2, data: b"to all".to_vec() }))),
         ("npl-end", Message::NplEnd(signed(0, NplEnd { ledger_hash: hash(4), frames: 3 }))),
         ("details", Message::Details(Box::new(details))),
@@ -514,7 +520,10 @@ fn evidence_cannot_nest_and_proves_only_two_different_messages_of_its_signer_in_
     let later = wire::encode(&Message::Prevote(signed(1, Prevote(vote(1)))));
     assert_eq!(check(Evidence { second: later, ..good.clone() }), refused(signer), "another attempt");
     let statuses = [1, 2].map(|seq| {
-        wire::encode(&Message::Status(signed(1, StatusMsg { seq, lcl: hash(1), attempt: 0, synced: true })))
+        wire::encode(&Message::Status(signed(
+            1,
+            StatusMsg { seq, lcl: hash(1), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+        )))
     });
     let [first, second] = statuses;
     assert_eq!(check(Evidence { first, second, signer }), refused(signer), "a node may say more than one of these");
@@ -539,8 +548,10 @@ fn a_message_with_anything_behind_it_or_cut_anywhere_is_refused() {
 #[test]
 fn a_flag_that_is_neither_0_nor_1_is_refused() {
     // Any of these would be a second form of a message that has one.
-    let status =
-        wire::encode(&Message::Status(signed(0, StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true })));
+    let status = wire::encode(&Message::Status(signed(
+        0,
+        StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+    )));
     let synced_at = 1 + 32 + 8 + 32 + 4;
     assert_eq!(status[synced_at], 1);
     let free = wire::encode(&Message::Advance(Advance { vote: signed(0, advance_vote(false)), polc: None }));
@@ -753,8 +764,16 @@ fn any_message() -> impl Strategy<Value = Message> {
     let presence = (any_hash(), any::<u64>(), any::<bool>(), vec(any_user(), 0..3), vec(any_user(), 0..3))
         .prop_map(|(boot, counter, full, up, down)| Presence { boot, counter, full, up, down });
     let overtime = (any::<u64>(), any_hash()).prop_map(|(of_seq, of_hash)| Overtime { of_seq, of_hash });
-    let status = (any::<u64>(), any_hash(), any::<u32>(), any::<bool>())
-        .prop_map(|(seq, lcl, attempt, synced)| StatusMsg { seq, lcl, attempt, synced });
+    let status = (any::<u64>(), any_hash(), any::<u32>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<u128>())
+        .prop_map(|(seq, lcl, attempt, synced, voted, silent, heard)| StatusMsg {
+            seq,
+            lcl,
+            attempt,
+            synced,
+            voted,
+            silent,
+            heard,
+        });
     let npl = (any_hash(), any::<u64>(), any_bytes()).prop_map(|(ledger_hash, counter, data)| Npl {
         ledger_hash,
         counter,

@@ -109,6 +109,9 @@ fn fall_behind(world: &mut World) {
     } else {
         world.nodes[node].dead = true;
         world.crash(node);
+        if world.rng.chance(50) {
+            world.plan(LONG_MS - 1, Happening::Empty(node));
+        }
     }
     world.plan(LONG_MS, Happening::Back(node));
     let (at, crash) = (LONG_MS + world.rng.within(0, 100), world.rng.within(0, 200) as u32);
@@ -149,10 +152,20 @@ fn plan(world: &mut World, length: u64) {
         }
     }
     plan_changes(world, length);
-    if faulty < n - quorum && world.rng.chance(20) {
-        let honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
-        let node = honest[world.rng.index(honest.len())];
+    // Whoever lost its disk is faulty until it votes again.
+    let mut spare = n.saturating_sub(quorum + faulty).min((2 * quorum - n - 1).saturating_sub(faulty));
+    let mut honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
+    if spare > 0 && world.rng.chance(20) {
+        let node = honest.remove(world.rng.index(honest.len()));
         world.nodes[node].dead = true;
+        spare -= 1;
+    }
+    if spare > 0 && world.rng.chance(40) {
+        let node = honest[world.rng.index(honest.len())];
+        for _ in 0..world.rng.within(1, 2) {
+            let at = world.rng.within(0, length);
+            world.plan(at, Happening::Empty(node));
+        }
     }
     world.plan(length, Happening::Gst);
 }
@@ -236,6 +249,18 @@ fn check_sync(world: &mut World, tip: Seq) {
     }
 }
 
+/// Members that ledgers have to be closed without. Among them is who has never been heard when others had begun: it
+/// cannot tell that from having forgotten.
+fn away(world: &mut World, faulty: usize, silent: Vec<usize>) -> usize {
+    let begun = world.watch.tip() > 0 || world.watch.has_first_votes() || faulty > 0;
+    let late = silent.iter().filter(|node| !world.nodes[**node].emptied).count();
+    let gone = world.nodes.iter().filter(|node| node.dead || node.emptied).count();
+    if begun && late > 0 {
+        world.watch.seen.hit("runs with a member that came late");
+    }
+    faulty + gone + if begun { late } else { 0 }
+}
+
 /// Counts what kind of run this is.
 fn count_kind(world: &mut World) {
     let names = ["", "n = 1", "n = 2", "n = 3", "n = 4", "n = 5", "n = 6", "n = 7"];
@@ -260,20 +285,26 @@ pub fn run(seed: u64) -> Coverage {
     let faulty = world.cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     world.run(length, |world| world.gst);
     // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
-    let all_speak = faulty == 0 && world.nodes.iter().all(|node| !node.dead);
-    let live = faulty <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
+    let silent = world.silent_members();
+    let all_speak = faulty == 0 && silent.is_empty() && world.nodes.iter().all(|node| !node.dead);
+    let live = away(&mut world, faulty, silent) <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
     let tip = world.watch.tip();
     let goal = tip + LEDGERS_AFTER;
     if live {
         check_sync(&mut world, tip);
         let done = world.run(length + SETTLE_MS, |world| {
             let closed = world.sound().all(|node| world.seq(node) >= goal);
-            closed && world.now > length + 300 && world.unledgered().is_empty() && world.outstanding().is_empty()
+            closed
+                && world.silent_members().is_empty()
+                && world.now > length + 300
+                && world.unledgered().is_empty()
+                && world.outstanding().is_empty()
         });
         let (open, wanted) = (world.unledgered(), world.outstanding());
         assert!(
             done,
-            "L1: ledger {goal} is not closed by all, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
+            "L1: ledger {goal} is not closed by all, or these are silent: {:?}, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
+            world.silent_members(),
             world.describe()
         );
     } else {

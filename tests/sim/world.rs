@@ -208,6 +208,8 @@ pub enum Happening {
     Request(UnlChange),
     /// An input of long ago comes again.
     Replay,
+    /// A node is killed, and comes back with an empty disk.
+    Empty(usize),
     /// A node that was away, or slow, is so no more.
     Back(usize),
     /// Faults end.
@@ -291,6 +293,8 @@ pub struct Node {
     pub diverged: bool,
     /// Whether it stays down.
     pub dead: bool,
+    /// Whether it lost its disk once.
+    pub emptied: bool,
     /// Twins: whom this one talks with.
     pub mask: u64,
     /// Scripted schedules only: how long its runs take.
@@ -399,6 +403,7 @@ impl World {
                 lies: BTreeMap::new(),
                 diverged: false,
                 dead: false,
+                emptied: false,
                 mask,
                 run_ms: None,
             });
@@ -579,6 +584,7 @@ impl World {
                     self.handle(to, Event::Message(self.nodes[from].key, Message::Input(input)));
                 }
             }
+            Happening::Empty(node) => self.empty(node),
             Happening::Back(node) => {
                 self.nodes[node].slow_ms = 0;
                 self.nodes[node].dead = false;
@@ -631,6 +637,13 @@ impl World {
     /// Nodes that must go on after GST.
     pub fn sound(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.cfg.singles()).filter(|node| self.nodes[*node].manner.is_honest() && !self.nodes[*node].dead)
+    }
+
+    /// Sound members that sign nothing, as their disks say.
+    pub fn silent_members(&self) -> Vec<usize> {
+        let unl = self.watch.unl();
+        let silent = |node: &usize| self.nodes[*node].disk.journal.silence.is_some();
+        self.sound().filter(|node| unl.contains(&self.nodes[*node].key)).filter(silent).collect()
     }
 
     /// Inputs that a sound node promised to keep and that are neither in the chain nor expired.

@@ -256,7 +256,15 @@ impl Voice {
             }
             "STATUS" => {
                 let seq = [tip, tip / 2, u64::MAX - number, tip + 1][usize::try_from(number % 4).expect("small")];
-                Message::Status(self.sign(StatusMsg { seq, lcl: self.hash(), attempt, synced: true }))
+                Message::Status(self.sign(StatusMsg {
+                    seq,
+                    lcl: self.hash(),
+                    attempt,
+                    synced: true,
+                    voted: false,
+                    silent: false,
+                    heard: 0,
+                }))
             }
             "NPL" => {
                 // Every second one for a run that nobody knows yet.
