@@ -130,7 +130,8 @@ impl Edge {
             | Message::Get(_)
             | Message::Candidate(_)
             | Message::Details(_)
-            | Message::Range(_) => Ok(()),
+            | Message::Range(_)
+            | Message::Twins(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }

@@ -362,6 +362,15 @@ pub struct Evidence {
     pub second: Vec<u8>,
 }
 
+/// Two processes run with the receiver's key: the second came back after the first had. By what their hellos said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Twins {
+    /// The one that the sender saw first.
+    pub older: Hash,
+    /// The other one.
+    pub newer: Hash,
+}
+
 /// Who signed, which kind, ledger and attempt: what may be said once.
 pub type Slot = (NodeKey, &'static str, Seq, Attempt);
 
@@ -413,6 +422,8 @@ pub enum Message {
     Evidence(Evidence),
     /// Answer to [`Get::Range`].
     Range(Box<Range>),
+    /// Another process has the receiver's key.
+    Twins(Twins),
 }
 
 impl Message {
@@ -438,6 +449,7 @@ impl Message {
             Message::Details(_) => "DETAILS",
             Message::Evidence(_) => "EVIDENCE",
             Message::Range(_) => "RANGE",
+            Message::Twins(_) => "TWINS",
         }
     }
 

@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, report::Report, silence, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, report::Report, silence, twins,
+    wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -285,8 +286,7 @@ impl Node {
             line_counters: Default::default(),
             sessions: Default::default(),
             linked: BTreeSet::new(),
-            boots: Default::default(),
-            twins: BTreeSet::new(),
+            twins: twins::Watch::new(boot),
             runs: Default::default(),
             serving: Default::default(),
             serving_ranges: BTreeSet::new(),

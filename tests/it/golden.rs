@@ -13,7 +13,7 @@ use hotpocket::{
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
             Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StatusMsg, Tc,
-            TcFwd, Vote,
+            TcFwd, Twins, Vote,
         },
     },
     crypto::SecretKey,
@@ -274,6 +274,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("evidence", Message::Evidence(evidence())),
         ("get-range", Message::Get(Get::Range(5, 68))),
         ("range", Message::Range(Box::new(range()))),
+        ("twins", Message::Twins(Twins { older: hash(4), newer: hash(5) })),
     ]
 }
 
@@ -299,10 +300,11 @@ fn number(message: &Message) -> u8 {
         Message::Details(_) => 16,
         Message::Evidence(_) => 17,
         Message::Range(_) => 18,
+        Message::Twins(_) => 19,
     }
 }
 
-const KINDS: u8 = 19;
+const KINDS: u8 = 20;
 
 /// What is signed in a message: the digest as `Signable` makes it, then its tag, whether it covers the UNL, and the
 /// body's bytes, so that the digest can be made by hand.
@@ -336,7 +338,8 @@ fn signed_part(message: &Message) -> Option<SignedPart> {
         | Message::Candidate(_)
         | Message::Details(_)
         | Message::Evidence(_)
-        | Message::Range(_) => None,
+        | Message::Range(_)
+        | Message::Twins(_) => None,
     }
 }
 
@@ -818,6 +821,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_signed(npl).prop_map(Message::Npl),
         any_signed(npl_end).prop_map(Message::NplEnd),
         details.prop_map(|details| Message::Details(Box::new(details))),
+        (any_hash(), any_hash()).prop_map(|(older, newer)| Message::Twins(Twins { older, newer })),
         (any_node(), any_bytes(), any_bytes()).prop_map(|(signer, first, second)| Message::Evidence(Evidence {
             signer,
             first,

@@ -13,6 +13,7 @@ mod members;
 mod overtime;
 mod rows;
 mod signed;
+mod silence;
 mod state;
 mod surroundings;
 mod torture;
