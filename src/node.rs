@@ -9,6 +9,7 @@ mod backend;
 mod catchup;
 pub mod control;
 mod exec;
+pub mod offline;
 mod party_line;
 pub mod progress;
 pub mod replay;

@@ -3,6 +3,7 @@
 //! A subcommand is an `Args` struct with a `run` method in its own file, a variant of `Command`, and a line in
 //! [`main`]. It logs on stderr and answers on stdout through [`answer`].
 
+mod author;
 pub mod client;
 mod config_check;
 mod dev;
@@ -11,6 +12,7 @@ mod new;
 mod progress;
 mod rekey;
 mod run;
+mod scratch;
 mod status;
 mod unl;
 
@@ -96,6 +98,7 @@ Examples:
   hp ledger verify mynode                       is its chain right?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
+  hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
 
@@ -117,6 +120,7 @@ enum Command {
     Run(run::Run),
     Client(client::ClientArgs),
     Dev(dev::Dev),
+    Exec(author::exec::Exec),
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
@@ -145,6 +149,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Run(run) => run.run(),
         Command::Client(args) => client::main(args),
         Command::Dev(dev) => dev.run(),
+        Command::Exec(exec) => exec.run(),
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),

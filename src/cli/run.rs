@@ -18,6 +18,7 @@ use tracing::info;
 use super::{Exit, Failure, Outcome, answer, progress, start_logging_above};
 use crate::{
     config::Config,
+    contract,
     node::{Node, NodeError},
 };
 
@@ -68,6 +69,7 @@ impl Run {
     async fn node(&self, config: Config, bars: MultiProgress) -> Outcome {
         let stop = Stop::watch().context("cannot watch for signals")?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
+        contract::adopt_orphans().context("cannot take over what a dead launcher leaves")?;
         let (mut node, banner) = Node::start(config, &exe).await.map_err(failure)?;
         if io::stderr().is_terminal() {
             node.draw_progress(progress::draw(bars));

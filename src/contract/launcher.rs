@@ -226,7 +226,7 @@ fn end_descendants() -> u32 {
 }
 
 /// Kills a child that is not reaped yet, and the group it leads, if it does.
-fn kill_with_group(child: Pid) {
+pub(super) fn kill_with_group(child: Pid) {
     let _ = signal::killpg(child, Signal::SIGKILL);
     let _ = signal::kill(child, Signal::SIGKILL);
 }

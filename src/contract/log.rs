@@ -36,6 +36,13 @@ impl Stream {
     }
 }
 
+/// What the writing thread gets.
+enum Job {
+    Write(Piece),
+    /// Everything before it is on its way to the disk: told by dropping the sender.
+    Flush(#[expect(dead_code, reason = "dropping it is the message")] SyncSender<()>),
+}
+
 struct Piece {
     dir: Arc<Path>,
     stream: Stream,
@@ -44,13 +51,21 @@ struct Piece {
 
 /// The way to the writing thread, which ends with the last of these.
 #[derive(Debug, Clone)]
-pub(super) struct LogQueue(SyncSender<Piece>);
+pub(super) struct LogQueue(SyncSender<Job>);
 
 impl LogQueue {
     pub(super) fn start() -> io::Result<LogQueue> {
         let (sender, receiver) = sync_channel(QUEUE_PIECES_MAX);
         std::thread::Builder::new().name("contract-log".into()).spawn(move || write_all(&receiver))?;
         Ok(LogQueue(sender))
+    }
+
+    /// Waits until all that is in the queue is in its files. Blocks.
+    pub(super) fn flush(&self) {
+        let (done, wait) = sync_channel(0);
+        if self.0.send(Job::Flush(done)).is_ok() {
+            let _ = wait.recv();
+        }
     }
 }
 
@@ -108,7 +123,7 @@ impl StreamLog {
 
     fn send(&mut self, bytes: Vec<u8>) -> bool {
         let piece = Piece { dir: Arc::clone(&self.dir), stream: self.stream, bytes };
-        self.queue.0.try_send(piece).is_ok()
+        self.queue.0.try_send(Job::Write(piece)).is_ok()
     }
 }
 
@@ -117,10 +132,11 @@ struct LogFile {
     bytes: u64,
 }
 
-fn write_all(pieces: &Receiver<Piece>) {
+fn write_all(jobs: &Receiver<Job>) {
     let mut files: BTreeMap<(Arc<Path>, Stream), LogFile> = BTreeMap::new();
     let mut healthy = true;
-    for piece in pieces {
+    for job in jobs {
+        let Job::Write(piece) = job else { continue };
         let path = piece.dir.join(piece.stream.file_name());
         let key = (piece.dir, piece.stream);
         // Kept open from ledger to ledger; taken out so that a failure opens it anew.
@@ -173,7 +189,7 @@ fn open_log(path: &Path) -> io::Result<LogFile> {
 mod tests {
     use super::*;
 
-    fn log(dir: &Path, bytes_max: u64) -> (StreamLog, Receiver<Piece>) {
+    fn log(dir: &Path, bytes_max: u64) -> (StreamLog, Receiver<Job>) {
         let (sender, receiver) = sync_channel(QUEUE_PIECES_MAX);
         (StreamLog::new(LogQueue(sender), dir.into(), Stream::Stdout, 7, bytes_max), receiver)
     }

@@ -4,7 +4,8 @@
 //! started is gone, with what it wrote to its users. Knows nothing of votes: which status counts is the node's matter.
 //!
 //! In reading order: [`fdlist`], [`npl`] and [`request`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
-//! `supervisor.rs` (the handle), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
+//! `supervisor.rs` (the handle), `orphans.rs` (what a
+//! killed launcher leaves), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
 //! `spawn.rs` (system calls), `limits.rs`, `log.rs`.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -23,6 +24,7 @@ mod launcher;
 mod limits;
 mod log;
 pub mod npl;
+mod orphans;
 mod pipes;
 pub mod request;
 mod run;
@@ -32,6 +34,8 @@ mod supervisor;
 
 pub use launcher::{LAUNCHER_ARG, launcher_main};
 pub use limits::{Limits, raise_nofile_limit};
+pub use orphans::adopt_orphans;
+pub use run::stdin_of;
 pub use supervisor::{LaunchError, Launcher};
 
 /// All that one run needs.

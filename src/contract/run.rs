@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    convert::Infallible,
     io,
     os::fd::{AsRawFd as _, OwnedFd, RawFd},
     path::Path,
@@ -15,7 +16,7 @@ use nix::{errno::Errno, libc};
 use tokio::{
     sync::mpsc,
     task::yield_now,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
@@ -46,6 +47,9 @@ const START_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a message of a contract that is over waits for room on the way to the peers. Past it the rest is dropped.
 const REST_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// How often the launcher is told to go on, should it be stopped.
+const RESUME_EVERY: Duration = Duration::from_millis(250);
+
 /// PATH where the configuration sets none: the same on every node, whatever shell it was started from.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -62,7 +66,11 @@ pub(super) async fn run(
     // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
     let start = timeout(START_TIME_MAX, start(&channel, &spec, &mut sinks));
     let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
-    let (reply, overtime) = pump(&channel, &spec, npl, pumps, &mut sinks, started).await?;
+    let moving = pump(&channel, &spec, npl, pumps, &mut sinks, started);
+    let (reply, overtime) = tokio::select! {
+        moved = moving => moved?,
+        never = keep_going(connection) => match never {},
+    };
     let elapsed = started.elapsed();
     let (end, left_over) = match reply {
         Reply::Ended { exit, left_over } => (end_of(exit, sinks.exceeded, overtime), left_over),
@@ -78,6 +86,16 @@ pub(super) async fn run(
         outputs = sinks.into_outputs();
     }
     Ok(RunReport { end, outputs, unl_request, elapsed, npl_frames, left_over })
+}
+
+/// Lets the launcher go on when the contract has stopped its parent, which it can where it sees it.
+async fn keep_going(connection: &Connection) -> Infallible {
+    let mut looks = interval(RESUME_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        connection.resume();
+    }
 }
 
 /// A limit that all nodes measure alike counts before the way the main process died of it.
@@ -124,14 +142,7 @@ fn refused(spec: &RunSpec, step: Step, errno: i32) -> Result<Status, LaunchError
 /// Makes all pipes, hands their other ends over, and so starts the contract.
 async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Result<Pumps, LaunchError> {
     let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
-    let mut users = Vec::with_capacity(spec.users.len());
-    let mut keys = BTreeSet::new();
-    for (user, input) in spec.users.iter().zip((RUN_FDS.control + 1..).step_by(2)) {
-        assert!(keys.insert(user.key), "a ledger lists each user once");
-        let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
-        users.push(UserFds { key: user.key, auth, input, output: input + 1 });
-    }
-    let (json, users) = fdlist_of(spec, users).await;
+    let (json, users) = fdlist_of(spec, user_fds(spec)).await;
     channel.request(&request(spec), 6 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
@@ -187,6 +198,23 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Resu
     }
     sinks.users = users.iter().map(|user| (user.key, Vec::new())).collect();
     Ok(pumps)
+}
+
+/// The descriptors of each user, by position.
+fn user_fds(spec: &RunSpec) -> Vec<UserFds> {
+    let mut keys = BTreeSet::new();
+    let numbered = spec.users.iter().zip((RUN_FDS.control + 1..).step_by(2));
+    let fds = numbered.map(|(user, input)| {
+        assert!(keys.insert(user.key), "a ledger lists each user once");
+        let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
+        UserFds { key: user.key, auth, input, output: input + 1 }
+    });
+    fds.collect()
+}
+
+/// What the contract of this run reads from its stdin.
+pub fn stdin_of(spec: &RunSpec) -> Vec<u8> {
+    fdlist::to_json(&spec.facts, RUN_FDS, &user_fds(spec))
 }
 
 /// The text for stdin. That of a great many users takes too long for this thread.

@@ -6,13 +6,18 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
-    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair},
+    sys::{
+        signal::{Signal, kill},
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair},
+    },
+    unistd::Pid,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -25,12 +30,19 @@ use super::{
     control::{self, BODY_BYTES_MAX, Header, PIECE_BYTES, Reply, Request, Step},
     limits::OsLimits,
     log::LogQueue,
-    run,
+    orphans, run,
 };
 
 /// How long killing everything a run started may take. Only a process that hangs in the kernel takes longer; the run
 /// then fails with [`LaunchError::Unkillable`].
 pub(super) const KILL_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a launcher without a supervisor may take to end. Past it somebody has stopped it, or traces it: it is killed,
+/// and what it had started is left to [`orphans`].
+const LAUNCHER_END_TIME: Duration = Duration::from_secs(4);
+
+/// How often it is looked whether it has ended.
+const LAUNCHER_LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a run has no result. Local trouble: nothing here says anything about the contract, so nothing is to be voted.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +181,12 @@ impl Launcher {
         if idle.is_none() { self.all_gone().await } else { Ok(()) }
     }
 
+    /// Waits until what the contracts of ended runs printed is in their log files.
+    pub async fn logs_written(&self) {
+        let log = self.0.log.clone();
+        tokio::task::spawn_blocking(move || log.flush()).await.expect("waiting does not panic");
+    }
+
     /// Ends the launcher, and comes back when its process is gone. A later run starts another one.
     pub async fn stop(&self) -> Result<(), LaunchError> {
         let mut idle = self.0.idle.lock().await;
@@ -218,9 +236,16 @@ impl Connection {
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let mut command = Command::new(exe);
         command.arg(LAUNCHER_ARG).env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null());
-        let child = command.spawn()?;
+        let child = orphans::spawn(&mut command)?;
         alive.send_modify(|alive| *alive += 1);
         Ok(Connection { socket: Some(ours), resident: Some(Resident { child, alive: Arc::clone(alive) }) })
+    }
+
+    /// Lets a launcher go on that a contract has stopped. Means nothing to one that runs.
+    pub(super) fn resume(&self) {
+        let pid = self.resident.as_ref().and_then(|resident| i32::try_from(resident.child.id()).ok());
+        // It is not reaped yet, so the number is its own.
+        let _ = pid.map(|pid| kill(Pid::from_raw(pid), Signal::SIGCONT));
     }
 
     fn is_alive(&self) -> bool {
@@ -250,7 +275,7 @@ impl Drop for Connection {
     }
 }
 
-/// A launcher process; dropping it waits for its end.
+/// A launcher process; dropping it waits for its end, and for that of all that it had started.
 #[derive(Debug)]
 struct Resident {
     child: Child,
@@ -259,7 +284,16 @@ struct Resident {
 
 impl Drop for Resident {
     fn drop(&mut self) {
+        let asked = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if asked.elapsed() >= LAUNCHER_END_TIME {
+                let _ = self.child.kill();
+                break;
+            }
+            thread::sleep(LAUNCHER_LOOK_PAUSE);
+        }
         let _ = self.child.wait();
+        orphans::end(self.child.id());
         self.alive.send_modify(|alive| *alive -= 1);
     }
 }

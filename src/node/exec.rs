@@ -2,18 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use nix::sys::statvfs::statvfs;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
+};
 use tracing::{error, warn};
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     consensus::{
         Execution,
         header::{ExecResult, Input, Origin},
@@ -32,8 +35,17 @@ use crate::{
 pub(super) const DETAILS_MAX: usize = 1_000;
 /// For a run that may take its time: long enough for everybody, and short enough for arithmetic on clocks.
 const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Runs that this machine, not the contract, made fail, before the node gives up.
+/// Runs of one ledger that this machine, not the contract, made fail, before the node gives up.
 const LOCAL_FAILURES_MAX: u32 = 3;
+/// What a contract got that killed its launcher, and with it itself, in all of them.
+const SIGKILL: i32 = 9;
+/// The part of the room on the disk that a run may not use: what it writes is copied before the next one. Past it the run
+/// is ended.
+const DISK_KEPT_PART: u128 = 2;
+/// How often it is looked how much room there is.
+const DISK_LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Files that can still be made, below which a disk counts as full.
+const DISK_FREE_FILES_MIN: u128 = 256;
 /// Messages of the party line between the run and the node. Past it the contract's next write waits.
 const NPL_OUT_MAX: usize = 256;
 /// Messages of peers waiting for the run. Past it they are dropped: the party line is best effort.
@@ -55,8 +67,8 @@ pub enum ExecError {
     State(#[from] StateError),
     /// The contract may have been denied what other nodes' machines gave it.
     #[error(
-        "the disk is full: {path} has {free_kib} KiB left, and a run of the contract needs {} KiB of room; nothing is lost: \
-         make room and start the node again",
+        "the disk is full: {path} has {free_kib} KiB and room for {free_files} files left, and a run of the contract needs {} \
+         KiB and {DISK_FREE_FILES_MIN} files; nothing is lost: make room and start the node again",
         DISK_FREE_BYTES_MIN >> 10
     )]
     DiskFull {
@@ -64,6 +76,8 @@ pub enum ExecError {
         path: PathBuf,
         /// What is left.
         free_kib: u128,
+        /// What is left of files.
+        free_files: u128,
     },
     /// The state is not the one that the last ledger left.
     #[error(
@@ -152,25 +166,13 @@ impl Executor {
     /// `root` is what the state should be: after the last executed ledger, or genesis.
     pub fn new(launcher: Launcher, state: Box<dyn StateStore>, root: Hash, config: &Config) -> Executor {
         let contract = &config.contract;
-        let limits = Limits {
-            wall: Duration::from_millis(contract.time_limit_ms),
-            cpu_s: contract.cpu_s.unwrap_or(0),
-            memory_mb: contract.memory_bytes.map_or(0, |bytes| bytes >> 20),
-            files: contract.files,
-            processes: contract.processes,
-            file_mb: contract.file_bytes >> 20,
-            output_bytes_max: contract.output_bytes,
-            output_user_bytes_max: contract.output_user_bytes,
-            log_bytes_max: contract.log_bytes,
-            npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
-        };
         let private = config.dir.join("private");
         let plan = Plan {
             binary: config.binary.clone(),
             args: config.argv.iter().skip(1).cloned().collect(),
             dir: config.dir.clone(),
             env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-            limits,
+            limits: limits_of(contract),
             npl_window: Duration::from_millis(contract.npl_window_ms),
             me: config.key,
             contract: contract.id,
@@ -270,7 +272,7 @@ impl Executor {
     async fn run_to_end(&self, execution: &Execution, port: NplPort) -> Result<Option<Ran>, ExecError> {
         let started = std::time::Instant::now();
         let seq = execution.header.seq;
-        self.check_room()?;
+        let room = self.check_room()?;
         let overlay = self
             .blocking(move |held| {
                 let root = held.root;
@@ -288,8 +290,24 @@ impl Executor {
             })
             .await?;
 
-        let report = self.launch(execution, port, overlay).await?;
-        self.check_room()?;
+        // One that is done again, because elsewhere it got through, may have what there is.
+        let kept = if execution.is_limited { room.kept() } else { Room::MIN };
+        let launched = tokio::select! {
+            biased;
+            report = self.launch(execution, port, overlay) => Some(report?),
+            room = self.room_below(kept) => {
+                warn!(seq, free_kib = room.bytes >> 10, free_files = room.files, "the contract fills the disk, so its run is ended");
+                None
+            }
+        };
+        let report = match (launched, self.check_room()) {
+            (Some(report), Ok(_)) => report,
+            // It may have been denied what it wanted to write. As with the time, the nodes find out whether the disk was
+            // full on most of them; where it was on this one alone the run is done again, and the disk must be full then.
+            (_, Err(full)) if !execution.is_limited => return Err(full),
+            (None, Ok(_)) if !execution.is_limited => return Err(room.full(&self.state_dir())),
+            (Some(_) | None, _) => return Ok(None),
+        };
         let mut status = match report.end {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
@@ -337,13 +355,29 @@ impl Executor {
         Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, elapsed, contract }))
     }
 
-    /// Whether the disk has room for what a contract writes.
-    pub fn check_room(&self) -> Result<(), ExecError> {
-        let path = self.plan.dir.join("state");
-        // A file system that does not say may have any number.
-        let Ok(disk) = statvfs(&path) else { return Ok(()) };
-        let free = u128::from(disk.blocks_available()) * u128::from(disk.fragment_size());
-        if free >= DISK_FREE_BYTES_MIN { Ok(()) } else { Err(ExecError::DiskFull { path, free_kib: free >> 10 }) }
+    fn state_dir(&self) -> PathBuf {
+        self.plan.dir.join("state")
+    }
+
+    /// Whether the disk has room for what a contract writes, and how much.
+    pub fn check_room(&self) -> Result<Room, ExecError> {
+        let path = self.state_dir();
+        let room = Room::of(&path);
+        if room.is_above(Room::MIN) { Ok(room) } else { Err(room.full(&path)) }
+    }
+
+    /// Resolves when there is less room on the disk, or for fewer files, than that.
+    async fn room_below(&self, kept: Room) -> Room {
+        let path = self.state_dir();
+        let mut looks = interval(DISK_LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            let room = Room::of(&path);
+            if !room.is_above(kept) {
+                return room;
+            }
+        }
     }
 
     /// Runs the contract, again when this machine made it fail.
@@ -355,10 +389,32 @@ impl Executor {
     ) -> Result<RunReport, ExecError> {
         let mut failures = 0;
         loop {
+            let started = std::time::Instant::now();
             match self.launcher.run(self.spec(execution, overlay), port).await {
                 Ok(report) => return Ok(report),
                 Err(error) => {
                     failures += 1;
+                    // A contract that sees its launcher can kill it, or keep it from its work. Whatever did: when it happens
+                    // again and again it belongs to this run, and the node has to live with it.
+                    let end = match error {
+                        LaunchError::Unkillable => Some(End::Overtime),
+                        LaunchError::Died if failures == LOCAL_FAILURES_MAX => {
+                            Some(End::Status(Status::Signal(SIGKILL)))
+                        }
+                        _ => None,
+                    };
+                    if let Some(end) = end {
+                        self.launcher.settled().await?;
+                        warn!(seq = execution.header.seq, %error, "the run has ended its launcher, or kept it from its work");
+                        return Ok(RunReport {
+                            end,
+                            outputs: BTreeMap::new(),
+                            unl_request: None,
+                            elapsed: started.elapsed(),
+                            npl_frames: 0,
+                            left_over: 0,
+                        });
+                    }
                     if failures == LOCAL_FAILURES_MAX {
                         return Err(error.into());
                     }
@@ -432,10 +488,60 @@ impl Executor {
     }
 }
 
+/// What is left of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    bytes: u128,
+    files: u128,
+}
+
+impl Room {
+    const MIN: Room = Room { bytes: DISK_FREE_BYTES_MIN, files: DISK_FREE_FILES_MIN };
+
+    /// Of the disk that the folder is on. One that does not say may have any room.
+    fn of(path: &Path) -> Room {
+        let any = u128::MAX;
+        let Ok(disk) = statvfs(path) else { return Room { bytes: any, files: any } };
+        // There are file systems without such a number, which say 0 of 0.
+        let files = if disk.files() == 0 { any } else { u128::from(disk.files_available()) };
+        Room { bytes: u128::from(disk.blocks_available()) * u128::from(disk.fragment_size()), files }
+    }
+
+    fn is_above(&self, least: Room) -> bool {
+        self.bytes >= least.bytes && self.files >= least.files
+    }
+
+    /// What a run must leave of it.
+    fn kept(&self) -> Room {
+        let kept = |there: u128, least| (there / DISK_KEPT_PART).max(least);
+        Room { bytes: kept(self.bytes, Room::MIN.bytes), files: kept(self.files, Room::MIN.files) }
+    }
+
+    fn full(&self, path: &Path) -> ExecError {
+        ExecError::DiskFull { path: path.to_owned(), free_kib: self.bytes >> 10, free_files: self.files }
+    }
+}
+
 /// Makes the state ready for a run, and says what the run must see mounted.
 fn begin(held: &mut Held) -> Result<Option<Overlay>, ExecError> {
     let mount = held.state.begin_run()?;
     Ok(mount.map(|RunMount { target, lower, upper, work }| Overlay { target, lower, upper, work }))
+}
+
+/// What a run may use, by the configuration.
+pub(super) fn limits_of(contract: &config::Contract) -> Limits {
+    Limits {
+        wall: Duration::from_millis(contract.time_limit_ms),
+        cpu_s: contract.cpu_s.unwrap_or(0),
+        memory_mb: contract.memory_bytes.map_or(0, |bytes| bytes >> 20),
+        files: contract.files,
+        processes: contract.processes,
+        file_mb: contract.file_bytes >> 20,
+        output_bytes_max: contract.output_bytes,
+        output_user_bytes_max: contract.output_user_bytes,
+        log_bytes_max: contract.log_bytes,
+        npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
+    }
 }
 
 fn auth(inputs: &[Input]) -> Auth {

@@ -25,7 +25,37 @@ pub(super) fn open_read(path: &Path) -> io::Result<File> {
 
 /// Opens an existing file to read and write, never through a symlink.
 pub(super) fn open_write(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    unfrozen(path, || options.open(path))
+}
+
+/// Does it; once more without the marks that forbid it, where a contract that runs as root has set such (`chattr +i`, `+a`)
+/// on the path or on the folder that it is in.
+fn unfrozen<T>(path: &Path, mut change: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    match change() {
+        Err(refused) if refused.kind() == io::ErrorKind::PermissionDenied => {
+            let folder = path.parent().is_some_and(unfreeze);
+            if unfreeze(path) || folder { change() } else { Err(refused) }
+        }
+        done => done,
+    }
+}
+
+/// Takes the marks off; whether there were any.
+#[cfg(target_os = "linux")]
+fn unfreeze(path: &Path) -> bool {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let frozen = IFlags::IMMUTABLE | IFlags::APPEND;
+    let Ok(file) = open_read(path) else { return false };
+    // A file system without such marks has none that could be in the way.
+    let Ok(flags) = ioctl_getflags(&file) else { return false };
+    flags.intersects(frozen) && ioctl_setflags(&file, flags - frozen).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unfreeze(_: &Path) -> bool {
+    false
 }
 
 /// The changing operations. In tests, a point where they start to fail, and a record of what was done.
@@ -51,7 +81,7 @@ impl Disk {
         self.step("create", path)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
-        options.open(path).map_err(at("create", path))
+        unfrozen(path, || options.open(path)).map_err(at("create", path))
     }
 
     pub fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), StateError> {
@@ -71,32 +101,33 @@ impl Disk {
 
     pub fn chmod(&self, path: &Path, mode: u32) -> Result<(), StateError> {
         self.step("chmod", path)?;
-        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(at("chmod", path))
+        let change = || std::fs::set_permissions(path, Permissions::from_mode(mode));
+        unfrozen(path, change).map_err(at("chmod", path))
     }
 
     pub fn create_dir(&self, path: &Path) -> Result<(), StateError> {
         self.step("create folder", path)?;
-        std::fs::create_dir(path).map_err(at("create folder", path))
+        unfrozen(path, || std::fs::create_dir(path)).map_err(at("create folder", path))
     }
 
     pub fn symlink(&self, target: &Path, path: &Path) -> Result<(), StateError> {
         self.step("create symlink", path)?;
-        std::os::unix::fs::symlink(target, path).map_err(at("create symlink", path))
+        unfrozen(path, || std::os::unix::fs::symlink(target, path)).map_err(at("create symlink", path))
     }
 
     pub fn remove_file(&self, path: &Path) -> Result<(), StateError> {
         self.step("remove", path)?;
-        std::fs::remove_file(path).map_err(at("remove", path))
+        unfrozen(path, || std::fs::remove_file(path)).map_err(at("remove", path))
     }
 
     pub fn remove_dir(&self, path: &Path) -> Result<(), StateError> {
         self.step("remove folder", path)?;
-        std::fs::remove_dir(path).map_err(at("remove folder", path))
+        unfrozen(path, || std::fs::remove_dir(path)).map_err(at("remove folder", path))
     }
 
     pub fn rename(&self, from: &Path, to: &Path) -> Result<(), StateError> {
         self.step("rename", to)?;
-        std::fs::rename(from, to).map_err(at("rename", from))
+        unfrozen(from, || unfrozen(to, || std::fs::rename(from, to))).map_err(at("rename", from))
     }
 
     pub fn sync(&self, file: &File, path: &Path) -> Result<(), StateError> {

@@ -416,12 +416,14 @@ fn stays_inside(path: &[u8], target: &[u8]) -> bool {
 
 /// Gives the owner back what reading and cleaning a folder needs. Mode bits but the executable one do not count, and
 /// a node that runs as root would not notice that they are missing: so they never are, on any node.
+///
+/// A file takes nobody's rights on when it is executed: what a contract leaves must be of no use to others on the machine.
 pub(super) fn open_up(disk: &Disk, full: &Path, meta: Metadata) -> Result<Metadata, StateError> {
-    let needed = if meta.is_dir() { 0o700 } else { 0o400 };
-    if meta.mode() & needed == needed {
+    let (needed, never) = if meta.is_dir() { (0o700, 0) } else { (0o400, 0o6000) };
+    if meta.mode() & needed == needed && meta.mode() & never == 0 {
         return Ok(meta);
     }
-    disk.chmod(full, (meta.mode() | needed) & 0o7777)?;
+    disk.chmod(full, (meta.mode() | needed) & !never & 0o7777)?;
     std::fs::symlink_metadata(full).map_err(at("look at", full))
 }
 

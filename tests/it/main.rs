@@ -1,5 +1,6 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
 
+mod author;
 mod chain;
 mod cli;
 mod cluster;

@@ -70,10 +70,16 @@ pub fn record() -> &'static Path {
     built(&RECORD, "record")
 }
 
+/// The contract that attacks its node, compiled once.
+pub fn hostile() -> &'static Path {
+    static HOSTILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&HOSTILE, "../../../contracts/hostile/hostile")
+}
+
 fn built(once: &'static OnceLock<(TempDir, PathBuf)>, name: &str) -> &'static Path {
     let built = once.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join(name);
+        let path = folder.path().join(Path::new(name).file_name().expect("a name"));
         compile(&format!("{name}.c"), &path);
         (folder, path)
     });

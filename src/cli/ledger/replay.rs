@@ -2,18 +2,16 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::{unreadable, verify::Progress, view};
 use crate::{
-    cli::{Exit, Failure, run::Stop},
+    cli::{Exit, Failure, run::Stop, scratch::Scratch},
     config::Config,
     consensus::{
         Execution,
@@ -27,8 +25,6 @@ use crate::{
 
 /// Paths named of one run.
 const PATHS_MAX: usize = 20;
-/// What a node has in its folder that a run of the contract does not need, or must not touch.
-const LEFT_OUT: [&str; 6] = ["state", "hist", "log", "run", "diag", "cfg"];
 
 /// What a replay begins with.
 #[derive(Debug, clap::Args)]
@@ -118,10 +114,10 @@ pub(super) fn run(dir: &Path, archive: &Archive, report: &Report, begin: &Begin)
         );
         return Err(Failure::new(Exit::Config, anyhow!(what)));
     }
-    let scratch = scratch(&dir, begin)?;
+    let scratch = Scratch::make(&dir, begin.state.as_deref(), begin.scratch.as_deref())?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let config = Config { dir: scratch.path().to_owned(), ..config };
+    let config = Config { dir: scratch.dir(), ..config };
     runtime.block_on(async {
         let stop = Stop::watch().context("cannot watch for signals")?;
         tokio::select! {
@@ -247,57 +243,4 @@ fn users_before(archive: &Archive, first: Seq, tip: Seq) -> Result<BTreeSet<User
         users.extend(went);
     }
     Ok(users)
-}
-
-// ---- The copy -------------------------------------------------------------------------------------------------------
-
-/// A copy of the contract's folder: what the contract may look at, and the state to begin with.
-fn scratch(dir: &Path, begin: &Begin) -> Result<TempDir, Failure> {
-    let made = match &begin.scratch {
-        Some(folder) => TempDir::with_prefix_in("hp-replay-", folder),
-        None => TempDir::with_prefix("hp-replay-"),
-    };
-    let scratch = made.context("cannot make a folder for the replay (see --scratch)")?;
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
-        if !LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
-            copy(&entry.path(), &scratch.path().join(entry.file_name()))?;
-        }
-    }
-    let state = scratch.path().join("state");
-    match &begin.state {
-        Some(given) => {
-            // Not a link to it: the copy is written to.
-            let given = given.canonicalize().with_context(|| format!("cannot read {}", given.display()))?;
-            copy(&given, &state)?;
-        }
-        None => fs::create_dir(&state).with_context(|| format!("cannot create {}", state.display()))?,
-    }
-    Ok(scratch)
-}
-
-/// Copies a file, a folder with everything in it, or a symlink. Sockets and the like are left out.
-fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
-    let mut waiting = vec![(from.to_owned(), to.to_owned())];
-    while let Some((from, to)) = waiting.pop() {
-        let copied = (|| -> io::Result<()> {
-            let meta = fs::symlink_metadata(&from)?;
-            if meta.is_symlink() {
-                return std::os::unix::fs::symlink(fs::read_link(&from)?, &to);
-            }
-            if meta.is_file() {
-                return fs::copy(&from, &to).map(|_| ());
-            }
-            if meta.is_dir() {
-                fs::create_dir(&to)?;
-                for entry in fs::read_dir(&from)? {
-                    let entry = entry?;
-                    waiting.push((entry.path(), to.join(entry.file_name())));
-                }
-            }
-            Ok(())
-        })();
-        copied.with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-    }
-    Ok(())
 }

@@ -7,6 +7,7 @@ mod dev;
 mod divergence;
 mod faults;
 mod flood;
+mod hostile;
 mod ledger;
 mod legacy;
 mod members;

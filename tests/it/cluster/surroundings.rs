@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{crowd::Crowd, faults::copy_folder};
-use crate::net::{DEADLINE, Net, block_on, compile_preload, plain, record, write_config};
+use crate::net::{DEADLINE, Net, TestNode, block_on, compile_preload, plain, record, write_config};
 
 const HOUR_S: i64 = 3_600;
 
@@ -124,6 +124,18 @@ async fn small_disk(dir: &Path, size: &str) -> Option<tokio::process::Child> {
     (line.as_deref() == Some("ready")).then_some(child)
 }
 
+/// Moves a node that was not started yet to a small disk of its own, which lasts as long as the child. `None`: as above.
+pub async fn move_to_small_disk(node: &mut TestNode, size: &str) -> Option<tokio::process::Child> {
+    let config = fs::read_to_string(node.dir.join("cfg/hp.cfg")).expect("there");
+    let disk = small_disk(&node.dir, size).await?;
+    let holder = disk.id().expect("it runs");
+    node.dir = Path::new(&format!("/proc/{holder}/root")).join(node.dir.strip_prefix("/").expect("absolute"));
+    node.wrapper =
+        ["nsenter", "-t", &holder.to_string(), "-U", "-m", "--preserve-credentials"].map(str::to_owned).to_vec();
+    write_config(&node.dir, &config);
+    Some(disk)
+}
+
 /// Writes until nothing more fits.
 fn fill(file: &Path) {
     let mut ballast = fs::File::create(file).expect("a file");
@@ -134,16 +146,9 @@ fn fill(file: &Path) {
 fn a_full_disk_stops_the_node_before_it_votes_for_what_came_of_it_and_with_room_it_goes_on() {
     block_on(async {
         let mut net = Net::new(5, record(), plain);
-        let config = fs::read_to_string(net.nodes[4].dir.join("cfg/hp.cfg")).expect("there");
-        let Some(disk) = small_disk(&net.nodes[4].dir, "64m").await else {
+        let Some(_disk) = move_to_small_disk(&mut net.nodes[4], "64m").await else {
             return println!("skipped: no name spaces for users here");
         };
-        let holder = disk.id().expect("it runs");
-        let node = &mut net.nodes[4];
-        node.dir = Path::new(&format!("/proc/{holder}/root")).join(node.dir.strip_prefix("/").expect("absolute"));
-        node.wrapper =
-            ["nsenter", "-t", &holder.to_string(), "-U", "-m", "--preserve-credentials"].map(str::to_owned).to_vec();
-        write_config(&node.dir, &config);
         net.start_all().await;
         Crowd::around(&mut net, 5, async |net, crowd| {
             crowd.more_answers(20).await;
