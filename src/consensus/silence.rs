@@ -14,7 +14,7 @@
 //! which this key became a member, have voted about none behind it, and hold nothing that this key signed about it, nothing
 //! can have come of such a vote, and the node begins. Source: `docs/protocol.md`, "Silent nodes".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
@@ -248,10 +248,8 @@ impl Consensus {
             }
             match message.round_seq() {
                 Some(seq) if seq == self.round.seq => self.note_own(&message),
-                Some(seq) if seq > self.round.seq => {
-                    if message.slot().is_some_and(|(signer, ..)| signer == self.params.me) {
-                        self.signed_elsewhere(message.kind(), seq, message.round_attempt());
-                    }
+                Some(seq) if seq > self.round.seq && message.slot().is_some_and(|slot| slot.0 == self.params.me) => {
+                    self.signed_elsewhere(message.kind(), seq, message.round_attempt());
                 }
                 _ => {}
             }
@@ -321,8 +319,8 @@ impl Consensus {
         }
         let claim = Claim { seq: status.seq, voted: status.voted, heard: status.heard };
         let silence = self.silence.as_mut().expect("looked at");
-        if !silence.first.contains_key(&from) {
-            silence.first.insert(from, claim);
+        if let Entry::Vacant(first) = silence.first.entry(from) {
+            first.insert(claim);
             self.keep_silence();
         }
     }
