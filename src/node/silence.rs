@@ -100,6 +100,11 @@ fn cause(why: &Why) -> String {
 
 fn waits_for(silent: &Silent, n: usize) -> String {
     match silent {
+        Silent { ends_by_itself: false, is_alarm: true, .. } if n == 1 => {
+            "as it is the only member, this does not end by \
+            itself: see \"Silent\" in the operator's guide, and `hp recover`"
+                .to_owned()
+        }
         Silent { ends_by_itself: false, is_alarm: true, .. } => format!(
             "all {n} members are needed to close a ledger, so this does not end by itself: see \"Silent\" in the operator's \
              guide, and `hp recover`"
@@ -153,6 +158,7 @@ mod tests {
             cfg_hash: Hash::ZERO,
             state_root: Hash::ZERO,
             time_ms: 0,
+            ancestor: None,
         };
         store.set_genesis(&genesis).unwrap();
         let why = |store: &mut Store| store.load(10).unwrap().unwrap().silence.map(|silence| silence.why);

@@ -15,7 +15,7 @@ mod hash;
 mod journal;
 mod read;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{collections::BTreeMap, fmt, num::NonZero, thread};
 
@@ -44,6 +44,10 @@ pub struct Head {
     /// agreed result, where the last one of this node was another; `node`, whose votes these are, and `silence`, while that
     /// node may have forgotten some: nothing in the chain rests on either.
     pub meta: BTreeMap<String, Vec<u8>>,
+    /// Users of the chain that this one goes on from, by what its genesis says.
+    pub ancestor_users: Vec<Vec<u8>>,
+    /// Lists of keys of that chain's inputs, in order.
+    pub ancestor_keys: Vec<Vec<u8>>,
     /// Last closed ledger; 0 before the first.
     pub tip: Seq,
     /// Oldest ledger with its contents.

@@ -12,6 +12,8 @@ pub(super) mod view;
 
 use std::path::Path;
 
+pub(super) use view::utc;
+
 use clap::Subcommand;
 
 use super::{Exit, Failure, Outcome};
