@@ -84,7 +84,10 @@ impl Consensus {
     pub(super) fn own_messages(&self) -> Vec<Message> {
         let mine = &self.round.mine;
         let mut messages = Vec::new();
-        messages.extend(self.results.get(&self.params.me).cloned().map(Message::Result));
+        // Of one that a journal lost there may still be a signature in a certificate: it is not this journal's to send.
+        let mine = self.own_result.as_ref().map(|mine| &mine.body);
+        let said = self.results.get(&self.params.me).filter(|said| Some(&said.body) == mine);
+        messages.extend(said.cloned().map(Message::Result));
         messages.extend(self.overtimes.get(&self.params.me).cloned().map(Message::Overtime));
         messages.extend(mine.novel.clone().map(Message::Novel));
         messages.extend(self.round.tc_forward());
