@@ -22,6 +22,7 @@ use crate::{
         header::{ClosedLedger, ExecResult},
         range::Lie,
     },
+    contract::Guard,
     ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
     mesh::peer_id_text,
     types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
@@ -279,6 +280,7 @@ impl Node {
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
+        let guards: Vec<Value> = self.guards.iter().map(guard).collect();
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
@@ -330,8 +332,13 @@ impl Node {
             "pid": std::process::id(),
         });
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
+        status["guards"] = guards.into();
         status
     }
+}
+
+fn guard(guard: &Guard) -> Value {
+    json!({ "name": guard.name.to_string(), "wanted": guard.wanted, "on": guard.on, "why": guard.why })
 }
 
 fn part(part: &Part) -> Value {
