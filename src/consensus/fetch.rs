@@ -85,8 +85,8 @@ impl Consensus {
         let mine = &self.round.mine;
         let mut messages = Vec::new();
         // Of one that a journal lost there may still be a signature in a certificate: it is not this journal's to send.
-        let mine = self.own_result.as_ref().map(|mine| &mine.body);
-        let said = self.results.get(&self.params.me).filter(|said| Some(&said.body) == mine);
+        let ran = self.own_result.as_ref().map(|result| &result.body);
+        let said = self.results.get(&self.params.me).filter(|said| Some(&said.body) == ran);
         messages.extend(said.cloned().map(Message::Result));
         messages.extend(self.overtimes.get(&self.params.me).cloned().map(Message::Overtime));
         messages.extend(mine.novel.clone().map(Message::Novel));
