@@ -58,7 +58,12 @@ pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
     // vote waits for.
     let aside = matches!(
         message,
-        Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_) | Message::Range(_)
+        Message::Input(_)
+            | Message::Candidate(_)
+            | Message::Details(_)
+            | Message::Evidence(_)
+            | Message::Range(_)
+            | Message::Piece(_)
     );
     aside && encoded_bytes > BULK_BYTES_MIN
 }
@@ -131,6 +136,7 @@ impl Edge {
             | Message::Candidate(_)
             | Message::Details(_)
             | Message::Range(_)
+            | Message::Piece(_)
             | Message::Twins(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })

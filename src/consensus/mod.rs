@@ -14,6 +14,7 @@
 //! (runs that take too long), `unl` (who decides), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
+pub mod details;
 mod event;
 mod fetch;
 pub mod header;
@@ -132,6 +133,8 @@ pub struct Consensus {
     /// Whether my state is the agreed one.
     trusted: bool,
     split: bool,
+    /// Of how many results that are not all equal the node was told.
+    differing_told: usize,
 
     /// While it is there nothing is signed that counts in a round.
     silence: Option<Silence>,
@@ -222,6 +225,7 @@ impl Consensus {
             state_root,
             trusted: true,
             split: false,
+            differing_told: 0,
             silence: journal.silence,
             told_silence: false,
             own_result: last.result.clone().filter(|result| result.from == params.me),
