@@ -258,8 +258,7 @@ fn nothing_is_remembered_of_strangers_that_left() {
     (0..3).for_each(|_| drop(bench.close_next()));
     for stranger in 100..200 {
         bench.on(Event::LinkUp(key(stranger)));
-        let body =
-            StatusMsg { seq: 0, lcl: Hash::ZERO, attempt: 0, synced: true, voted: false, silent: false, heard: 0 };
+        let body = StatusMsg { seq: 0, lcl: Hash::ZERO, attempt: 0, synced: true, silent: false, unheard: vec![] };
         let status = bench.signed(stranger, body);
         bench.hear(stranger, Message::Status(status));
         bench.hear(stranger, Message::Get(Get::Presence));
@@ -337,7 +336,7 @@ fn who_is_far_behind_hears_how_far() {
     let mut bench = Bench::new(&[2], 80);
     (0..3).for_each(|_| drop(bench.close_next()));
     let mut told = |seq| {
-        let body = StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true, voted: false, silent: false, heard: 0 };
+        let body = StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true, silent: false, unheard: vec![] };
         let status = bench.signed(50, body);
         sent(&bench.hear(50, Message::Status(status)), "STATUS")
     };
@@ -652,10 +651,7 @@ pub(crate) fn every_field_of_a_message_is_signed() {
     check(&scope, Precommit(vote));
     check(&scope, AdvanceVote { seq: 1, attempt: 2, high: Some((1, Hash([9; 32]))) });
     check(&scope, Propose { seq: 1, attempt: 1, ledger_hash: Hash([9; 32]), tc, basis });
-    check(
-        &scope,
-        StatusMsg { seq: 1, lcl: Hash([9; 32]), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
-    );
+    check(&scope, StatusMsg { seq: 1, lcl: Hash([9; 32]), attempt: 0, synced: true, silent: false, unheard: vec![] });
 }
 
 #[test]

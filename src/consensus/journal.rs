@@ -42,6 +42,8 @@ pub enum Record {
     UnlVote(Option<UnlChange>),
     /// That this node is silent, with what has been learnt meanwhile, or that it is so no more.
     Silence(Option<Box<Silence>>),
+    /// All members of whom I ever heard something that counts.
+    Heard(BTreeSet<NodeKey>),
 }
 
 /// Everything durable, as one value.
@@ -89,6 +91,8 @@ pub struct Journal {
     pub overtime: Option<Signed<Overtime>>,
     /// Whether this journal may lack what my key has signed. An empty one may, until the others were asked.
     pub silence: Option<Silence>,
+    /// Members of whom I ever heard something that counts: they know that they are not at their beginning.
+    pub heard: BTreeSet<NodeKey>,
 }
 
 /// Whether a result says that the run was over its time.
@@ -121,6 +125,7 @@ impl Journal {
             limited: None,
             overtime: None,
             silence: Some(Silence::begin()),
+            heard: BTreeSet::new(),
         }
     }
 
@@ -215,6 +220,7 @@ impl Journal {
                 self.adopted = Some(*result);
             }
             Record::UnlVote(vote) => self.unl_vote = vote,
+            Record::Heard(members) => self.heard = members,
             Record::Silence(silence) => self.silence = silence.map(|silence| *silence),
         }
     }

@@ -269,7 +269,7 @@ pub struct Presence {
 signable!(Presence, "hp/presence/1", false);
 
 /// Where a node stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct StatusMsg {
     /// Its last closed ledger.
     pub seq: Seq,
@@ -279,12 +279,10 @@ pub struct StatusMsg {
     pub attempt: Attempt,
     /// Whether its state is the agreed one.
     pub synced: bool,
-    /// Whether it has signed a PREVOTE, PRECOMMIT or ADVANCE about the next one, or entered an attempt by a Tc.
-    pub voted: bool,
     /// Whether it signs nothing that counts, because it may have forgotten what it signed.
     pub silent: bool,
-    /// Members of whom it holds something signed for the next one: bit i for the i-th of the UNL that closes it.
-    pub heard: u128,
+    /// Members of whom it never heard anything that counts, since they are members; ascending. None, but at a beginning.
+    pub unheard: Vec<NodeKey>,
 }
 signable!(StatusMsg, "hp/status/1", false);
 

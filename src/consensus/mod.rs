@@ -140,6 +140,8 @@ pub struct Consensus {
     silence: Option<Silence>,
     /// Whether people were told of it.
     told_silence: bool,
+    /// Members of whom something that counts was ever heard.
+    heard: BTreeSet<NodeKey>,
     /// My last result as I signed it, said or not.
     own_result: Option<Signed<ExecResult>>,
     /// Of members that break the protocol by intent, which the simulator has.
@@ -228,6 +230,7 @@ impl Consensus {
             differing_told: 0,
             silence: journal.silence,
             told_silence: false,
+            heard: journal.heard,
             own_result: last.result.clone().filter(|result| result.from == params.me),
             #[cfg(test)]
             is_never_silent: false,
@@ -627,9 +630,8 @@ impl Consensus {
             lcl: self.tip.hash,
             attempt: self.round.attempt,
             synced: self.trusted,
-            voted: self.round.is_bound(),
             silent: self.silence.is_some(),
-            heard: self.heard_of(),
+            unheard: self.unheard(),
         }))
     }
 

@@ -64,7 +64,7 @@ impl Consensus {
                     self.on_range(from, checked);
                 }
                 Message::Status(signed) => {
-                    if signed.from == from {
+                    if signed.from == from && signed.body.unheard.len() <= UNL_MAX {
                         self.note_claim(from, &signed.body);
                     }
                     self.on_status(from, &signed.body);
@@ -93,6 +93,7 @@ impl Consensus {
             self.ask_for_more();
         } else {
             self.note_own(&message);
+            self.note_heard(&message);
             match message {
                 Message::Novel(novel) => self.on_novel(novel),
                 Message::Result(result) => self.on_result(result),

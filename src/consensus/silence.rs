@@ -10,9 +10,9 @@
 //! above what q - 1 others first said they have closed nothing of it is left. Where the UNL needs everybody, no ledger is
 //! closed without this node, and it never ends by itself.
 //!
-//! An empty journal is no loss at the beginning of a chain, or of a membership: while q - 1 others are at the ledger with
-//! which this key became a member, have voted about none behind it, and hold nothing that this key signed about it, nothing
-//! can have come of such a vote, and the node begins. Source: `docs/protocol.md`, "Silent nodes".
+//! An empty journal is no loss at the beginning of a chain, or of a membership: members remember of whom they ever heard
+//! something that counts. Where q - 1 others had not heard anything of this key since it joined, no quorum ever had its
+//! vote, and the node begins. Source: `docs/protocol.md`, "Silent nodes".
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -74,10 +74,8 @@ pub enum Why {
 pub struct Claim {
     /// Its last closed ledger.
     pub seq: Seq,
-    /// Whether it had voted about the next one.
-    pub voted: bool,
-    /// Members of whom it held something signed for the next one.
-    pub heard: u128,
+    /// Whether it had never heard anything that counts of this node.
+    pub is_unheard: bool,
 }
 
 /// A silence as people are told of it.
@@ -131,21 +129,29 @@ impl Consensus {
         self.sign_in(body, &self.scope)
     }
 
-    /// Members of whom something signed for the round is held, bit i for the i-th of the UNL.
-    pub(super) fn heard_of(&self) -> u128 {
-        let bit = |(at, node): (usize, &NodeKey)| u128::from(self.holds_of(node)) << at;
-        self.unl.iter().enumerate().map(bit).fold(0, |all, one| all | one)
+    /// Members of whom nothing that counts was ever heard.
+    pub(super) fn unheard(&self) -> Vec<NodeKey> {
+        let unheard = |node: &&NodeKey| **node != self.params.me && !self.heard.contains(node);
+        self.unl.iter().filter(unheard).copied().collect()
     }
 
-    fn holds_of(&self, node: &NodeKey) -> bool {
-        let round = &self.round;
-        round.novels.contains_key(node)
-            || self.results.contains_key(node)
-            || self.overtimes.contains_key(node)
-            || round.prevotes.values().any(|tally| tally.of(node).is_some())
-            || round.precommits.values().any(|tally| tally.of(node).is_some())
-            || round.advances.values().any(|votes| votes.contains_key(node))
-            || round.proposals.values().any(|propose| propose.from == *node)
+    /// Remembers who signed a message of the round. Its signature was checked.
+    pub(super) fn note_heard(&mut self, message: &Message) {
+        let signer = match message {
+            Message::Overtime(overtime) => Some(overtime.from),
+            message => message.slot().map(|(signer, ..)| signer),
+        };
+        self.heard_from(signer.into_iter().collect());
+    }
+
+    /// Remembers that these signed something that counts: on disk before anything that may follow from it is said.
+    pub(super) fn heard_from(&mut self, signers: Vec<NodeKey>) {
+        let new = |node: &NodeKey| self.is_member(node) && *node != self.params.me && !self.heard.contains(node);
+        let new: Vec<NodeKey> = signers.into_iter().filter(new).collect();
+        if !new.is_empty() {
+            self.heard.extend(new);
+            self.effects.push(Effect::Persist(Record::Heard(self.heard.clone())));
+        }
     }
 
     /// What is held of a member's own messages of the round: whoever lost its journal learns from it what it signed.
@@ -317,7 +323,7 @@ impl Consensus {
         if self.silence.is_none() || !self.is_member(&from) {
             return;
         }
-        let claim = Claim { seq: status.seq, voted: status.voted, heard: status.heard };
+        let claim = Claim { seq: status.seq, is_unheard: status.unheard.contains(&self.params.me) };
         let silence = self.silence.as_mut().expect("looked at");
         if let Entry::Vacant(first) = silence.first.entry(from) {
             first.insert(claim);
@@ -327,6 +333,12 @@ impl Consensus {
 
     /// The UNL is another one since ledger `seq`.
     pub(super) fn silence_for_unl(&mut self, seq: Seq, i_came: bool) {
+        let known = self.heard.len();
+        // Who comes back later begins anew.
+        self.heard.retain(|node| self.unl.binary_search(node).is_ok());
+        if self.heard.len() < known {
+            self.effects.push(Effect::Persist(Record::Heard(self.heard.clone())));
+        }
         let Some(silence) = &mut self.silence else { return };
         let before = silence.clone();
         silence.first.retain(|node, _| self.unl.binary_search(node).is_ok());
@@ -367,8 +379,8 @@ impl Consensus {
         let needed = self.claims_needed();
         let is_member = self.is_member(&self.params.me);
         let joined = silence.joined(&self.genesis, &self.params.me);
-        let beyond = |joined: Seq| claims.iter().filter(|claim| !self.is_before(claim, joined)).count();
-        let lost = joined.is_none_or(|joined| self.tip.seq > joined || beyond(joined) >= self.quorum.blocking());
+        let beyond = |joined: Seq| claims.iter().filter(|claim| !Consensus::is_before(claim, joined)).count();
+        let lost = joined.is_none_or(|joined| beyond(joined) >= self.quorum.blocking());
         let above = needed.checked_sub(1).and_then(|last| claims.get(last)).map(|claim| claim.seq);
         let ends_with = above.map(|above| {
             let signed = silence.signed.map_or(0, |signed| signed.saturating_add(1));
@@ -386,8 +398,9 @@ impl Consensus {
     fn is_silence_over(&self, silent: &Silent) -> bool {
         let is_member = self.is_member(&self.params.me);
         let is_beginning = |joined: Seq| {
-            let before = self.claims(&silent.silence).into_iter().filter(|claim| self.is_before(claim, joined)).count();
-            is_member && self.tip.seq == joined && before >= self.claims_needed()
+            let before =
+                self.claims(&silent.silence).into_iter().filter(|claim| Consensus::is_before(claim, joined)).count();
+            is_member && before >= self.claims_needed()
         };
         let joined = silent.silence.joined(&self.genesis, &self.params.me);
         joined.is_some_and(is_beginning) || silent.ends_with.is_some_and(|last| self.tip.seq >= last)
@@ -401,18 +414,14 @@ impl Consensus {
         claims
     }
 
-    /// Whether a member knew of nothing that this node's key could have signed behind the ledger with which it joined,
-    /// which is the last one here.
-    fn is_before(&self, claim: &Claim, joined: Seq) -> bool {
-        // At the same ledger its UNL is this one.
-        let place = self.unl.binary_search(&self.params.me);
-        let holds_mine = place.is_ok_and(|at| claim.heard >> at & 1 == 1);
-        claim.seq < joined || claim.seq == joined && !claim.voted && !holds_mine
-    }
-
     /// So many others that a sound one among them has signed for any ledger that this node may have closed.
     fn claims_needed(&self) -> usize {
         self.quorum.q - usize::from(self.is_member(&self.params.me))
+    }
+
+    /// Whether a member knew of nothing that this node's key could have signed since it joined with that ledger.
+    fn is_before(claim: &Claim, joined: Seq) -> bool {
+        claim.seq < joined || claim.is_unheard
     }
 }
 
@@ -608,8 +617,7 @@ mod tests {
         bench.on(Event::LinkDown(key(2)));
         let effects = bench.on(Event::LinkUp(key(2)));
         assert_eq!(shown(&effects)[..4], all);
-        let status =
-            |silent| StatusMsg { seq: 0, lcl: Hash::ZERO, attempt: 0, synced: true, voted: false, silent, heard: 0 };
+        let status = |silent| StatusMsg { seq: 0, lcl: Hash::ZERO, attempt: 0, synced: true, silent, unheard: vec![] };
         bench.now += 1_000;
         let said = Message::Status(bench.signed(2, status(false)));
         assert_eq!(shown(&bench.hear(2, said)), [""; 0]);

@@ -410,6 +410,7 @@ impl Consensus {
         assert_eq!((header.seq, header.parent), (self.round.seq, self.tip.hash), "a ledger follows its parent");
         assert_eq!(qc.vote.ledger_hash, hash, "the certificate is this ledger's");
         self.note_own_in_qc(&qc);
+        self.heard_from(qc.sigs.iter().map(|(signer, _)| *signer).collect());
         let ledger = ClosedLedger { candidate, qc };
         self.effects.push(Effect::Persist(Record::Ledger(Box::new(ledger.clone()))));
         let unl = ledger.candidate.unl_after(&self.unl);

@@ -501,6 +501,7 @@ impl Change<'_> {
             Record::Adopted(result) => self.adopted(result),
             Record::UnlVote(vote) => self.unl_vote(vote.as_ref()),
             Record::Silence(silence) => self.silence(silence.as_deref()),
+            Record::Heard(members) => self.heard(members),
         }
     }
 
@@ -637,6 +638,12 @@ impl Change<'_> {
                 .execute([encode(vote)])?,
             None => self.db.prepare_cached("DELETE FROM meta WHERE key = 'unl_vote'")?.execute([])?,
         };
+        Ok(())
+    }
+
+    fn heard(&mut self, members: &BTreeSet<NodeKey>) -> Result<(), Trouble> {
+        let mut replace = self.db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('heard', ?1)")?;
+        replace.execute([encode(members)])?;
         Ok(())
     }
 

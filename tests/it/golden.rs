@@ -290,7 +290,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             "status",
             Message::Status(signed(
                 0,
-                StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+                StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, silent: false, unheard: vec![] },
             )),
         ),
         ("npl", Message::Npl(signed(0, Npl { ledger_hash: hash(4), counter: 2, data: b"to all".to_vec() }))),
@@ -587,7 +587,7 @@ fn evidence_cannot_nest_and_proves_only_two_different_messages_of_its_signer_in_
     let statuses = [1, 2].map(|seq| {
         wire::encode(&Message::Status(signed(
             1,
-            StatusMsg { seq, lcl: hash(1), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+            StatusMsg { seq, lcl: hash(1), attempt: 0, synced: true, silent: false, unheard: vec![] },
         )))
     });
     let [first, second] = statuses;
@@ -615,7 +615,7 @@ fn a_flag_that_is_neither_0_nor_1_is_refused() {
     // Any of these would be a second form of a message that has one.
     let status = wire::encode(&Message::Status(signed(
         0,
-        StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, voted: false, silent: false, heard: 0 },
+        StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, silent: false, unheard: vec![] },
     )));
     let synced_at = 1 + 32 + 8 + 32 + 4;
     assert_eq!(status[synced_at], 1);
@@ -850,16 +850,10 @@ fn any_message() -> impl Strategy<Value = Message> {
     let presence = (any_hash(), any::<u64>(), any::<bool>(), vec(any_user(), 0..3), vec(any_user(), 0..3))
         .prop_map(|(boot, counter, full, up, down)| Presence { boot, counter, full, up, down });
     let overtime = (any::<u64>(), any_hash()).prop_map(|(of_seq, of_hash)| Overtime { of_seq, of_hash });
-    let status = (any::<u64>(), any_hash(), any::<u32>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<u128>())
-        .prop_map(|(seq, lcl, attempt, synced, voted, silent, heard)| StatusMsg {
-            seq,
-            lcl,
-            attempt,
-            synced,
-            voted,
-            silent,
-            heard,
-        });
+    let status =
+        (any::<u64>(), any_hash(), any::<u32>(), any::<bool>(), any::<bool>(), vec(any_node(), 0..3)).prop_map(
+            |(seq, lcl, attempt, synced, silent, unheard)| StatusMsg { seq, lcl, attempt, synced, silent, unheard },
+        );
     let npl = (any_hash(), any::<u64>(), any_bytes()).prop_map(|(ledger_hash, counter, data)| Npl {
         ledger_hash,
         counter,

@@ -249,16 +249,9 @@ fn check_sync(world: &mut World, tip: Seq) {
     }
 }
 
-/// Members that ledgers have to be closed without. Among them is who has never been heard when others had begun: it
-/// cannot tell that from having forgotten.
-fn away(world: &mut World, faulty: usize, silent: Vec<usize>) -> usize {
-    let begun = world.watch.tip() > 0 || world.watch.has_first_votes() || faulty > 0;
-    let late = silent.iter().filter(|node| !world.nodes[**node].emptied).count();
-    let gone = world.nodes.iter().filter(|node| node.dead || node.emptied).count();
-    if begun && late > 0 {
-        world.watch.seen.hit("runs with a member that came late");
-    }
-    faulty + gone + if begun { late } else { 0 }
+/// Members that ledgers have to be closed without.
+fn away(world: &World, faulty: usize) -> usize {
+    faulty + world.nodes.iter().filter(|node| node.dead || node.emptied).count()
 }
 
 /// Counts what kind of run this is.
@@ -287,7 +280,7 @@ pub fn run(seed: u64) -> Coverage {
     // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
     let silent = world.silent_members();
     let all_speak = faulty == 0 && silent.is_empty() && world.nodes.iter().all(|node| !node.dead);
-    let live = away(&mut world, faulty, silent) <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
+    let live = away(&world, faulty) <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
     let tip = world.watch.tip();
     let goal = tip + LEDGERS_AFTER;
     if live {

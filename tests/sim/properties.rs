@@ -383,12 +383,6 @@ impl Watch {
         self.signed.keys().any(|(signer, ..)| *signer == node)
     }
 
-    /// Whether an honest node voted about the first ledger.
-    pub fn has_first_votes(&self) -> bool {
-        let vote = |(_, kind, seq, ..): &Slot| *seq == 1 && ["PREVOTE", "PRECOMMIT", "ADVANCE"].contains(kind);
-        self.signed.keys().any(vote)
-    }
-
     fn promise_precommit(&mut self, node: usize, seq: Seq, attempt: Attempt, hash: Hash) {
         if self.signed.contains_key(&(node, "PRECOMMIT", seq, Hash::ZERO, attempt)) {
             return;

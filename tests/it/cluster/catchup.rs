@@ -87,15 +87,8 @@ fn a_node_that_sends_false_ledgers_is_named_and_the_others_are_asked() {
         net.nodes[0].start().await;
         let liar: SecretKey = net.nodes[4].secret.clone().expect("a key");
         let mut impostor = Impostor::link(&net, liar.clone()).await;
-        let status = StatusMsg {
-            seq: shape.len,
-            lcl: Hash::ZERO,
-            attempt: 0,
-            synced: true,
-            voted: false,
-            silent: false,
-            heard: 0,
-        };
+        let status =
+            StatusMsg { seq: shape.len, lcl: Hash::ZERO, attempt: 0, synced: true, silent: false, unheard: vec![] };
         let mine = net.nodes[0].secret.as_ref().expect("a key").node_key();
         let send = |impostor: &Impostor, message: Message, class| {
             impostor.mesh.send(&mine, class, wire::encode(&message).into()).expect("it is linked");

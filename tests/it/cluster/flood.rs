@@ -272,9 +272,8 @@ impl Voice {
                     lcl: self.hash(),
                     attempt,
                     synced: true,
-                    voted: false,
                     silent: false,
-                    heard: 0,
+                    unheard: vec![],
                 }))
             }
             "NPL" => {

@@ -118,12 +118,16 @@ impl World {
     /// kill -9, and its disk is lost. Where that would be of no use to see, nothing happens.
     pub fn empty(&mut self, node: usize) {
         self.crash(node);
-        let me = &mut self.nodes[node];
-        let journal = &me.disk.journal;
-        if journal.seq() == 0 && journal.novel.is_some() {
+        let key = self.nodes[node].key;
+        let heard = |other: &&super::Node| other.key != key && other.disk.journal.heard.contains(&key);
+        let unheard = self.cfg.n - 1 - self.nodes[..self.cfg.n].iter().filter(heard).count();
+        let needed = super::super::properties::quorum(self.cfg.n, self.cfg.threshold) - 1;
+        if self.watch.has_signed(node) && unheard >= needed {
             // Whoever got what it said may be gone for good; for the rest it has said nothing, and may say it anew.
             return;
         }
+        let me = &mut self.nodes[node];
+        let journal = &me.disk.journal;
         let genesis = journal.genesis.clone();
         me.disk = Disk {
             state: (0, Some(genesis.state_root)),
@@ -404,8 +408,7 @@ impl World {
             Effect::Silent(silent) => {
                 self.watch.seen.hit("silences begun");
                 let me = &self.nodes[node];
-                let has_reason = me.emptied || !self.watch.has_signed(node);
-                assert!(has_reason, "S9: node {node} is silent and forgot nothing: {silent:?}");
+                assert!(me.emptied, "S9: node {node} is silent and forgot nothing: {silent:?}");
             }
             Effect::Speaks => self.watch.seen.hit("silences ended"),
             Effect::Serve(key, query) => self.serve(node, key, &query),
