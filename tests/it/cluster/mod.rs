@@ -11,6 +11,7 @@ mod hostile;
 mod ledger;
 mod legacy;
 mod members;
+mod multisign;
 mod overtime;
 mod recover;
 mod rows;
@@ -18,6 +19,7 @@ mod signed;
 mod silence;
 mod state;
 mod surroundings;
+mod sync;
 mod torture;
 mod weather;
 
