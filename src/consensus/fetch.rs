@@ -84,9 +84,8 @@ impl Consensus {
     pub(super) fn own_messages(&self) -> Vec<Message> {
         let mine = &self.round.mine;
         let mut messages = Vec::new();
-        // Of one that a journal lost there may still be a signature in a certificate: it is not this journal's to send.
-        let ran = self.own_result.as_ref().map(|result| &result.body);
-        let said = self.results.get(&self.params.me).filter(|said| Some(&said.body) == ran);
+        // While this node is silent it may be a signature that the journal lost, out of a certificate.
+        let said = self.results.get(&self.params.me).filter(|_| self.silence.is_none());
         messages.extend(said.cloned().map(Message::Result));
         messages.extend(self.overtimes.get(&self.params.me).cloned().map(Message::Overtime));
         messages.extend(mine.novel.clone().map(Message::Novel));

@@ -183,10 +183,6 @@ impl Consensus {
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
         self.own_result = Some(signed);
-        if self.results.contains_key(&self.params.me) {
-            // Signed before the journal was lost, and found in a certificate: from now on it is sent again.
-            self.effects.push(Effect::Sync);
-        }
         self.say_result();
         self.run_next();
         self.compare_results();
