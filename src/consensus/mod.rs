@@ -130,6 +130,8 @@ pub struct Consensus {
     state_root: Hash,
     /// Whether my state is the agreed one.
     trusted: bool,
+    /// Nobody had a state to fetch: what waits is run, until little is left.
+    runs_all: bool,
     split: bool,
     /// Of how many results that are not all equal the node was told.
     differing_told: usize,
@@ -212,6 +214,7 @@ impl Consensus {
             redo: None,
             state_root,
             trusted: true,
+            runs_all: false,
             split: false,
             differing_told: 0,
             told_from: Hash::ZERO,
