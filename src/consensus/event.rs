@@ -77,7 +77,8 @@ pub enum Event {
     /// was not, and will not be before [`Event::Synced`].
     StateLost,
     /// Answers [`Effect::SyncState`]: the state after the ledger of this result, which the next header tells, is on disk.
-    /// With the users and the UNL as that ledger left them. `from` is that of the effect answered.
+    /// With the users and the UNL as that ledger left them. Of a node that was only behind it may be the state that it had,
+    /// when nobody has another: then it runs what waits.
     Synced {
         /// The agreed result of the ledger after which the state is.
         result: Box<ExecResult>,

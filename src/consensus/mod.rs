@@ -132,6 +132,8 @@ pub struct Consensus {
     state_root: Hash,
     /// Whether my state is the agreed one.
     trusted: bool,
+    /// Nobody had a state to fetch: what waits is run, until little is left.
+    runs_all: bool,
     split: bool,
     /// Of how many results that are not all equal the node was told.
     differing_told: usize,
@@ -226,6 +228,7 @@ impl Consensus {
             redo: None,
             state_root,
             trusted: true,
+            runs_all: false,
             split: false,
             differing_told: 0,
             silence: journal.silence,

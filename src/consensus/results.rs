@@ -301,6 +301,7 @@ impl Consensus {
         assert!(!self.trusted, "a state is fetched when it is asked for");
         let seq = result.of_seq;
         assert!((self.executed..self.tip.seq).contains(&seq), "of a ledger with a next one, that was not run before");
+        self.runs_all = seq == self.executed;
         (self.executed, self.settled, self.state_root) = (seq, seq, result.state_root);
         self.runs = Runs::after(seq, users, unl);
         self.trusted = true;
@@ -419,7 +420,8 @@ impl Consensus {
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
-        if self.runs.is_idle() && self.is_too_slow() {
+        self.runs_all &= self.tip.seq - self.executed > SYNC_LEDGERS_LEFT;
+        if self.runs.is_idle() && self.is_too_slow() && !self.runs_all {
             return self.lose_state(self.tip.seq - SYNC_LEDGERS_LEFT, Lost::Behind);
         }
         let Some(mut run) = self.runs.next() else { return };

@@ -221,7 +221,8 @@ impl Node {
 
         let mut report = Report::default();
         report.restore_evidence(store.proven()?);
-        let executor = Executor::new(launcher, state, root, &config);
+        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let executor = Executor::new(launcher, state, root, executed, &config);
         executor.check_room()?;
         // Whatever a cut run left is put back first; then it shows whether that is possible.
         let found = if cut { Ok(()) } else { executor.verify().await };
