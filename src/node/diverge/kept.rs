@@ -50,7 +50,7 @@ const RECENT_PATHS_MAX: usize = 64;
 /// See [`RECENT_PATHS_MAX`].
 const RECENT_BYTES_MAX: u64 = 128 << 10;
 /// Paths in a state of which that is done: each run goes through all of them for it.
-const RECENT_ENTRIES_MAX: u64 = 4_096;
+const RECENT_ENTRIES_MAX: u64 = 1_024;
 
 /// The list, beside `state/`, `before/` and `outputs/`.
 const RUN: &str = "run";
