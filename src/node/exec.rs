@@ -291,11 +291,10 @@ impl Executor {
         self.blocking(move |held| {
             let recent = run.recent.clone();
             let left = match &recent {
-                // What an earlier process kept is all there is, when the state has become another since.
-                _ if !fresh && held.state.scan(false)?.root != run.result.state_root => {
-                    return Ok(diverge::read(&dir, run.seq).filter(|known| known.details.result == run.result));
+                _ if !fresh => {
+                    held.state.scan(false)?;
+                    Left::State(&*held.state)
                 }
-                _ if !fresh => Left::State(&*held.state),
                 _ if held.root == run.result.state_root => Left::State(&*held.state),
                 Some(recent) => Left::Memory(recent),
                 None => return Ok(None),

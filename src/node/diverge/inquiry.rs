@@ -209,11 +209,7 @@ impl<A: Ask> Inquiry<A> {
     fn take(&mut self, tell: Tell) {
         match tell {
             Tell::Facts(facts) => {
-                // Some are known by what the nodes say alone.
-                let said = std::mem::replace(&mut self.facts, facts).results;
-                said.into_iter().for_each(|(node, result)| {
-                    self.facts.results.entry(node).or_insert(result);
-                });
+                self.facts = facts;
                 self.again = 0;
                 self.tries.clear();
                 self.told = false;

@@ -50,7 +50,7 @@ const RECENT_PATHS_MAX: usize = 64;
 /// See [`RECENT_PATHS_MAX`].
 const RECENT_BYTES_MAX: u64 = 128 << 10;
 /// Paths in a state of which that is done: each run goes through all of them for it.
-const RECENT_ENTRIES_MAX: u64 = 1_024;
+const RECENT_ENTRIES_MAX: u64 = 4_096;
 
 /// The list, beside `state/`, `before/` and `outputs/`.
 const RUN: &str = "run";
@@ -177,7 +177,7 @@ pub(in crate::node) fn keep(dir: &Path, left: &Left<'_>, run: ToKeep) -> Result<
         }
         Left::Memory(_) => BTreeMap::new(),
     };
-    let whole = is_own && matches!(left, Left::State(_));
+    let whole = is_own && ok && matches!(left, Left::State(_));
     let kept = KeptRun { details, time_ms, whole, things, before };
 
     let extent = Extent { whole: kept.whole, bytes_max: if is_own { OWN_BYTES_MAX } else { OTHERS_BYTES_MAX } };

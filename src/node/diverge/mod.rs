@@ -17,7 +17,7 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use self::inquiry::{Facts, Inquiry, Tell};
-pub(super) use self::kept::{KeptRun, Left, Recent, ToKeep, answer, keep, read};
+pub(super) use self::kept::{KeptRun, Left, Recent, ToKeep, answer, keep};
 use super::{FromRun, Job, Node, exec::ExecError};
 use crate::{
     consensus::{
