@@ -17,6 +17,7 @@ mod overtime;
 mod recover;
 mod rows;
 mod signed;
+mod silence;
 mod state;
 mod surroundings;
 mod sync;
