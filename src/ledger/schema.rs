@@ -41,6 +41,7 @@ const BUSY_TIME: Duration = Duration::from_secs(10);
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE ledger (seq INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL, qc BLOB NOT NULL) STRICT;
+CREATE INDEX ledger_after_failure ON ledger (seq) WHERE substr(header, 331, 1) <> x'00';
 CREATE TABLE body (
     seq INTEGER PRIMARY KEY, inputs BLOB NOT NULL, users_add BLOB NOT NULL, users_del BLOB NOT NULL) STRICT;
 CREATE TABLE unl_change (seq INTEGER PRIMARY KEY, change BLOB NOT NULL) STRICT;

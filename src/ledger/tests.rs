@@ -1,6 +1,7 @@
 //! The tables against the journal they stand for; damage, crashes, the thread.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
@@ -506,7 +507,7 @@ fn agreed_outputs_of_one_user_come_in_pages_with_their_leaves_and_name_what_is_m
         }
         seq
     };
-    let none = PastOutputs { outputs: vec![], missing: vec![], to: 0, more: false, kept_from: 1 };
+    let none = PastOutputs { outputs: vec![], missing: vec![], failed: vec![], to: 0, more: false, kept_from: 1 };
     assert_eq!(store.outputs_since(&user(1), 0, None).unwrap(), none);
 
     let last = PAGE_OUTPUTS_MAX as Seq + 2;
@@ -549,6 +550,65 @@ fn agreed_outputs_of_one_user_come_in_pages_with_their_leaves_and_name_what_is_m
     let past = store.outputs_since(&user(1), 0, None).unwrap();
     assert_eq!((past.missing, past.outputs[2].seq), (vec![3], 4));
     assert!(store.outputs_since(&user(1), 3, None).unwrap().missing.is_empty());
+}
+
+#[test]
+fn failed_runs_with_inputs_of_a_user_are_found_by_the_next_header_page_by_page() {
+    const WINDOW: u64 = 10_000;
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(5));
+    let mut failed_before = false;
+    let mut senders = BTreeMap::new();
+    // Every third run fails, with inputs of the users 1, and 1 and 2, in turn.
+    let last = 3 * (PAGE_FAILED_MAX as Seq + 3) + 1;
+    for seq in 1..=last {
+        let fails = seq % 3 == 0;
+        let inputs: Vec<Input> = match seq % 6 {
+            0 => vec![new_input(&mut rng, 1), new_input(&mut rng, 2), new_input(&mut rng, 1)],
+            3 => vec![new_input(&mut rng, 1)],
+            _ => vec![new_input(&mut rng, 2)],
+        };
+        let mut ids: Vec<Hash> = inputs.iter().map(|input| input.id(&genesis().chain_id())).collect();
+        ids.sort_unstable();
+        senders.insert(seq, inputs.iter().map(|input| input.user).collect::<BTreeSet<_>>());
+        let mut next = candidate(&journal, ids, vec![], vec![]);
+        next.header.result.status = if failed_before { Status::Exit(3) } else { Status::Ok };
+        failed_before = fails;
+        let mut records: Vec<Record> = inputs.into_iter().map(|input| Record::Input(Box::new(input))).collect();
+        records.push(closed(next));
+        commit(&mut store, &mut journal, records, WINDOW);
+        let result = result_of(&journal, if fails { Status::Exit(3) } else { Status::Ok }).unwrap();
+        store.commit(&[Write::Outputs { seq, outputs: vec![] }]).unwrap();
+        commit(&mut store, &mut journal, vec![result], WINDOW);
+    }
+    for (seq, users) in senders {
+        assert_eq!(store.senders(seq).unwrap(), Vec::from_iter(users));
+    }
+    assert_eq!(store.senders(last + 1).unwrap(), []);
+    let failed = |user: UserKey, since, agreed| {
+        let past = store.outputs_since(&user, since, agreed).unwrap();
+        assert!(past.failed.iter().all(|(seq, next)| {
+            let Header { seq: after, result, .. } = &next.header;
+            (*after, result.status) == (seq + 1, Status::Exit(3))
+        }));
+        (past.failed.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), past.to, past.more)
+    };
+    let end = 3 * PAGE_FAILED_MAX as Seq;
+    let by_three: Vec<Seq> = (3..=end).step_by(3).collect();
+    assert_eq!(failed(user(1), 0, None), (by_three, end, true), "a page is bounded");
+    assert_eq!(failed(user(1), end, None), (vec![end + 3, end + 6, end + 9], last - 1, false));
+    assert_eq!(failed(user(2), end, Some(last)), (vec![end + 6], last, false));
+    assert_eq!(failed(user(3), end, None), (vec![], last - 1, false));
+    assert!(failed(user(1), end + 9, None).0.is_empty(), "not of the ledger asked from");
+    let plan: String = store
+        .db
+        .query_row(
+            "EXPLAIN QUERY PLAN SELECT seq FROM ledger WHERE substr(header, 331, 1) <> x'00' AND seq > 1 AND seq <= 9 ORDER BY seq",
+            [],
+            |row| row.get(3),
+        )
+        .unwrap();
+    assert!(plan.contains("ledger_after_failure"), "{plan}");
 }
 
 #[test]

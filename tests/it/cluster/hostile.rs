@@ -115,7 +115,7 @@ impl Field {
         loop {
             match self.user.recv().await {
                 Reply::Output(output) if output.seq == seq => said = output.payload.0,
-                Reply::Executed(executed) if executed.seq == seq => return (seq, executed.status, said),
+                Reply::Executed(executed) if executed.seq == seq => return (seq, executed.run.status, said),
                 Reply::Error(error) => panic!("{words}: {error:?}"),
                 _ => {}
             }
