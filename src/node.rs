@@ -12,6 +12,7 @@ mod exec;
 pub mod offline;
 mod party_line;
 pub mod progress;
+pub mod recover;
 pub mod replay;
 mod report;
 mod serve;

@@ -224,6 +224,9 @@ impl Hello {
         };
         let (ours, other) = (&self.genesis, &theirs.genesis);
         differs("the protocol version", self.protocol.to_string(), theirs.protocol.to_string())?;
+        if let Some(why) = lineage(self, theirs) {
+            return Err(why);
+        }
         differs("the contract id", ours.contract_id.to_string(), other.contract_id.to_string())?;
         differs("the genesis time", ours.time_ms.to_string(), other.time_ms.to_string())?;
         if let Some((key, mine, theirs)) = self.shared.first_difference(&theirs.shared) {
@@ -237,6 +240,42 @@ impl Hello {
         differs("the genesis version", ours.ver.to_string(), other.ver.to_string())?;
         differs("the hash of the shared settings", ours.cfg_hash.to_string(), other.cfg_hash.to_string())?;
         differs("the chain id", ours.chain_id().to_string(), other.chain_id().to_string())
+    }
+}
+
+/// What is wrong between two nodes of which at least one was recovered (`hp recover`); `None` where that is not the reason.
+fn lineage(here: &Hello, there: &Hello) -> Option<String> {
+    let (ours, theirs) = (&here.genesis, &there.genesis);
+    let again = "`hp recover` with the same arguments";
+    match (&ours.ancestor, &theirs.ancestor) {
+        (Some(mine), _) if mine.contract_id == theirs.contract_id => Some(format!(
+            "the contract id differs: {} here, recovered after ledger {} of contract {}, which is the one there: its operator \
+             runs {again}",
+            ours.contract_id, mine.seq, mine.contract_id
+        )),
+        (_, Some(other)) if other.contract_id == ours.contract_id => Some(format!(
+            "the contract id differs: {} there, recovered after ledger {} of contract {}, which is the one here: run {again} \
+             here",
+            theirs.contract_id, other.seq, other.contract_id
+        )),
+        (Some(mine), Some(other)) if mine.chain_id == other.chain_id && ours.contract_id != theirs.contract_id => {
+            let binary = |hash: Option<Hash>| hash.map_or("none".to_owned(), |hash| hash.to_string());
+            let list = |unl: &[NodeKey]| unl.iter().map(NodeKey::short).collect::<Vec<_>>().join(" ");
+            let fields = [
+                ("ledger (--seq)", mine.seq.to_string(), other.seq.to_string()),
+                ("ledger's hash", mine.ledger_hash.to_string(), other.ledger_hash.to_string()),
+                ("state (--root)", ours.state_root.to_string(), theirs.state_root.to_string()),
+                ("UNL (--unl)", list(&ours.unl), list(&theirs.unl)),
+                ("threshold (--threshold)", ours.threshold.to_string(), theirs.threshold.to_string()),
+                ("executable (--binary)", binary(mine.binary), binary(other.binary)),
+                ("users", mine.users_root.to_string(), other.users_root.to_string()),
+                ("keys of inputs", mine.keys_root.to_string(), other.keys_root.to_string()),
+            ];
+            let setting = || here.shared.first_difference(&there.shared);
+            let (field, here, there) = fields.into_iter().find(|(_, here, there)| here != there).or_else(setting)?;
+            Some(format!("both were recovered, but with another {field}: {here} here, {there} there"))
+        }
+        _ => None,
     }
 }
 
@@ -328,5 +367,43 @@ mod tests {
         assert_eq!(evidence(&advance(high, 3), &advance(None, 3)), Ok(()));
         assert!(evidence(&advance(high, 3), &advance(high, 3)).is_err(), "the same twice");
         assert!(evidence(&advance(high, 3), &advance(high, 4)).is_err(), "another's POLC beside the same vote");
+    }
+
+    #[test]
+    fn who_was_recovered_and_who_was_not_is_said_by_both() {
+        let shared = crate::verify::tests::made::shared();
+        let hello = |genesis: &Genesis| Hello {
+            protocol: PROTOCOL,
+            boot: Hash::ZERO,
+            genesis: genesis.clone(),
+            shared: shared.clone(),
+        };
+        let old = crate::verify::tests::made::Made::new(3);
+        let before = hello(&old.genesis);
+        let new = old.recovered(BTreeSet::new()).genesis;
+        let told = hello(&new).check(&before).unwrap_err();
+        assert!(told.contains("recovered after ledger 0 of contract 0707"), "{told}");
+        assert!(told.contains("its operator runs `hp recover` with the same arguments"), "{told}");
+        let told = before.check(&hello(&new)).unwrap_err();
+        assert!(told.contains("which is the one here: run `hp recover`"), "{told}");
+        assert_eq!(hello(&new).check(&hello(&new)), Ok(()));
+
+        let other = |change: &dyn Fn(&mut Genesis)| {
+            let mut other = new.clone();
+            change(&mut other);
+            hello(&new).check(&hello(&other.with_derived_id())).unwrap_err()
+        };
+        let ancestor = |change: fn(&mut crate::consensus::header::Ancestor)| {
+            other(&|genesis| change(genesis.ancestor.as_mut().expect("it was recovered")))
+        };
+        for (told, field) in [
+            (ancestor(|ancestor| ancestor.seq = 7), "ledger (--seq): 0 here, 7 there"),
+            (ancestor(|ancestor| ancestor.binary = Some(Hash([1; 32]))), "executable (--binary): none here, 0101"),
+            (other(&|genesis| genesis.state_root = Hash([2; 32])), "state (--root): 0101"),
+            (other(&|genesis| genesis.threshold = 67), "threshold (--threshold): 80 here, 67 there"),
+            (other(&|genesis| genesis.unl.truncate(2)), "UNL (--unl)"),
+        ] {
+            assert!(told.contains("both were recovered, but with another") && told.contains(field), "{told}");
+        }
     }
 }

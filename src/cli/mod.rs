@@ -10,6 +10,7 @@ mod dev;
 mod ledger;
 mod new;
 mod progress;
+mod recover;
 mod rekey;
 mod run;
 mod scratch;
@@ -124,6 +125,7 @@ enum Command {
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
+    Recover(recover::Recover),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
     /// Print the version.
@@ -153,6 +155,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
+        Command::Recover(recover) => recover.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),
         Command::Version => answer(concat!("hp ", env!("CARGO_PKG_VERSION"), "\n")),

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     config::{Config, Format, rekeyed},
     crypto::SecretKey,
+    node::recover::switch,
 };
 
 /// Old files that are kept side by side. One more is refused, so that no old key is lost unasked.
@@ -43,6 +44,10 @@ pub(super) struct Rekey {
 
 impl Rekey {
     pub(super) fn run(self) -> Outcome {
+        if switch::is_begun(&self.dir) {
+            let what = "an `hp recover` was cut here: finish it first (`hp recover` or `hp run` do)";
+            return Err(anyhow::anyhow!(what).into());
+        }
         let (text, config) = Config::load_text(&self.dir)?;
         let _lock = lock(&self.dir)?;
         let has_run = has_history(&self.dir)?;

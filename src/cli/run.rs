@@ -15,11 +15,11 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{Exit, Failure, Outcome, answer, progress, start_logging_above};
+use super::{Exit, Failure, Outcome, answer, progress, recover, start_logging_above};
 use crate::{
     config::Config,
     contract,
-    node::{Node, NodeError},
+    node::{Node, NodeError, recover::switch},
 };
 
 /// Time for file work that is under way at the end, for example hashing. What it had not finished is done again.
@@ -100,6 +100,9 @@ impl Run {
 /// Reads the configuration of a folder. All its paths are absolute: the contract runs in another working directory.
 fn load(dir: &Path) -> Result<Config, Failure> {
     let dir = path::absolute(dir).with_context(|| format!("cannot tell where {} is", dir.display()))?;
+    if switch::finish(&dir).map_err(recover::failure)? {
+        eprintln!("finished an `hp recover` that was cut");
+    }
     Ok(Config::load(&dir)?)
 }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{
-    Config, ConfigError, EXAMPLE, PeerAddr,
+    Config, ConfigError, EXAMPLE, PeerAddr, Problem,
     table::full_name,
     tree::{self, Entry, Value},
 };
@@ -166,6 +166,101 @@ pub fn rekeyed(text: &str, config: &Config, new: &SecretKey) -> Result<String, C
         true => Ok(changed),
         false => Err(cannot("pubkey")),
     }
+}
+
+/// What `hp recover` changes in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered<'a> {
+    /// Name of the contract from now on.
+    pub contract_id: Hash,
+    /// When the chain begins.
+    pub genesis_time_ms: WallMs,
+    /// Who decides, ascending.
+    pub unl: &'a [NodeKey],
+    /// Percent of them.
+    pub threshold: u64,
+    /// Another executable, as a path that starts at the contract folder.
+    pub binary: Option<&'a str>,
+}
+
+/// The text of `config` with these changes. Everything else stays as it is, which is checked.
+pub fn recovered(text: &str, config: &Config, changes: &Recovered<'_>) -> Result<String, ConfigError> {
+    let cannot = |key: &'static str| ConfigError::Edit { file: config.file.clone(), key: key.to_owned() };
+    if config.format == tree::Format::Legacy {
+        let problem =
+            "a file in the format of Hot Pocket 0.1 cannot name a contract: write it in TOML first, as `hp new` does";
+        let (file, key) = (config.file.clone(), "contract.id".to_owned());
+        return Err(ConfigError::Key { file, line: None, key, problem: Problem::Conflict(problem.to_owned()) });
+    }
+    let mut sets = vec![
+        ("contract.id", quoted(&changes.contract_id.to_string())),
+        ("contract.genesis_time_ms", changes.genesis_time_ms.to_string()),
+    ];
+    if config.consensus.threshold != changes.threshold {
+        sets.push(("consensus.threshold", changes.threshold.to_string()));
+    }
+    if config.unl != changes.unl {
+        sets.push(("unl", list(changes.unl)));
+    }
+    if let Some(binary) = changes.binary {
+        sets.push(("binary", quoted(binary)));
+    }
+    let mut changed = text.to_owned();
+    for (key, toml) in sets {
+        changed = set_in(&changed, key, &toml).ok_or_else(|| cannot(key))?;
+    }
+
+    let same_key = |_: &Path| Ok(config.secret.to_hex());
+    let parsed = Config::parse(&changed, &config.file, &config.dir, &same_key).map_err(|_| cannot("contract.id"))?;
+    let mut expected = config.clone();
+    expected.contract.id = changes.contract_id;
+    expected.contract.genesis_time_ms = changes.genesis_time_ms;
+    expected.unl = changes.unl.to_vec();
+    expected.consensus.threshold = changes.threshold;
+    if let Some(binary) = changes.binary {
+        expected.binary = config.dir.join(binary);
+        expected.argv[0] = binary.to_owned();
+    }
+    match format!("{parsed:?}") == format!("{expected:?}") {
+        true => Ok(changed),
+        false => Err(cannot("contract.id")),
+    }
+}
+
+/// Sets a key in somebody's text: in its place, in that of the comment that shows its default, or at the beginning of its
+/// table. `None` where none of that works.
+fn set_in(text: &str, key: &str, toml: &str) -> Option<String> {
+    let (table, name) = key.split_once('.').unwrap_or(("", key));
+    let (_, entries) = tree::read(text).ok()?;
+    let mut changed = text.to_owned();
+    if let Some(entry) = value_of(&entries, table, name) {
+        changed.replace_range(entry.span.clone(), toml);
+    } else if let Some(line) = commented(text, table, name) {
+        changed.replace_range(line, &format!("{name} = {toml}"));
+    } else {
+        let header = format!("[{table}]");
+        let is_header = |line: &str| line.trim_end() == header;
+        let after = match table {
+            "" => Some(0),
+            _ => text
+                .split_inclusive('\n')
+                .scan(0, |end, line| {
+                    Some((is_header(line), {
+                        *end += line.len();
+                        *end
+                    }))
+                })
+                .find(|(found, _)| *found)
+                .map(|(_, end)| end),
+        };
+        match after {
+            Some(at) => changed.insert_str(at, &format!("{name} = {toml}\n")),
+            None => changed.push_str(&format!("\n{header}\n{name} = {toml}\n")),
+        }
+    }
+    let (_, entries) = tree::read(&changed).ok()?;
+    value_of(&entries, table, name)?;
+    Some(changed)
 }
 
 fn rekeyed_toml(text: &str, entries: &[Entry], config: &Config, new: &SecretKey) -> String {

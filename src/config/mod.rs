@@ -28,7 +28,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 pub use self::peer::{ParsePeerError, PeerAddr};
 use self::read::{Keys, parse};
 pub use self::{
-    edit::{Document, quoted, rekeyed},
+    edit::{Document, Recovered, quoted, recovered, rekeyed},
     quorum::Tolerance,
     shared::{SharedConfig, caps},
     tree::Format,

@@ -38,12 +38,18 @@ macro_rules! shared {
                 settings
             }
 
+            /// Every key that differs: its name, my value, theirs.
+            pub fn differences(&self, theirs: &SharedConfig) -> Vec<(&'static str, String, String)> {
+                let mut all = Vec::new();
+                $(if self.$name != theirs.$name {
+                    all.push(($key, self.$name.to_string(), theirs.$name.to_string()));
+                })*
+                all
+            }
+
             /// The first key that differs: its name, my value, theirs. `None` if all are alike.
             pub fn first_difference(&self, theirs: &SharedConfig) -> Option<(&'static str, String, String)> {
-                $(if self.$name != theirs.$name {
-                    return Some(($key, self.$name.to_string(), theirs.$name.to_string()));
-                })*
-                None
+                self.differences(theirs).into_iter().next()
             }
         }
     };

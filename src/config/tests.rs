@@ -552,3 +552,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_recovered_chain_is_named_in_the_text_and_all_else_stays() {
+    let (mine, other): (NodeKey, NodeKey) = (PUBKEY.parse().unwrap(), OTHER.parse().unwrap());
+    let changes = Recovered {
+        contract_id: Hash([9; 32]),
+        genesis_time_ms: 77,
+        unl: &[other, mine],
+        threshold: 67,
+        binary: Some("bin/new"),
+    };
+    let tables = "[consensus]\n# mine\neager = false\n[mesh]\nadmit = \"unl\"";
+    for text in [document().text().to_owned(), least(""), least(tables), least("# [consensus]")] {
+        let before = parse_text(&text).unwrap();
+        let changed = recovered(&text, &before, &changes).unwrap();
+        let after = parse_text(&changed).unwrap();
+        assert_eq!((after.contract.id, after.contract.genesis_time_ms), (Hash([9; 32]), 77));
+        assert_eq!((&after.unl[..], after.consensus.threshold), (&[other, mine][..], 67));
+        assert_eq!((after.binary.as_path(), &*after.argv[0]), (Path::new("n/bin/new"), "bin/new"));
+        let comments = |text: &str| text.lines().filter(|line| line.starts_with('#')).count();
+        assert_eq!(comments(&changed), comments(&text));
+        // Nothing is set that need not be.
+        let again = Recovered { unl: &after.unl, binary: None, ..changes.clone() };
+        assert_eq!(recovered(&changed, &after, &again).unwrap(), changed);
+    }
+    let told = recovered(LEGACY_A, &parse_text(LEGACY_A).unwrap(), &changes).unwrap_err().to_string();
+    assert!(told.contains("cannot name a contract"), "{told}");
+}

@@ -33,14 +33,51 @@ pub struct Genesis {
     pub cfg_hash: Hash,
     /// Root of state/ before the first run.
     pub state_root: Hash,
-    /// When `hp new` made it.
+    /// When `hp new` made it; of a chain that goes on from another, the time of the last ledger that it took over.
     pub time_ms: WallMs,
+    /// The chain that this one goes on from; `None` where all begins.
+    pub ancestor: Option<Ancestor>,
+}
+
+/// A chain that could not go on, as far as it lives on in the one that its operators made of it (`hp recover`).
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Ancestor {
+    /// Its contract id.
+    pub contract_id: Hash,
+    /// Hash of its genesis.
+    pub chain_id: Hash,
+    /// Its last ledger that counts; the state root of the new genesis is that after the run of this one.
+    pub seq: Seq,
+    /// Hash of that ledger.
+    pub ledger_hash: Hash,
+    /// Root over the users of that ledger, with whom the new chain begins.
+    pub users_root: Hash,
+    /// How many they are.
+    pub n_users: u32,
+    /// [`keys_root`] of the inputs that must not take effect again.
+    pub keys_root: Hash,
+    /// How many they are.
+    pub n_keys: u64,
+    /// The executable that all operators agreed on, where they did: `H("hp/binary/1", bytes)`.
+    pub binary: Option<Hash>,
 }
 
 impl Genesis {
     /// Hash of ledger 0, the chain's name.
     pub fn chain_id(&self) -> Hash {
         Hash::tagged("hp/genesis/1", self)
+    }
+
+    /// The same with the contract id that follows from all the rest: who agrees on where and how to go on needs to agree
+    /// on nothing else.
+    pub fn with_derived_id(self) -> Genesis {
+        let unnamed = Genesis { contract_id: Hash::ZERO, ..self };
+        Genesis { contract_id: Hash::tagged("hp/recover/1", &unnamed), ..unnamed }
+    }
+
+    /// Root over the users of ledger 0.
+    pub fn users_root(&self) -> Hash {
+        self.ancestor.as_ref().map_or_else(|| users_root(&BTreeSet::new()), |ancestor| ancestor.users_root)
     }
 
     /// The constant result of ledger 0. It needs no certificate.
@@ -222,6 +259,11 @@ impl Signable for SessionInput {
 /// Hash of a list of input ids.
 pub fn inputs_root(ids: &[Hash]) -> Hash {
     Hash::tagged("hp/inputs/1", ids)
+}
+
+/// Hash of the input keys that a chain takes over from the one before it.
+pub fn keys_root(keys: &BTreeSet<InputKey>) -> Hash {
+    Hash::tagged("hp/keys/1", keys)
 }
 
 /// Root over the connected users.

@@ -53,6 +53,7 @@ impl Bench {
             cfg_hash: Hash::ZERO,
             state_root: Hash::ZERO,
             time_ms: 0,
+            ancestor: None,
         };
         let params = Params {
             me: ME,

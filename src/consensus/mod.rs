@@ -689,6 +689,7 @@ mod tests {
             cfg_hash: Hash::ZERO,
             state_root: Hash::ZERO,
             time_ms: 0,
+            ancestor: None,
         };
         let params = Params {
             me,

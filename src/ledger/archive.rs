@@ -71,7 +71,7 @@ impl Archive {
         })
     }
 
-    fn at_once<T>(
+    pub(super) fn at_once<T>(
         &self,
         what: &'static str,
         read: impl FnOnce(&Connection) -> Result<T, Trouble>,
@@ -149,6 +149,8 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         tip,
         kept_from: kept_from(db)?,
         executed: executed.and_then(|seq| Seq::try_from(seq).ok()).unwrap_or(0),
+        ancestor_users: blobs("SELECT user FROM ancestor_user ORDER BY user")?,
+        ancestor_keys: blobs("SELECT keys FROM ancestor_key ORDER BY n")?,
         users_tip: blobs("SELECT user FROM user_tip")?,
         users_executed: blobs("SELECT user FROM user_executed")?,
         round,

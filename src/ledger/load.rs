@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Trouble,
-    store::{Kind, Store, Users, body_hash, closed, column, genesis, input, seq_of, unl_changes, unl_vote},
+    store::{
+        Kind, Store, Users, ancestor_keys, body_hash, closed, column, genesis, input, seq_of, unl_changes, unl_vote,
+    },
 };
 use crate::{
     consensus::{
@@ -40,12 +42,12 @@ impl Store {
             journal.limited = Some((ledger, inputs));
         }
         journal.unexecuted = self.ledgers_to_run(self.known.executed + 1)?;
-        journal.users = self.read_users(Users::Tip, self.known.tip)?;
-        journal.executed_users = self.read_users(Users::Executed, self.known.executed)?;
+        journal.users = self.read_users(&journal.genesis, Users::Tip, self.known.tip)?;
+        journal.executed_users = self.read_users(&journal.genesis, Users::Executed, self.known.executed)?;
         journal.unl = self.unl_after(&journal.genesis, self.known.tip)?;
         journal.executed_unl = self.unl_after(&journal.genesis, self.known.executed)?;
         journal.unl_vote = unl_vote(&self.db)?;
-        journal.window = self.window(input_window)?;
+        journal.window = self.window(&journal.genesis, input_window)?;
         journal.pool = self.pool(&journal.genesis)?;
         self.round(&mut journal)?;
         Ok(Some(journal))
@@ -149,7 +151,7 @@ impl Store {
     }
 
     /// The users of ledger `seq`.
-    fn read_users(&self, users: Users, seq: Seq) -> Result<BTreeSet<UserKey>, Trouble> {
+    fn read_users(&self, genesis: &Genesis, users: Users, seq: Seq) -> Result<BTreeSet<UserKey>, Trouble> {
         let sql = match users {
             Users::Tip => "SELECT user FROM user_tip",
             Users::Executed => "SELECT user FROM user_executed",
@@ -157,7 +159,7 @@ impl Store {
         let users: BTreeSet<UserKey> =
             self.db.prepare(sql)?.query_map([], |row| Ok(UserKey(row.get(0)?)))?.collect::<Result<_, _>>()?;
         let wanted = match self.header(seq)? {
-            None => header::users_root(&BTreeSet::new()),
+            None => genesis.users_root(),
             Some(header) => header.users_root,
         };
         match header::users_root(&users) == wanted {
@@ -195,8 +197,16 @@ impl Store {
         }
     }
 
-    fn window(&self, input_window: u64) -> Result<BTreeMap<InputKey, Seq>, Trouble> {
+    fn window(&self, genesis: &Genesis, input_window: u64) -> Result<BTreeMap<InputKey, Seq>, Trouble> {
         let mut window = BTreeMap::new();
+        if let Some(ancestor) = genesis.ancestor.as_ref().filter(|_| self.known.tip < input_window) {
+            let keys = ancestor_keys(&self.db)?;
+            if header::keys_root(&keys) != ancestor.keys_root {
+                return Trouble::damaged("the input keys of the chain before are not those of the genesis");
+            }
+            // As if they had been in ledger 0.
+            window.extend(keys.into_iter().map(|key| (key, 0)));
+        }
         let mut query = self.db.prepare("SELECT seq, keys FROM input_key WHERE seq > ?1 ORDER BY seq")?;
         let mut rows = query.query([self.known.tip.saturating_sub(input_window) as i64])?;
         while let Some(row) = rows.next()? {

@@ -12,6 +12,7 @@
 //! by the commits that store new ledgers, and never before its ledger was executed.
 
 mod archive;
+mod heritage;
 mod load;
 mod schema;
 mod store;
@@ -24,6 +25,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use borsh::{BorshDeserialize, BorshSerialize};
 
 pub use archive::{Archive, Depth, PAGE_LEDGERS_MAX};
+pub use heritage::{Heritage, Undone};
 pub use store::{Proven, Store};
 pub use worker::Ledger;
 
@@ -44,6 +46,8 @@ pub const BODIES_KEPT: u64 = if cfg!(test) { 1_024 } else { 65_536 };
 const PRUNE_LEDGERS_MAX: u64 = 4;
 /// Old inputs one commit deletes at most, besides twice as many as it ledgers; the rest waits for the next commits.
 const PRUNE_INPUTS_MIN: usize = 64;
+/// Keys of inputs in one row of those that a recovered chain takes over.
+const ANCESTOR_KEYS_A_ROW: usize = 65_536;
 /// Proofs kept against one signer; further ones are not stored, the first prove as much.
 pub const EVIDENCE_PER_SIGNER_MAX: u64 = 8;
 /// Proofs kept in all; further ones are not stored.

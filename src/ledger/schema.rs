@@ -19,8 +19,19 @@ const APPLICATION_ID: i64 = 0x4850_4c47;
 /// A larger file is not read through at start: only [`CHECKED_ALWAYS`] and what is loaded are checked then.
 const CHECK_BYTES_MAX: u64 = 1 << 30;
 /// The small tables that voting rests on.
-const CHECKED_ALWAYS: [&str; 9] =
-    ["meta", "unl_change", "round", "candidate", "user_tip", "user_executed", "pooled", "result", "input_key"];
+const CHECKED_ALWAYS: [&str; 11] = [
+    "meta",
+    "ancestor_user",
+    "ancestor_key",
+    "unl_change",
+    "round",
+    "candidate",
+    "user_tip",
+    "user_executed",
+    "pooled",
+    "result",
+    "input_key",
+];
 /// Pages in the write-ahead log past which a commit moves them into the file itself, however busy the node is.
 const WAL_PAGES_MAX: i64 = 4_096;
 /// Length the write-ahead log is brought to for a running node: room for that many pages of 4 KiB with their headers.
@@ -38,8 +49,13 @@ const BUSY_TIME: Duration = Duration::from_secs(10);
 /// Input bytes are written once: `input` holds them from the moment they arrive until the body of their ledger is
 /// deleted; `pooled` marks those that no ledger lists yet. `output.leaf` is the output's leaf of its ledger's
 /// `outputs_root`: a proof needs all leaves of a ledger, and must not read all outputs for them.
+///
+/// `ancestor_user` and `ancestor_key` (lists of keys, ascending from the first to the last) are what the genesis of a
+/// recovered chain names by `users_root` and `keys_root`; they are kept for ever, like the genesis.
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE ancestor_user (user BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE ancestor_key (n INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
 CREATE TABLE ledger (seq INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, header BLOB NOT NULL, qc BLOB NOT NULL) STRICT;
 CREATE INDEX ledger_after_failure ON ledger (seq) WHERE substr(header, 331, 1) <> x'00';
 CREATE TABLE body (

@@ -8,14 +8,15 @@ use std::{
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
-    BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError, MISSING_MAX, Outputs,
-    PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN,
-    PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Trouble, Write, decode, encode, schema,
+    ANCESTOR_KEYS_A_ROW, BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError,
+    MISSING_MAX, Outputs, PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX,
+    PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Trouble, Write, decode, encode,
+    schema,
 };
 use crate::{
     consensus::{
         RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
-        header::{Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
+        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
         journal::{Journal, Record},
         merkle,
         messages::{Advance, Certificate, Closed, Evidence, Overtime, Range, Signed, Tc},
@@ -115,6 +116,49 @@ impl Store {
                 Ok(())
             }
         }
+    }
+
+    /// Sets ledger 0 of a chain that goes on from another, with the users and the keys of inputs that its genesis names, and
+    /// the settings behind its `cfg_hash`. In an empty database alone.
+    ///
+    /// # Panics
+    /// When users or keys are not those that the genesis names.
+    pub fn set_recovered(
+        &mut self,
+        settings: &[u8],
+        genesis: &Genesis,
+        users: &BTreeSet<UserKey>,
+        keys: &BTreeSet<InputKey>,
+    ) -> Result<(), LedgerError> {
+        let ancestor = genesis.ancestor.as_ref().expect("a recovered chain has an ancestor");
+        assert_eq!(ancestor.users_root, header::users_root(users), "the genesis names its users");
+        assert_eq!(ancestor.keys_root, header::keys_root(keys), "the genesis names its keys");
+        let given = genesis.chain_id();
+        if let Some(held) = self.known.chain_id {
+            return Err(LedgerError::OtherChain { path: self.path.clone(), held, given });
+        }
+        let mut set = || -> Result<(), Trouble> {
+            let tx = self.db.transaction()?;
+            tx.execute("INSERT INTO meta (key, value) VALUES ('settings', ?1)", [settings])?;
+            tx.execute("INSERT INTO meta (key, value) VALUES ('genesis', ?1)", [encode(genesis)])?;
+            for table in ["ancestor_user", "user_tip", "user_executed"] {
+                let mut insert = tx.prepare(&format!("INSERT INTO {table} (user) VALUES (?1)"))?;
+                for user in users {
+                    insert.execute([user.0])?;
+                }
+            }
+            let keys: Vec<&InputKey> = keys.iter().collect();
+            let mut insert = tx.prepare("INSERT INTO ancestor_key (n, keys) VALUES (?1, ?2)")?;
+            for (n, part) in (0_i64..).zip(keys.chunks(ANCESTOR_KEYS_A_ROW)) {
+                insert.execute(params![n, encode(part)])?;
+            }
+            drop(insert);
+            Ok(tx.commit()?)
+        };
+        set().map_err(|trouble| trouble.at(&self.path, "store the genesis"))?;
+        self.known.chain_id = Some(given);
+        self.known.tip_hash = Some(given);
+        Ok(())
     }
 
     /// What `set_settings` kept, as bytes.
@@ -766,6 +810,17 @@ pub(super) fn genesis(db: &Connection) -> Result<Option<Genesis>, Trouble> {
     let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'genesis'")?;
     let mut rows = query.query([])?;
     rows.next()?.map(|row| column(row, 0, "the genesis")).transpose()
+}
+
+/// Keys of inputs of the chain that this one goes on from.
+pub(super) fn ancestor_keys(db: &Connection) -> Result<BTreeSet<InputKey>, Trouble> {
+    let mut query = db.prepare("SELECT keys FROM ancestor_key ORDER BY n")?;
+    let mut rows = query.query([])?;
+    let mut keys = BTreeSet::new();
+    while let Some(row) = rows.next()? {
+        keys.extend(column::<Vec<InputKey>>(row, 0, "the input keys of the chain before")?);
+    }
+    Ok(keys)
 }
 
 /// What the operator of this node votes for.

@@ -16,7 +16,9 @@ use super::*;
 use crate::{
     consensus::{
         LOADED_LEDGERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
-        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, UnlChange, VERSION},
+        header::{
+            self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange, VERSION,
+        },
         journal::Journal,
         merkle,
         messages::{
@@ -56,6 +58,7 @@ fn genesis() -> Genesis {
         cfg_hash: Hash([4; 32]),
         state_root: Hash([5; 32]),
         time_ms: 1_000,
+        ancestor: None,
     }
 }
 
@@ -1119,4 +1122,84 @@ fn a_full_ledger_goes_to_disk_in_two_commits() {
     store.commit(&[record.into()]).unwrap();
     println!("16,384 inputs stored in {stored:?}, ledgered in {:?}", begun.elapsed() - stored);
     assert!(store.load(100).unwrap().unwrap() == journal.clone().opened());
+}
+
+/// Ledger 0 of a chain that goes on from another, with its users and keys.
+fn recovered_genesis() -> (Genesis, BTreeSet<UserKey>, BTreeSet<InputKey>) {
+    let users: BTreeSet<UserKey> = (0..3).map(user).collect();
+    let keys: BTreeSet<InputKey> = (0..4).map(|nonce| (user(nonce % 2), Hash::ZERO, 1_000_000 + nonce)).collect();
+    let ancestor = header::Ancestor {
+        contract_id: Hash([1; 32]),
+        chain_id: Hash([2; 32]),
+        seq: 9,
+        ledger_hash: Hash([3; 32]),
+        users_root: header::users_root(&users),
+        n_users: 3,
+        keys_root: header::keys_root(&keys),
+        n_keys: 4,
+        binary: None,
+    };
+    (Genesis { ancestor: Some(ancestor), ..genesis() }, users, keys)
+}
+
+#[test]
+fn a_recovered_chain_begins_with_users_and_keys_which_are_free_again_after_the_window() {
+    const WINDOW: u64 = 5;
+    let dir = folder();
+    let (genesis, users, keys) = recovered_genesis();
+    let mut store = Store::open(dir.path()).unwrap();
+    store.set_recovered(b"settings", &genesis, &users, &keys).unwrap();
+    let again = store.set_recovered(b"settings", &genesis, &users, &keys);
+    assert!(matches!(again, Err(LedgerError::OtherChain { .. })), "{again:?}");
+    drop(store);
+    let mut store = Store::open(dir.path()).unwrap();
+    let mut journal = store.load(WINDOW).unwrap().unwrap();
+    assert_eq!((&journal.users, &journal.executed_users), (&users, &users));
+    assert_eq!(journal.window.keys().copied().collect::<BTreeSet<_>>(), keys);
+    for seq in 1..=WINDOW + 1 {
+        let body = candidate(&journal, vec![], vec![], vec![]);
+        commit(&mut store, &mut journal, vec![closed(body)], WINDOW);
+        assert_eq!(journal.window.is_empty(), seq >= WINDOW, "ledger {seq}");
+        drop(store);
+        store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.load(WINDOW).unwrap().unwrap().window, journal.window, "ledger {seq}");
+    }
+}
+
+#[test]
+fn what_a_chain_hands_on_is_the_same_however_far_a_node_has_closed_beyond() {
+    const WINDOW: u64 = 64;
+    let mut rng = Rng(5);
+    let dir = folder();
+    let mut store = new_store(dir.path());
+    let mut journal = store.load(WINDOW).unwrap().unwrap();
+    let heritage = |seq| Archive::open(dir.path()).unwrap().heritage(seq, WINDOW).unwrap();
+    let mut handed_on = Vec::new();
+    for seq in 1..=100 {
+        let input = Input { nonce: seq, ..new_input(&mut rng, seq) };
+        let id = input.id(&journal.genesis.chain_id());
+        let del: Vec<UserKey> = journal.users.iter().take((seq % 2) as usize).copied().collect();
+        let body = candidate(
+            &journal,
+            vec![id],
+            vec![user(seq), user(1_000 + seq)].into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
+            del,
+        );
+        commit(&mut store, &mut journal, vec![Record::Input(Box::new(input)), closed(body)], WINDOW);
+        let now = heritage(seq).unwrap();
+        assert_eq!((&now.users, now.hash), (&journal.users, journal.tip.as_ref().unwrap().candidate.header.hash()));
+        // One ledger less than the window: what the node beyond this one has not deleted yet.
+        assert_eq!(now.keys.len() as u64, seq.min(WINDOW - 1));
+        assert!(now.keys.iter().all(|key| journal.window.contains_key(key)));
+        handed_on.push(now);
+        if seq > 1 {
+            let before = heritage(seq - 1).unwrap();
+            let expected = Heritage { agreed: before.agreed.clone(), ..handed_on[seq as usize - 2].clone() };
+            assert_eq!(before, expected, "ledger {seq} is closed, too");
+            assert!(before.agreed.is_some());
+        }
+    }
+    let told = heritage(90).unwrap_err();
+    assert!(told.contains("the oldest ledger that this node can go on from is 99"), "{told}");
+    assert!(heritage(101).unwrap_err().contains("is not closed here: the last one is 100"));
 }

@@ -341,6 +341,7 @@ async fn genesis(
         cfg_hash: config.cfg_hash(),
         state_root: root,
         time_ms: config.contract.genesis_time_ms,
+        ancestor: None,
     };
     // First the settings: whoever finds a genesis finds what its hash stands for.
     store.set_settings(&wire::encode(&shared))?;

@@ -547,6 +547,7 @@ mod tests {
             cfg_hash: Hash([2; 32]),
             state_root: Hash::ZERO,
             time_ms: 3,
+            ancestor: None,
         };
         Welcome {
             node: Text(trust().unl()[0]),

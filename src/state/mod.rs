@@ -38,6 +38,7 @@ mod clock;
 mod conformance;
 mod diagnosis;
 mod disk;
+pub mod folder;
 mod intent;
 mod merkle;
 mod mirror;

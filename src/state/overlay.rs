@@ -364,6 +364,18 @@ impl StateStore for Overlay {
     }
 }
 
+/// Root of the pre-state that the folder can go back to by taking steps back; `None` where it has none to take back.
+pub(super) fn before(dir: &Path) -> Result<Option<Hash>, StateError> {
+    let path = dir.join("hist/overlay/intent");
+    if std::fs::symlink_metadata(&path).is_err() {
+        return Ok(None);
+    }
+    Ok(match IntentFile::<Intent>::open(&Disk::default(), &path)?.intent {
+        Intent::Empty | Intent::Base { .. } => None,
+        Intent::Applying { root, .. } | Intent::Undoing { root, .. } => Some(root),
+    })
+}
+
 fn is_empty(folder: &Path) -> Result<bool, StateError> {
     Ok(std::fs::read_dir(folder).map_err(at("list", folder))?.next().is_none())
 }

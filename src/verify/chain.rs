@@ -98,6 +98,7 @@ impl Chain {
         let percent = (67..=100).contains(&genesis.threshold);
         place.holds(percent, "genesis.threshold", genesis.threshold, "67 to 100", "quorums need not share a member")?;
         let shared = shared(head, &genesis)?;
+        let (users, keys) = ancestry(head, bytes, &genesis)?;
         if let Some(unknown) = head.meta.keys().find(|key| !META.contains(&key.as_str())) {
             return place.wrong(
                 "meta",
@@ -113,7 +114,7 @@ impl Chain {
         }
         let unl_hash = hash::tagged("hp/unl/1", &[&hash::list(&genesis.unl)]);
         let report = Report { chain_id: Some(chain_id), from: ask.from.max(1), ..Report::default() };
-        Ok(Chain {
+        let mut chain = Chain {
             rules: Rules { chain_id, shared },
             threshold: usize::from(genesis.threshold),
             to: head.tip,
@@ -124,8 +125,8 @@ impl Chain {
             unl_hash,
             settlement: None,
             before: Outcome { state_root: genesis.state_root },
-            users: Users::Known(BTreeSet::new()),
-            users_executed: (head.executed == 0).then(BTreeSet::new),
+            users_executed: (head.executed == 0).then(|| users.clone()),
+            users: Users::Known(users),
             executed: head.executed,
             window: BTreeMap::new(),
             window_order: BTreeMap::new(),
@@ -137,7 +138,10 @@ impl Chain {
             report,
             unchecked_contents: None,
             unchecked_users: None,
-        })
+        };
+        // They count as if they had been in ledger 0.
+        chain.remember(0, keys);
+        Ok(chain)
     }
 
     /// Users of the last ledger.
@@ -581,6 +585,38 @@ fn ledger_seq(place: Place) -> Seq {
         Place::Ledger(seq) => seq,
         Place::Genesis | Place::Journal => 0,
     }
+}
+
+/// Users and keys that the chain begins with: none, or those of the chain before.
+fn ancestry(head: &Head, genesis_bytes: &[u8], genesis: &Genesis) -> Result<(BTreeSet<UserKey>, Vec<Key>), Wrong> {
+    let place = Place::Genesis;
+    let mut users = BTreeSet::new();
+    for user in &head.ancestor_users {
+        users.insert(user_key(place, user)?);
+    }
+    let mut keys: Vec<Key> = Vec::new();
+    for part in &head.ancestor_keys {
+        keys.extend(alone::keys(place, part)?);
+    }
+    let Some(ancestor) = &genesis.ancestor else {
+        let means = "the chain begins by itself";
+        place.same("ancestor_user", users.len(), 0, means)?;
+        place.same("ancestor_key", keys.len(), 0, means)?;
+        return Ok((users, keys));
+    };
+    // The id stands behind the version, and is zero where it is made.
+    let (version, rest) = (&genesis_bytes[..2], &genesis_bytes[2 + Hash::ZERO.0.len()..]);
+    let derived = hash::tagged("hp/recover/1", &[version, &Hash::ZERO.0, rest]);
+    let means = "a recovered chain has the id that follows from all else in its genesis";
+    place.same("genesis.contract_id", genesis.contract_id, derived, means)?;
+    let means = "the users are not those of the chain before";
+    place.same("ancestor.n_users", u64::from(ancestor.n_users), users.len() as u64, means)?;
+    place.same("ancestor.users_root", ancestor.users_root, hash::users_root(users.iter()), means)?;
+    let means = "an input of the chain before could take effect again";
+    place.same("ancestor.n_keys", ancestor.n_keys, keys.len() as u64, means)?;
+    place.holds(is_ascending(&keys), "ancestor_key", "in disorder", "ascending", means)?;
+    place.same("ancestor.keys_root", ancestor.keys_root, hash::keys_root(&keys), means)?;
+    Ok((users, keys))
 }
 
 /// The settings behind the genesis' hash, as far as they can be checked.

@@ -79,6 +79,18 @@ pub(super) fn users_root<'a>(users: impl Iterator<Item = &'a UserKey>) -> Hash {
     root(users.map(|user| tagged("hp/user/1", &[&user.0])).collect())
 }
 
+/// Hash of ascending keys of inputs.
+pub(super) fn keys_root(keys: &[(UserKey, Hash, u64)]) -> Hash {
+    let count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    let mut bytes = count.to_le_bytes().to_vec();
+    for (user, tag, nonce) in keys {
+        bytes.extend_from_slice(&user.0);
+        bytes.extend_from_slice(&tag.0);
+        bytes.extend_from_slice(&nonce.to_le_bytes());
+    }
+    tagged("hp/keys/1", &[&bytes])
+}
+
 /// Leaf of one user's output.
 pub(super) fn output_leaf(user: &UserKey, output: &[u8]) -> Hash {
     let length = u32::try_from(output.len()).unwrap_or(u32::MAX);

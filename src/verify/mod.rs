@@ -15,7 +15,7 @@ mod hash;
 mod journal;
 mod read;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{collections::BTreeMap, fmt, num::NonZero, thread};
 
@@ -43,6 +43,10 @@ pub struct Head {
     /// Values by name: `genesis`, `settings`; `unl_vote` while the operator votes for a change of the UNL; `adopted`, the
     /// agreed result, where the last one of this node was another.
     pub meta: BTreeMap<String, Vec<u8>>,
+    /// Users of the chain that this one goes on from, by what its genesis says.
+    pub ancestor_users: Vec<Vec<u8>>,
+    /// Lists of keys of that chain's inputs, in order.
+    pub ancestor_keys: Vec<Vec<u8>>,
     /// Last closed ledger; 0 before the first.
     pub tip: Seq,
     /// Oldest ledger with its contents.

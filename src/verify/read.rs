@@ -155,7 +155,12 @@ values! {
     /// Ledger 0.
     Genesis {
         ver: u16, contract_id: Hash, unl: Vec<NodeKey>, threshold: u8, cfg_hash: Hash, state_root: Hash,
-        time_ms: WallMs,
+        time_ms: WallMs, ancestor: Option<Ancestor>,
+    }
+    /// The chain before.
+    Ancestor {
+        contract_id: Hash, chain_id: Hash, seq: Seq, ledger_hash: Hash, users_root: Hash, n_users: u32, keys_root: Hash,
+        n_keys: u64, binary: Option<Hash>,
     }
     /// What all nodes must have alike: the first five; the rest is hashed only.
     SharedConfig {

@@ -1,6 +1,6 @@
 //! What nodes write verifies, and whatever is changed in it is found and named.
 
-mod made;
+pub(crate) mod made;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use crate::{
         journal::Record,
         messages::{Certificate, Precommit, Vote},
     },
-    ledger::{Archive, Depth, LedgerError, Store, Write},
+    ledger::{Archive, Depth, LedgerError, Write},
     types::{LimitKind, Status},
     wire,
 };
@@ -27,12 +27,7 @@ use crate::{
 /// Writes a chain as a node does.
 fn stored(made: &Made) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
-    store.set_settings(&wire::encode(&made.shared)).unwrap();
-    store.set_genesis(&made.genesis).unwrap();
-    store.load(WINDOW).unwrap();
-    store.commit(&made.writes).unwrap();
-    store.close().unwrap();
+    made.store(dir.path());
     dir
 }
 
@@ -107,6 +102,83 @@ fn another_genesis_than_the_one_asked_for_is_told() {
     assert!(asked(Made::new(5).genesis.chain_id()).is_ok());
     match asked(Hash([9; 32])) {
         Err(Stopped::Wrong(wrong)) => assert_eq!((wrong.place, wrong.field), (Place::Genesis, "chain id")),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A chain that goes on from another one.
+fn recovered() -> Made {
+    let before = history(4);
+    let keys = (1_000_000..1_000_005).map(|nonce| (before.user(0), Hash::ZERO, nonce)).collect();
+    before.recovered(keys)
+}
+
+#[test]
+fn a_recovered_chain_verifies_with_the_users_and_keys_that_it_began_with() {
+    let mut made = recovered();
+    assert!(!made.connected.is_empty());
+    assert_eq!(verified(&made).unwrap().to, 0);
+    for _ in 0..WINDOW {
+        let plan = made.full();
+        made.close(plan, |_| {});
+    }
+    made.vote();
+    assert_eq!(verified(&made).unwrap().to, WINDOW);
+    // From here on the keys of the chain before are free.
+    let mut plan = made.full();
+    let again = made.signed_input(0, 1_000_003, b"again");
+    plan.inputs.push(again.clone());
+    let mut free = recovered();
+    for _ in 0..WINDOW {
+        let plan = free.full();
+        free.close(plan, |_| {});
+    }
+    free.close(plan, |_| {});
+    assert_eq!(verified(&free).unwrap().to, WINDOW + 1);
+}
+
+#[test]
+fn an_input_of_the_chain_before_takes_effect_no_second_time() {
+    let mut made = recovered();
+    for _ in 0..WINDOW - 1 {
+        let plan = made.full();
+        made.close(plan, |_| {});
+    }
+    let again = made.signed_input(0, 1_000_003, b"again");
+    made.close(Plan { inputs: vec![again], ..Plan::default() }, |_| {});
+    let wrong = verified(&made).unwrap_err();
+    assert_eq!((wrong.place, wrong.field), (Place::Ledger(WINDOW), "input.nonce"), "{wrong}");
+}
+
+#[test]
+fn what_a_recovered_chain_begins_with_is_what_its_genesis_names() {
+    let changes = [
+        ("DELETE FROM ancestor_key", "genesis: ancestor.n_keys"),
+        ("DELETE FROM ancestor_user WHERE user = (SELECT min(user) FROM ancestor_user)", "genesis: ancestor.n_users"),
+        (
+            "UPDATE ancestor_user SET user = zeroblob(32) WHERE user = (SELECT max(user) FROM ancestor_user)",
+            "genesis: ancestor.users_root",
+        ),
+        ("INSERT INTO ancestor_key SELECT 7, keys FROM ancestor_key", "genesis: ancestor.n_keys"),
+    ];
+    for (statement, expected) in changes {
+        let dir = stored(&recovered());
+        Connection::open(dir.path().join("hist/ledger.db")).unwrap().execute_batch(statement).unwrap();
+        match check(dir.path(), Ask::default()) {
+            Err(Stopped::Wrong(wrong)) => assert!(wrong.to_string().starts_with(expected), "{statement}: {wrong}"),
+            other => panic!("{statement}: {other:?}"),
+        }
+    }
+    let mut made = recovered();
+    made.genesis.contract_id = Hash([7; 32]);
+    let wrong = verified(&made).unwrap_err();
+    assert_eq!((wrong.place, wrong.field), (Place::Genesis, "genesis.contract_id"), "{wrong}");
+    // A chain that begins by itself has nothing to take over.
+    let dir = stored(&history(1));
+    let insert = "INSERT INTO ancestor_user VALUES (zeroblob(32))";
+    Connection::open(dir.path().join("hist/ledger.db")).unwrap().execute_batch(insert).unwrap();
+    match check(dir.path(), Ask::default()) {
+        Err(Stopped::Wrong(wrong)) => assert_eq!(wrong.field, "ancestor_user"),
         other => panic!("{other:?}"),
     }
 }
@@ -470,7 +542,8 @@ fn certificates_need_a_quorum_of_distinct_members() {
 ///
 /// And `meta.value` where the key is `unl_vote`: what the operator wishes. It is signed, and checked, in NOVELs. And where
 /// it is `adopted`, of the very last ledger: what the agreed result was is written in the next one.
-const IRRELEVANT: [(&str, &str, &str); 5] = [
+const IRRELEVANT: [(&str, &str, &str); 6] = [
+    ("ancestor_key", "n", "the order of lists, of which there is one here; in a wrong one they do not ascend"),
     ("input", "n", "numbers the row; of an input in a ledger nothing refers to it"),
     ("evidence", "n", "the order in which proofs came"),
     ("evidence", "kind", "an index of the proofs, whose bytes say it"),
@@ -508,7 +581,11 @@ fn flipped(value: Value, rng: &mut Rng) -> Option<Value> {
 #[test]
 fn a_bit_flipped_in_any_column_of_a_real_database_is_found() {
     const FLIPS: u64 = 12;
-    let mut made = history(12);
+    let mut made = recovered();
+    for _ in 0..12 {
+        let plan = made.full();
+        made.close(plan, |_| {});
+    }
     let gone = made.node(4);
     close_changed(&mut made, Some(UnlChange::Remove(gone)), None);
     let plan = made.full();

@@ -57,6 +57,7 @@ impl Chain {
             cfg_hash: config.cfg_hash(),
             state_root: root,
             time_ms: config.contract.genesis_time_ms,
+            ancestor: None,
         };
         let quorum = (genesis.unl.len() * usize::from(genesis.threshold)).div_ceil(100);
         let signers: BTreeMap<_, &SecretKey> = nodes

@@ -6,8 +6,8 @@ use hotpocket::{
     config::{Inputs, SharedConfig},
     consensus::{
         header::{
-            Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange, inputs_root,
-            unl_hash, users_root,
+            Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange,
+            inputs_root, keys_root, unl_hash, users_root,
         },
         merkle,
         messages::{
@@ -65,6 +65,25 @@ fn shared() -> SharedConfig {
     }
 }
 
+/// Ledger 0 of a chain that goes on from the one of [`genesis`].
+fn recovered() -> Genesis {
+    let ancestor = Ancestor {
+        contract_id: genesis().contract_id,
+        chain_id: genesis().chain_id(),
+        seq: 7,
+        ledger_hash: hash(0x17),
+        users_root: hash(0x18),
+        n_users: 3,
+        keys_root: keys_root(&BTreeSet::from([
+            (UserKey([0x19; 32]), Hash::ZERO, 5),
+            (UserKey([0x1a; 32]), hash(0x1b), 6),
+        ])),
+        n_keys: 2,
+        binary: Some(hash(0x1c)),
+    };
+    Genesis { ancestor: Some(ancestor), ..genesis() }.with_derived_id()
+}
+
 fn genesis() -> Genesis {
     Genesis {
         ver: 1,
@@ -74,6 +93,7 @@ fn genesis() -> Genesis {
         cfg_hash: Hash::tagged("hp/cfg/1", &shared()),
         state_root: Hash::ZERO,
         time_ms: 1_700_000_000_000,
+        ancestor: None,
     }
 }
 
@@ -374,6 +394,14 @@ fn golden() -> Vec<(&'static str, Lines)> {
     let leaf = |byte: u8| merkle::output_leaf(&UserKey([byte; 32]), &[byte]);
     files.extend([
         ("genesis", vec![("bytes", wire::encode(&genesis())), ("chain-id", genesis().chain_id().0.to_vec())]),
+        (
+            "genesis-recovered",
+            vec![
+                ("bytes", wire::encode(&recovered())),
+                ("contract-id", recovered().contract_id.0.to_vec()),
+                ("chain-id", recovered().chain_id().0.to_vec()),
+            ],
+        ),
         ("header", vec![("bytes", wire::encode(&header)), ("ledger-hash", header.hash().0.to_vec())]),
         ("hello", vec![("bytes", wire::encode(&hello()))]),
         ("shared-config", vec![("bytes", wire::encode(&shared())), ("cfg-hash", genesis().cfg_hash.0.to_vec())]),
@@ -457,6 +485,11 @@ fn a_digest_is_the_tagged_hash_of_the_chain_the_unl_for_votes_and_the_body() {
 fn ids_and_roots_are_the_tagged_hashes_of_the_protocol() {
     let chain_id = scope().chain_id;
     assert_eq!(chain_id, by_hand("hp/genesis/1", &[&wire::encode(&genesis())]));
+    let bytes = wire::encode(&recovered());
+    assert_eq!(recovered().contract_id, by_hand("hp/recover/1", &[&bytes[..2], &[0; 32], &bytes[34..]]));
+    let key = |user: u8, tag: Hash, nonce: u64| [&[user; 32][..], &tag.0, &nonce.to_le_bytes()].concat();
+    let keys = [&2_u32.to_le_bytes()[..], &key(0x19, Hash::ZERO, 5), &key(0x1a, hash(0x1b), 6)].concat();
+    assert_eq!(recovered().ancestor.expect("there is one").keys_root, by_hand("hp/keys/1", &[&keys]));
     assert_eq!(candidate().header.hash(), by_hand("hp/ledger/1", &[&wire::encode(&candidate().header)]));
     let id = by_hand("hp/novel-id/1", &[&nodes()[0].node_key().0, &wire::encode(&novel())]);
     assert_eq!(signed(0, novel()).id(), id);

@@ -31,6 +31,7 @@ fn genesis() -> Genesis {
         cfg_hash: Hash([2; 32]),
         state_root: Hash::ZERO,
         time_ms: 1_700_000_000_000,
+        ancestor: None,
     }
 }
 

@@ -353,6 +353,7 @@ impl World {
             cfg_hash: Hash::ZERO,
             state_root: Hash([1; 32]),
             time_ms: WALL_START_MS,
+            ancestor: None,
         };
         let liars = keys.iter().zip(&cfg.manners).filter(|(_, manner)| !manner.is_honest()).map(|(key, _)| *key);
         let watch = Watch::new(genesis.clone(), cfg.input_window, liars.collect());

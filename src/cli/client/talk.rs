@@ -387,6 +387,7 @@ mod tests {
             cfg_hash: Hash::ZERO,
             state_root: Hash::ZERO,
             time_ms: 0,
+            ancestor: None,
         };
         Welcome {
             node: Text(node().node_key()),

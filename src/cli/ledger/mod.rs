@@ -12,6 +12,8 @@ mod view;
 
 use std::path::Path;
 
+pub(super) use view::utc;
+
 use clap::Subcommand;
 
 use super::{Exit, Failure, Outcome};

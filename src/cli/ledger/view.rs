@@ -9,7 +9,7 @@ use super::unreadable;
 use crate::{
     cli::{Exit, Failure},
     consensus::{
-        header::{ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange, unl_hash},
+        header::{Ancestor, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange, unl_hash},
         messages::{Certificate, Signed},
     },
     ledger::{Archive, Depth},
@@ -62,13 +62,14 @@ impl Chain {
 
     /// The genesis as JSON.
     pub fn json(&self) -> Value {
-        let Genesis { ver, contract_id, unl, threshold, cfg_hash, state_root, time_ms } = &self.genesis;
+        let Genesis { ver, contract_id, unl, threshold, cfg_hash, state_root, time_ms, ancestor } = &self.genesis;
         json!({
             "format": FORMAT,
             "chain_id": self.genesis.chain_id().to_string(),
             "genesis": {
                 "ver": ver, "contract_id": contract_id.to_string(), "unl": texts(unl), "threshold": threshold,
                 "cfg_hash": cfg_hash.to_string(), "state_root": state_root.to_string(), "time_ms": time_ms,
+                "ancestor": ancestor.as_ref().map(ancestor_json),
             },
             "genesis_bytes": hex::encode(wire::encode(&self.genesis)),
             "settings_bytes": self.settings.as_ref().map(hex::encode),
@@ -216,6 +217,15 @@ pub fn json(ledger: &Ledger, chain: &Chain) -> Value {
         "outputs": ledger.outputs.as_ref().map(|outputs| outputs.iter().map(|(user, bytes)| json!({
             "user": user.to_string(), "bytes": hex::encode(bytes),
         })).collect::<Vec<_>>()),
+    })
+}
+
+fn ancestor_json(ancestor: &Ancestor) -> Value {
+    let Ancestor { contract_id, chain_id, seq, ledger_hash, users_root, n_users, keys_root, n_keys, binary } = ancestor;
+    json!({
+        "contract_id": contract_id.to_string(), "chain_id": chain_id.to_string(), "seq": seq,
+        "ledger_hash": ledger_hash.to_string(), "users_root": users_root.to_string(), "n_users": n_users,
+        "keys_root": keys_root.to_string(), "n_keys": n_keys, "binary": binary.map(|hash| hash.to_string()),
     })
 }
 

@@ -1,11 +1,13 @@
 //! Chains to be verified, made of the very types that nodes encode, with real keys.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{
     config::{Inputs, SharedConfig},
     consensus::{
-        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, VERSION},
+        header::{
+            self, Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, VERSION,
+        },
         journal::Record,
         merkle,
         messages::{
@@ -14,7 +16,7 @@ use crate::{
         },
     },
     crypto::SecretKey,
-    ledger::{Outputs, Write},
+    ledger::{Outputs, Store, Write},
     types::{Challenge, Hash, NodeKey, Seq, Sig, Status, UserKey},
     wire,
 };
@@ -39,6 +41,8 @@ pub struct Made {
     pub time_ms: u64,
     /// What a node writes: ledger by ledger.
     pub writes: Vec<Write>,
+    /// Users and keys of inputs that the chain begins with, where it goes on from another.
+    pub taken_over: Option<(BTreeSet<UserKey>, BTreeSet<InputKey>)>,
 }
 
 pub fn shared() -> SharedConfig {
@@ -90,6 +94,7 @@ impl Made {
             cfg_hash: Hash::tagged("hp/cfg/1", &shared),
             state_root: Hash([1; 32]),
             time_ms: 1_700_000_000_123,
+            ancestor: None,
         };
         Made {
             nodes,
@@ -103,7 +108,52 @@ impl Made {
             genesis,
             shared,
             writes: Vec::new(),
+            taken_over: None,
         }
+    }
+
+    /// The same members with a chain that goes on from this one, with its users and these keys of inputs.
+    pub fn recovered(self, keys: BTreeSet<InputKey>) -> Made {
+        let users = self.connected.clone();
+        let ancestor = Ancestor {
+            contract_id: self.genesis.contract_id,
+            chain_id: self.genesis.chain_id(),
+            seq: self.seq,
+            ledger_hash: self.hash,
+            users_root: header::users_root(&users),
+            n_users: users.len() as u32,
+            keys_root: header::keys_root(&keys),
+            n_keys: keys.len() as u64,
+            binary: None,
+        };
+        let (state_root, time_ms) = (self.result.state_root, self.time_ms);
+        let genesis = Genesis { unl: self.unl.clone(), state_root, time_ms, ancestor: Some(ancestor), ..self.genesis }
+            .with_derived_id();
+        Made {
+            seq: 0,
+            hash: genesis.chain_id(),
+            result: genesis.result(),
+            genesis,
+            writes: Vec::new(),
+            taken_over: Some((users, keys)),
+            ..self
+        }
+    }
+
+    /// Writes the chain as a node does.
+    pub fn store(&self, dir: &Path) {
+        let mut store = Store::open(dir).unwrap();
+        let settings = wire::encode(&self.shared);
+        match &self.taken_over {
+            None => {
+                store.set_settings(&settings).unwrap();
+                store.set_genesis(&self.genesis).unwrap();
+            }
+            Some((users, keys)) => store.set_recovered(&settings, &self.genesis, users, keys).unwrap(),
+        }
+        store.load(self.shared.input_window).unwrap();
+        store.commit(&self.writes).unwrap();
+        store.close().unwrap();
     }
 
     pub fn scope(&self) -> Scope {

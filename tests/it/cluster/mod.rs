@@ -12,6 +12,7 @@ mod ledger;
 mod legacy;
 mod members;
 mod overtime;
+mod recover;
 mod rows;
 mod signed;
 mod state;
