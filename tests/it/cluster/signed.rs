@@ -422,7 +422,7 @@ fn the_contracts_failure_reaches_users_here_elsewhere_and_later_with_its_proof()
             assert_eq!((page.outputs.len(), page.failed.len()), (outputs, 1));
             assert_proven(&user, &page.failed[0], seq, "exit code 3");
             assert_eq!(run_of(&mut elsewhere, 1).await, (seq, "exit code 3".to_owned()));
-            let more = user.input(seq + 100, "more");
+            let more = user.input(100 + outputs as u64, "more");
             user.send(&more).await;
             user.output().await;
         }
