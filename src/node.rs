@@ -9,6 +9,7 @@ mod backend;
 mod catchup;
 pub mod control;
 mod exec;
+mod guards;
 pub mod offline;
 mod party_line;
 pub mod progress;
@@ -165,6 +166,8 @@ pub struct Node {
     last_agreed: Option<ResultCert>,
     report: report::Report,
     state_kept: backend::Chosen,
+    /// What keeps the contract from doing more than computing.
+    guards: Vec<crate::contract::Guard>,
     _lock: start::Lock,
 }
 

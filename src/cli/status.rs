@@ -96,6 +96,7 @@ fn text(status: &Value) -> String {
         ),
         ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
         ("kept by", kept_by(&status["state_kept"])),
+        ("guards", guards(&status["guards"])),
     ];
     for (part, name) in [("verified", "fetched"), ("executed", "run")] {
         let part = &status["catching_up"][part];
@@ -161,6 +162,20 @@ fn kept_by(kept: &Value) -> String {
     format!("{} ({})", word("by"), word("why"))
 }
 
+/// What keeps the contract from doing more than computing: what is on, and what is off, with the reason.
+fn guards(guards: &Value) -> String {
+    let all = guards.as_array().map_or(&[][..], Vec::as_slice);
+    let word = |guard: &Value, key: &str| guard[key].as_str().unwrap_or("-").to_owned();
+    let (on, off): (Vec<&Value>, Vec<&Value>) = all.iter().partition(|guard| guard["on"] == true);
+    let on: Vec<String> = on.into_iter().map(|guard| word(guard, "name")).collect();
+    let off: Vec<String> = off
+        .into_iter()
+        .map(|guard| format!("\n          off: {} ({})", word(guard, "name"), word(guard, "why")))
+        .collect();
+    let on = if on.is_empty() { "none".to_owned() } else { on.join(", ") };
+    format!("{on}{}", off.concat())
+}
+
 /// The root of an empty state is zero.
 fn state_root(root: &str) -> &str {
     if root.bytes().all(|digit| digit == b'0') { "empty" } else { root }
@@ -187,7 +202,13 @@ mod tests {
         let status = json!({
             "node": "aa", "role": "member", "up_s": 5, "pid": 7, "contract": "c0", "seq": 3, "lcl": "1f", "stage": "idle",
             "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
-            "pool": 0, "state_root": "00000000ff", "synced": true, "state_kept": {"by": "shadow", "why": "auto"}, "peer_address": "127.0.0.1:1", "user_address": null,
+            "pool": 0, "state_root": "00000000ff", "synced": true, "state_kept": {"by": "shadow", "why": "auto"},
+            "guards": [
+                {"name": "landlock", "on": true, "wanted": true, "why": "version 7"},
+                {"name": "network", "on": false, "wanted": false, "why": "allowed"},
+                {"name": "seccomp", "on": true, "wanted": true, "why": "a list"},
+            ],
+            "peer_address": "127.0.0.1:1", "user_address": null,
             "last_run": {"seq": 3, "status": "ok", "contract_ms": 1.5, "output_bytes": 9}, "alerts": ["look"],
             "evidence": [{"node": "bb", "kind": "NOVEL", "count": 2, "seq": 7, "attempt": 0}],
             "unl_changes": [{"change": "remove", "node": "cc", "by": ["aa"], "needed": 3}],
@@ -206,6 +227,8 @@ network   1 of 3 members live, quorum 3, 0 links
 users     1 here, 2 in the ledger; 0 inputs waiting
 state     empty, in sync
 kept by   shadow (auto)
+guards    landlock, seccomp
+          off: network (allowed)
 fetched   ledger 900 of 1000 (90 %), 450 a second, 0 s left
 run       ledger 3 of 1000 (0 %), 0 a second, nothing moves
 missing   bb

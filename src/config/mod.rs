@@ -26,6 +26,7 @@ use std::{
 use borsh::{BorshDeserialize, BorshSerialize};
 
 pub use self::peer::{ParsePeerError, PeerAddr};
+pub use self::read::HIDDEN;
 use self::read::{Keys, parse};
 pub use self::{
     edit::{Document, Recovered, quoted, recovered, rekeyed},
@@ -58,6 +59,9 @@ pub const ARGS_MAX: usize = 16_384;
 
 /// Variables in `contract.env`. More are an error.
 pub const ENV_MAX: usize = 1_024;
+
+/// Paths in `contract.read`. More are an error.
+pub const READ_MAX: usize = 256;
 
 /// The lowest threshold with which two quorums of any UNL share an honest node.
 pub const THRESHOLD_MIN: u64 = 67;
@@ -162,6 +166,23 @@ pub struct Contract {
     pub npl_window_ms: u64,
     /// How the state before a run is kept.
     pub state_backend: StateBackend,
+    /// What keeps it from doing more than computing.
+    pub containment: Containment,
+    /// Whether it may use the network.
+    pub network: bool,
+    /// Files and folders it may read beside the system's and its own, resolved against the contract folder.
+    pub read: Vec<PathBuf>,
+}
+
+/// Whether a contract is kept from doing more than computing. Each node decides for itself: its machine is at stake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Containment {
+    /// By every guard that works here.
+    Auto,
+    /// By every guard, or the node does not start.
+    Required,
+    /// Not at all.
+    Off,
 }
 
 /// How the state before a run is kept. Each node decides for itself: the state's root is the same.

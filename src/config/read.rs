@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    ARGS_MAX, Admit, Config, ConfigError, Consensus, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX, Format, Inputs,
-    Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, StateBackend, THRESHOLD_MIN, UNL_MAX,
-    User,
+    ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX,
+    Format, Inputs, Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX,
+    StateBackend, THRESHOLD_MIN, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -17,6 +17,9 @@ use crate::{
     crypto::SecretKey,
     types::{Hash, NodeKey},
 };
+
+/// Folders of a contract folder that no contract sees, and that `contract.read` cannot open to it.
+pub const HIDDEN: [&str; 5] = ["cfg", "hist", "run", "log", "diag"];
 
 /// Whose secret key a text is expected to hold.
 pub(super) enum Keys<'a> {
@@ -73,7 +76,7 @@ pub(super) fn parse(text: &str, file: &Path, dir: &Path, keys: &Keys<'_>) -> Res
         pubmaxsize: top.number("pubmaxsize", 1..=PUBMAXSIZE_MAX, 1 << 20)?,
         pubmaxcpm: top.optional("pubmaxcpm", 1..=1_000_000)?.map(|cpm| u32::try_from(cpm).expect("in range")),
         consensus: consensus(&top.table("consensus")?)?,
-        contract: contract(&top.table("contract")?, &unl)?,
+        contract: contract(&top.table("contract")?, &unl, dir)?,
         user: user(&top.table("user")?)?,
         mesh: mesh(&top.table("mesh")?)?,
         log: log(&top.table("log")?)?,
@@ -188,12 +191,14 @@ fn consensus(table: &Table<'_>) -> Result<Consensus, ConfigError> {
     })
 }
 
-fn contract(table: &Table<'_>, unl: &[NodeKey]) -> Result<Contract, ConfigError> {
+fn contract(table: &Table<'_>, unl: &[NodeKey], dir: &Path) -> Result<Contract, ConfigError> {
     const DRAWN: &str = " (`hp new` draws it, `hp new --join` copies it)";
     // The end of the year 9999, past which the time has no usual text.
     const GENESIS_MS_MAX: u64 = 253_402_300_799_999;
     const BACKENDS: &[(&str, StateBackend)] =
         &[("auto", StateBackend::Auto), ("shadow", StateBackend::Shadow), ("overlay", StateBackend::Overlay)];
+    const CONTAINMENTS: &[(&str, Containment)] =
+        &[("auto", Containment::Auto), ("required", Containment::Required), ("off", Containment::Off)];
     let legacy = table.format == Format::Legacy;
     let id = match table.parsed("id", "64 hexadecimal digits")? {
         Some(id) => id,
@@ -221,6 +226,9 @@ fn contract(table: &Table<'_>, unl: &[NodeKey]) -> Result<Contract, ConfigError>
         log_bytes: table.number("log_kb", 0..=1 << 20, 1_024)? << 10,
         npl_window_ms: table.number("npl_window_ms", 1..=3_600_000, 500)?,
         state_backend: table.choice("state_backend", BACKENDS, Some(StateBackend::Auto))?,
+        containment: table.choice("containment", CONTAINMENTS, Some(Containment::Auto))?,
+        network: table.boolean("network", false)?,
+        read: readable(table, dir)?,
     };
     if contract.output_user_bytes > contract.output_bytes {
         let (one, all) = (contract.output_user_bytes >> 20, contract.output_bytes >> 20);
@@ -233,6 +241,29 @@ fn contract(table: &Table<'_>, unl: &[NodeKey]) -> Result<Contract, ConfigError>
         return Err(table.error("npl_window_ms", problem));
     }
     Ok(contract)
+}
+
+/// Paths that a contract may read; none at or above what it must not see.
+fn readable(table: &Table<'_>, dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    const EXPECTED: &str = "a list of paths";
+    let items = table.list("read")?;
+    table.check_length("read", items.len(), 0..=READ_MAX)?;
+    let mut paths = Vec::with_capacity(items.len());
+    for item in items {
+        let path = match &item.value {
+            Value::Text(text) if !text.is_empty() && !text.contains('\0') => dir.join(text),
+            other => return Err(table.expected("read", EXPECTED, other)),
+        };
+        let hidden = |name: &&&str| path.starts_with(dir.join(name)) || dir.join(name).starts_with(&path);
+        if path.starts_with(dir)
+            && let Some(name) = HIDDEN.iter().find(hidden)
+        {
+            let problem = format!("{} shows {name}/, which no contract may see", path.display());
+            return Err(table.error("read", Problem::Conflict(problem)));
+        }
+        paths.push(path);
+    }
+    Ok(paths)
 }
 
 fn env(table: &Table<'_>) -> Result<BTreeMap<String, String>, ConfigError> {

@@ -70,6 +70,7 @@ shared! {
     "contract.output_mb" => output_mb: u64 = "Mebibytes.",
     "contract.output_user_mb" => output_user_mb: u64 = "Mebibytes.",
     "contract.npl_window_ms" => npl_window_ms: u64 = "Milliseconds.",
+    "contract.network" => network: bool = "Whether the contract may use the network.",
     "built-in ledger inputs" => ledger_inputs_max: u64 = "[`caps::LEDGER_INPUTS_MAX`].",
     "built-in ledger input bytes" => ledger_input_bytes_max: u64 = "[`caps::LEDGER_INPUT_BYTES_MAX`].",
     "built-in NOVEL users" => novel_users_max: u64 = "[`caps::NOVEL_USERS_MAX`].",
@@ -83,6 +84,12 @@ trait Setting {
 }
 
 impl Setting for u64 {
+    fn toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for bool {
     fn toml(&self) -> String {
         self.to_string()
     }
@@ -112,6 +119,7 @@ impl Config {
             output_mb: self.contract.output_bytes >> 20,
             output_user_mb: self.contract.output_user_bytes >> 20,
             npl_window_ms: self.contract.npl_window_ms,
+            network: self.contract.network,
             ledger_inputs_max: caps::LEDGER_INPUTS_MAX,
             ledger_input_bytes_max: caps::LEDGER_INPUT_BYTES_MAX,
             novel_users_max: caps::NOVEL_USERS_MAX,

@@ -68,7 +68,7 @@ fn the_prototype_s_files_give_the_prototype_s_values() {
         assert_eq!((config.quorum(), config.contract.genesis_time_ms), (2, 0));
         // Computed apart from this code: SHA-512 over "\x0bhp/legacy/1", the count 2 and the two keys.
         assert_eq!(config.contract.id.to_string(), "e2872204e2b23c4a9d81ca72f7e98404176e6c3fd23b9f2dba1809259a650421");
-        assert_eq!(config.cfg_hash().to_string(), "494f279707793dc342f2b75791bf1ce341e1eed1621ca974cc76a5f085538992");
+        assert_eq!(config.cfg_hash().to_string(), "ab4339c0cd2a240767304dce45aaa88b8a5d37f161014a18b35cafaf5a10d2d1");
     }
 }
 
@@ -344,14 +344,17 @@ fn the_secret_key_may_be_in_a_file_of_its_own() {
 fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
     let config = document_config();
     // Computed apart from this code.
-    assert_eq!(config.cfg_hash().to_string(), "400f1598f308922e5e3563c423318c4830a0e18be1da47bece813382f098254b");
+    assert_eq!(config.cfg_hash().to_string(), "4447da12a7058c9ef0169b78b76c831ba56e1b4ad8dcfd9e95f8d44c88d09036");
     let bytes = borsh::to_vec(&config.shared()).unwrap();
     assert_eq!(borsh::from_slice::<SharedConfig>(&bytes).unwrap(), config.shared());
     assert_eq!(config.shared().first_difference(&config.shared()), None);
     for (key, toml) in config.shared().settings() {
-        let changed =
-            if key == "user.inputs" { "\"signed\"".to_owned() } else { (toml.parse::<u64>().unwrap() + 1).to_string() };
-        let changed = if key == "contract.output_user_mb" { "15".to_owned() } else { changed };
+        let changed = match key {
+            "user.inputs" => "\"signed\"".to_owned(),
+            "contract.output_user_mb" => "15".to_owned(),
+            "contract.network" => "true".to_owned(),
+            _ => (toml.parse::<u64>().unwrap() + 1).to_string(),
+        };
         let other = with(key, &changed).unwrap();
         assert_ne!(other.cfg_hash(), config.cfg_hash(), "{key}");
         let (mine, theirs) = (toml.replace('"', ""), changed.replace('"', ""));
@@ -365,6 +368,10 @@ fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
         "contract.log_kb",
         "mesh.max_connections",
     ];
+    let own = [("contract.containment", "\"off\""), ("contract.read", "[\"/opt/models\", \"models\"]")];
+    for (key, value) in own {
+        assert_eq!(with(key, value).unwrap().cfg_hash(), config.cfg_hash(), "{key} is this node's own affair");
+    }
     for key in paces {
         assert_eq!(with(key, "77").unwrap().cfg_hash(), config.cfg_hash(), "{key} is this node's own affair");
     }

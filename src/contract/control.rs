@@ -15,7 +15,7 @@ use nix::{
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
 
-use super::limits::OsLimits;
+use super::{guards::Guards, limits::OsLimits};
 
 /// Most descriptors the kernel passes at once (SCM_MAX_FD).
 pub(super) const FD_BATCH: usize = 253;
@@ -73,6 +73,10 @@ pub(super) struct Request {
     pub(super) limits: OsLimits,
     /// In the contract's own view of the files: where an overlay is mounted, and its options.
     pub(super) mount: Option<(Vec<u8>, Vec<u8>)>,
+    /// A folder that is made empty before the run and after it.
+    pub(super) tmp: Option<Vec<u8>>,
+    /// What else the contract is kept from.
+    pub(super) guards: Guards,
 }
 
 /// The answer to each [`Request`], once no process of that run is left.
@@ -91,7 +95,7 @@ pub(super) enum Exit {
 
 /// What could not be done before the contract's first instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub(super) enum Step {
+pub enum Step {
     /// Taking over the descriptors.
     Descriptors,
     /// A text with a NUL byte.
@@ -108,6 +112,14 @@ pub(super) enum Step {
     View,
     /// Mounting its state.
     Mount,
+    /// Emptying its folder `tmp/`.
+    Tmp,
+    /// Taking from it what its programs might have more of.
+    NoNewPrivs,
+    /// Keeping it to its files.
+    Files,
+    /// Keeping it from system calls.
+    Calls,
 }
 
 impl std::fmt::Display for Step {
@@ -121,6 +133,10 @@ impl std::fmt::Display for Step {
             Step::Exec => "execute",
             Step::View => "make a view of the files for",
             Step::Mount => "mount the state for",
+            Step::Tmp => "empty the folder tmp/ of",
+            Step::NoNewPrivs => "set no_new_privs for",
+            Step::Files => "restrict the files (Landlock) of",
+            Step::Calls => "filter the system calls (seccomp) of",
         })
     }
 }

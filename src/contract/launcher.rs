@@ -24,10 +24,16 @@ use nix::{
     unistd::{self, Pid},
 };
 
+#[cfg(target_os = "linux")]
+use std::rc::Rc;
+
+#[cfg(target_os = "linux")]
+use super::{calls, files, guards::Calls};
 use super::{
     control::{Exit, FIRST_FD, Header, Line, Reply, Request, Step},
+    guards::Guards,
     limits::raise_nofile_limit,
-    spawn,
+    spawn, tmp,
 };
 
 /// First argument that makes `hp` a launcher. Not for people.
@@ -64,6 +70,9 @@ struct Resident {
     child_pipe: File,
     /// Processes of this user when the launcher started; see `Limits::processes`.
     processes_before: u64,
+    /// The filter that the last run had, which is usually that of the next.
+    #[cfg(target_os = "linux")]
+    filter: Option<(Calls, Rc<seccompiler::BpfProgram>)>,
 }
 
 /// Killing what runs is also done when the launcher fails, by panic or by error.
@@ -104,7 +113,13 @@ impl Resident {
         while null.as_fd().try_clone_to_owned()?.into_raw_fd() < FIRST_FD {}
         let _ = null.into_raw_fd();
         spawn::close_from(FIRST_FD as u32);
-        Ok(Resident { line, child_pipe: File::from(read), processes_before: processes_of_user() })
+        Ok(Resident {
+            line,
+            child_pipe: File::from(read),
+            processes_before: processes_of_user(),
+            #[cfg(target_os = "linux")]
+            filter: None,
+        })
     }
 
     /// Serves one request after the other until the supervisor is gone.
@@ -126,12 +141,16 @@ impl Resident {
                     None => break,
                 },
             };
+            if let Some(tmp) = &request.tmp {
+                // The next run begins with it, and does not begin without.
+                let _ = empty(tmp);
+            }
             self.line.answer(&reply)?;
         }
         Ok(())
     }
 
-    fn start(&self, request: &Request, fds: u32) -> Result<Pid, (Step, Errno)> {
+    fn start(&mut self, request: &Request, fds: u32) -> Result<Pid, (Step, Errno)> {
         let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).map_err(|_| (Step::Text, Errno::EINVAL));
         let texts = |list: &Vec<Vec<u8>>| list.iter().map(text).collect::<Result<Vec<_>, _>>();
         // The last three are stdin, stdout and stderr.
@@ -140,6 +159,9 @@ impl Resident {
             Some((target, options)) => Some(spawn::Mount::new(text(target)?, text(options)?)),
             None => None,
         };
+        if let Some(tmp) = &request.tmp {
+            empty(tmp).map_err(|errno| (Step::Tmp, errno))?;
+        }
         spawn::spawn(&spawn::Program {
             path: text(&request.path)?,
             argv: texts(&request.argv)?,
@@ -148,7 +170,33 @@ impl Resident {
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
             limits: request.limits.to_set(self.processes_before),
             mount,
+            guards: self.confined(&request.guards)?,
         })
+    }
+
+    /// Makes ready what the child does to itself.
+    #[cfg(target_os = "linux")]
+    fn confined(&mut self, guards: &Guards) -> Result<spawn::Confined, (Step, Errno)> {
+        let files = guards.files.as_ref().map(files::rules).transpose().map_err(|errno| (Step::Files, errno))?;
+        let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(|errno| (Step::Files, errno))?;
+        let Some(wanted) = guards.calls else { return Ok(spawn::Confined { files, mounted, calls: None }) };
+        let filter = match self.filter.take().filter(|(of, _)| *of == wanted) {
+            Some((_, filter)) => filter,
+            None => {
+                let target = calls::target().ok_or((Step::Calls, Errno::ENOTSUP))?;
+                Rc::new(calls::filter(target, wanted.network, false))
+            }
+        };
+        self.filter = Some((wanted, Rc::clone(&filter)));
+        Ok(spawn::Confined { files, mounted, calls: Some(filter) })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn confined(&mut self, guards: &Guards) -> Result<spawn::Confined, (Step, Errno)> {
+        match guards.calls {
+            None => Ok(spawn::Confined::default()),
+            Some(_) => Err((Step::Calls, Errno::ENOTSUP)),
+        }
     }
 
     /// Waits for the end of the run, by itself or by order, and until nothing of it is left. `None`: supervisor gone.
@@ -182,6 +230,12 @@ impl Resident {
             }
         }
     }
+}
+
+fn empty(tmp: &[u8]) -> Result<(), Errno> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let emptied = tmp::prepare(std::path::Path::new(std::ffi::OsStr::from_bytes(tmp)));
+    emptied.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 /// Reaps what was orphaned and died; when the main process is dead, ends everything else.

@@ -4,9 +4,10 @@
 //! started is gone, with what it wrote to its users. Knows nothing of votes: which status counts is the node's matter.
 //!
 //! In reading order: [`fdlist`], [`npl`] and [`request`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
-//! `supervisor.rs` (the handle), `orphans.rs` (what a
-//! killed launcher leaves), `launcher.rs` (the resident process), `control.rs` (what the two say to each other),
-//! `spawn.rs` (system calls), `limits.rs`, `log.rs`.
+//! `supervisor.rs` (the handle), `orphans.rs` (what a killed launcher leaves), `launcher.rs` (the resident process),
+//! `control.rs` (what the two say to each other), `spawn.rs` (system calls), `limits.rs`, `log.rs`; and what keeps a
+//! contract in its place: [`guards`] (which, and whether they work here), `readable.rs` and `files.rs` (what it may read
+//! and write), `calls.rs` (what it may ask of the system), `tmp.rs`.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -18,20 +19,30 @@ use crate::{
     types::{Auth, NodeKey, Status, UserKey},
 };
 
+#[cfg(target_os = "linux")]
+mod calls;
 mod control;
 pub mod fdlist;
+#[cfg(target_os = "linux")]
+mod files;
+pub mod guards;
 mod launcher;
 mod limits;
 mod log;
 pub mod npl;
 mod orphans;
 mod pipes;
+#[cfg(target_os = "linux")]
+mod readable;
 pub mod request;
 mod run;
 mod sinks;
 mod spawn;
 mod supervisor;
+mod tmp;
 
+pub use control::Step;
+pub use guards::{Containment, Guard};
 pub use launcher::{LAUNCHER_ARG, launcher_main};
 pub use limits::{Limits, raise_nofile_limit};
 pub use orphans::adopt_orphans;

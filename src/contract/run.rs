@@ -23,6 +23,7 @@ use super::{
     End, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec,
     control::{Exit, FD_BATCH, FIRST_FD, Reply, Request, Step},
     fdlist::{self, RunFds, UserFds},
+    guards::{Kept, TMP},
     limits::OsLimits,
     log::LogQueue,
     npl,
@@ -51,11 +52,12 @@ const REST_TIME_MAX: Duration = Duration::from_secs(5);
 const RESUME_EVERY: Duration = Duration::from_millis(250);
 
 /// PATH where the configuration sets none: the same on every node, whatever shell it was started from.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the contract once with the launcher behind `connection`.
 pub(super) async fn run(
     connection: &Connection,
+    kept: &Kept,
     log: LogQueue,
     spec: RunSpec,
     npl: NplPort,
@@ -64,7 +66,7 @@ pub(super) async fn run(
     let channel = connection.channel()?;
     let mut sinks = Sinks::new(&spec, log);
     // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
-    let start = timeout(START_TIME_MAX, start(&channel, &spec, &mut sinks));
+    let start = timeout(START_TIME_MAX, start(&channel, &spec, kept, &mut sinks));
     let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
     let moving = pump(&channel, &spec, npl, pumps, &mut sinks, started);
     let (reply, overtime) = tokio::select! {
@@ -74,7 +76,7 @@ pub(super) async fn run(
     let elapsed = started.elapsed();
     let (end, left_over) = match reply {
         Reply::Ended { exit, left_over } => (end_of(exit, sinks.exceeded, overtime), left_over),
-        Reply::NotStarted { step, errno } => (End::Status(refused(&spec, step, errno)?), 0),
+        Reply::NotStarted { step, errno } => (End::Status(refused(&spec, kept, step, errno)?), 0),
     };
     let npl_frames = sinks.npl_frames;
     let (mut outputs, mut unl_request) = (BTreeMap::new(), None);
@@ -111,7 +113,12 @@ fn end_of(exit: Exit, exceeded: Option<LimitKind>, overtime: bool) -> End {
 }
 
 /// The status of a contract that cannot be executed, by the shells' convention; an error when this machine is at fault.
-fn refused(spec: &RunSpec, step: Step, errno: i32) -> Result<Status, LaunchError> {
+fn refused(spec: &RunSpec, kept: &Kept, step: Step, errno: i32) -> Result<Status, LaunchError> {
+    if let (Step::Exec, Errno::EACCES) = (step, Errno::from_raw(errno))
+        && let Some(file) = kept.forbidden(&spec.dir, &spec.binary, &spec.args, &spec.env)
+    {
+        return Err(LaunchError::Forbidden { binary: spec.binary.clone(), file });
+    }
     let code = match (step, Errno::from_raw(errno)) {
         (Step::Exec, Errno::ENOENT | Errno::ENOTDIR) => 127,
         (
@@ -140,10 +147,10 @@ fn refused(spec: &RunSpec, step: Step, errno: i32) -> Result<Status, LaunchError
 }
 
 /// Makes all pipes, hands their other ends over, and so starts the contract.
-async fn start(channel: &Channel<'_>, spec: &RunSpec, sinks: &mut Sinks) -> Result<Pumps, LaunchError> {
+async fn start(channel: &Channel<'_>, spec: &RunSpec, kept: &Kept, sinks: &mut Sinks) -> Result<Pumps, LaunchError> {
     let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
     let (json, users) = fdlist_of(spec, user_fds(spec)).await;
-    channel.request(&request(spec), 6 + 2 * users.len()).await?;
+    channel.request(&request(spec, kept), 6 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
     let mut pumps = Pumps::new();
@@ -227,14 +234,16 @@ async fn fdlist_of(spec: &RunSpec, users: Vec<UserFds>) -> (Vec<u8>, Vec<UserFds
     made.await.expect("making text does not panic")
 }
 
-fn request(spec: &RunSpec) -> Request {
+fn request(spec: &RunSpec, kept: &Kept) -> Request {
     use std::os::unix::ffi::OsStrExt as _;
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+    let tmp = spec.dir.join(TMP);
     let mut env: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::from([
         (b"PATH".to_vec(), DEFAULT_PATH.into()),
         (b"HOME".to_vec(), bytes(&spec.dir)),
         (b"TZ".to_vec(), b"UTC".to_vec()),
         (b"LANG".to_vec(), b"C.UTF-8".to_vec()),
+        (b"TMPDIR".to_vec(), bytes(&tmp)),
     ]);
     env.extend(spec.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())));
     let argv = [bytes(&spec.binary)].into_iter().chain(spec.args.iter().map(|arg| arg.clone().into_bytes()));
@@ -245,6 +254,8 @@ fn request(spec: &RunSpec) -> Request {
         dir: bytes(&spec.dir),
         limits: OsLimits::of(&spec.limits, spec.users.len()),
         mount: spec.overlay.map(mount),
+        tmp: Some(bytes(&tmp)),
+        guards: kept.of_run(&spec.dir, &spec.binary, spec.facts.private.as_deref()),
     }
 }
 

@@ -24,6 +24,21 @@ pub(super) struct Program {
     pub(super) std_fds: [RawFd; 3],
     pub(super) limits: Vec<(Resource, u64, u64)>,
     pub(super) mount: Option<Mount>,
+    pub(super) guards: Confined,
+}
+
+/// What the child does to itself last, when nothing of it is needed any more.
+#[derive(Default)]
+pub(super) struct Confined {
+    /// The rule set for its files.
+    #[cfg(target_os = "linux")]
+    pub(super) files: Option<std::os::fd::OwnedFd>,
+    /// What the rule for a folder allows that is mounted only in the child.
+    #[cfg(target_os = "linux")]
+    pub(super) mounted: u64,
+    /// The filter of its system calls.
+    #[cfg(target_os = "linux")]
+    pub(super) calls: Option<std::rc::Rc<seccompiler::BpfProgram>>,
 }
 
 /// An overlay that the program alone sees, and the texts that make its user the same inside as outside.
@@ -149,7 +164,9 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
             if libc::getppid() != child.launcher {
                 return (Step::Clone, Errno::ESRCH);
             }
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as libc::c_ulong, 0, 0, 0);
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as libc::c_ulong, 0, 0, 0) < 0 {
+                return (Step::NoNewPrivs, Errno::last());
+            }
         }
     }
     prefer_as_oom_victim();
@@ -159,15 +176,14 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
             return (Step::Descriptors, Errno::last());
         }
     }
-    close_from(program.std_fds[0] as u32);
-    close_range(3, FIRST_FD as u32 - 1);
     // SAFETY: `dir` ends with NUL and outlives the call.
     if unsafe { libc::chdir(program.dir.as_ptr()) } < 0 {
         return (Step::Folder, Errno::last());
     }
     #[cfg(target_os = "linux")]
     if let Some(mount) = &program.mount
-        && let Err((step, errno)) = mount_overlay(mount, child.own_users)
+        && let Err((step, errno)) =
+            mount_overlay(mount, child.own_users).and_then(|()| open_to_contract(mount, &program.guards))
     {
         return (step, errno);
     }
@@ -176,10 +192,72 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
             return (Step::Limit, errno);
         }
     }
+    #[cfg(target_os = "linux")]
+    if let Err((step, errno)) = confine_files(&program.guards) {
+        return (step, errno);
+    }
+    close_from(program.std_fds[0] as u32);
+    close_range(3, FIRST_FD as u32 - 1);
     reset_signals();
+    #[cfg(target_os = "linux")]
+    if let Err((step, errno)) = confine_calls(&program.guards) {
+        return (step, errno);
+    }
     // SAFETY: path, argv and env are NUL-terminated texts and null-terminated lists of them, which outlive the call.
     unsafe { libc::execve(program.path.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
     (Step::Exec, Errno::last())
+}
+
+/// A rule for what was mounted: that for the folder below it does not hold for what covers it.
+#[cfg(target_os = "linux")]
+fn open_to_contract(mount: &Mount, guards: &Confined) -> Result<(), (Step, Errno)> {
+    use std::os::fd::AsRawFd as _;
+    /// As the kernel has it.
+    #[repr(C, packed)]
+    struct Beneath {
+        allowed: u64,
+        folder: c_int,
+    }
+    const PATH_BENEATH: c_int = 1;
+    let Some(rules) = &guards.files else { return Ok(()) };
+    // SAFETY: async-signal-safe calls with texts and a structure that outlive them; the descriptor is closed before it
+    // is lost.
+    let done = unsafe {
+        let folder = libc::open(mount.target.as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
+        if folder < 0 {
+            return Err((Step::Files, Errno::last()));
+        }
+        let rule = Beneath { allowed: guards.mounted, folder };
+        let call = libc::SYS_landlock_add_rule;
+        let done = libc::syscall(call, rules.as_raw_fd(), PATH_BENEATH, ptr::from_ref(&rule), 0);
+        let failed = Errno::result(done);
+        libc::close(folder);
+        failed
+    };
+    done.map(drop).map_err(|errno| (Step::Files, errno))
+}
+
+#[cfg(target_os = "linux")]
+fn confine_files(guards: &Confined) -> Result<(), (Step, Errno)> {
+    use std::os::fd::AsRawFd as _;
+    let Some(rules) = &guards.files else { return Ok(()) };
+    // SAFETY: takes a descriptor of this process and touches no memory.
+    let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) };
+    Errno::result(done).map(drop).map_err(|errno| (Step::Files, errno))
+}
+
+#[cfg(target_os = "linux")]
+fn confine_calls(guards: &Confined) -> Result<(), (Step, Errno)> {
+    let Some(program) = &guards.calls else { return Ok(()) };
+    let length = u16::try_from(program.len()).map_err(|_| (Step::Calls, Errno::E2BIG))?;
+    // One structure under two names: code, two jumps, a word.
+    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast::<libc::sock_filter>() };
+    // SAFETY: the kernel copies the filter, of that many instructions, before the call is over.
+    let done = unsafe {
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        libc::syscall(libc::SYS_seccomp, mode, 0, ptr::from_ref(&filter))
+    };
+    Errno::result(done).map(drop).map_err(|errno| (Step::Calls, errno))
 }
 
 /// Mounts the overlay, for this process and those that it starts alone, and gives up the right to unmount it.

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     LAUNCHER_ARG, Limits, NplPort, Overlay, RunReport, RunSpec,
     control::{self, BODY_BYTES_MAX, Header, PIECE_BYTES, Reply, Request, Step},
+    guards::{self, Containment, Guard, Guards, Kept},
     limits::OsLimits,
     log::LogQueue,
     orphans, run,
@@ -85,11 +86,22 @@ pub enum LaunchError {
     #[error("cannot {step} the contract {binary}")]
     NotStarted {
         /// What was tried.
-        step: String,
+        step: Step,
         /// The contract's binary.
         binary: PathBuf,
         /// Why it failed.
         source: io::Error,
+    },
+    /// The contract could be started if the guards let it. Other nodes, with other guards, may run it.
+    #[error(
+        "the contract {binary} needs {file}, which Landlock keeps from it: list the folder that it is installed in under \
+         [contract] read, or set [contract] containment = \"off\""
+    )]
+    Forbidden {
+        /// The contract's binary.
+        binary: PathBuf,
+        /// What it is made of.
+        file: PathBuf,
     },
     /// Something the contract started did not die.
     #[error("the contract's processes are still there {} s after they were killed", KILL_TIME_MAX.as_secs())]
@@ -109,6 +121,8 @@ struct Inner {
     /// Launchers that are not yet gone.
     alive: Arc<watch::Sender<usize>>,
     log: LogQueue,
+    /// What all runs are kept from; nothing until it is tried out.
+    kept: std::sync::Mutex<Arc<Kept>>,
 }
 
 impl Launcher {
@@ -118,7 +132,13 @@ impl Launcher {
         let failed = |source| LaunchError::Launcher { exe: exe.to_owned(), source };
         let first = Connection::start(exe, &alive).map_err(failed)?;
         let log = LogQueue::start().map_err(failed)?;
-        Ok(Launcher(Arc::new(Inner { exe: exe.to_owned(), idle: Mutex::new(Some(first)), alive, log })))
+        Ok(Launcher(Arc::new(Inner {
+            exe: exe.to_owned(),
+            idle: Mutex::new(Some(first)),
+            alive,
+            log,
+            kept: Default::default(),
+        })))
     }
 
     /// Runs the contract once. Comes back when no process of it is left.
@@ -133,7 +153,8 @@ impl Launcher {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let result = run::run(&connection, self.0.log.clone(), spec, npl).await;
+        let kept = Arc::clone(&self.0.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        let result = run::run(&connection, &kept, self.0.log.clone(), spec, npl).await;
         // After an error nobody knows what the two have said to each other, so both start anew.
         if result.is_ok() {
             *idle = Some(connection);
@@ -143,6 +164,29 @@ impl Launcher {
 
     /// Whether a run with this overlay in `dir` would get it: mounts it once, for nobody.
     pub async fn probe(&self, dir: &Path, overlay: Overlay) -> Result<(), LaunchError> {
+        self.attempt(dir, Some(run::mount(overlay)), Guards::default()).await
+    }
+
+    /// Tries each guard, and gives those that work to every run that begins from now on.
+    ///
+    /// Says where each stands; errors when nothing can be run at all.
+    pub async fn contain(&self, wanted: &Containment) -> Result<Vec<Guard>, LaunchError> {
+        let mut plan = guards::plan(wanted);
+        loop {
+            let private = wanted.dir.join("private");
+            let guards = plan.kept.of_run(&wanted.dir, &wanted.binary, Some(&private));
+            match self.attempt(&wanted.dir, None, guards).await {
+                Err(LaunchError::NotStarted { step, ref source, .. }) if plan.give_up(step, source) => {}
+                tried => break tried?,
+            }
+        }
+        let report = plan.report(wanted);
+        *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan.kept);
+        Ok(report)
+    }
+
+    /// Does all that comes before a program's first instruction, for no program.
+    async fn attempt(&self, dir: &Path, mount: Option<(Vec<u8>, Vec<u8>)>, guards: Guards) -> Result<(), LaunchError> {
         use std::os::unix::ffi::OsStrExt as _;
         let mut idle = self.0.idle.lock().await;
         let connection = match idle.take().filter(Connection::is_alive) {
@@ -156,7 +200,9 @@ impl Launcher {
             env: Vec::new(),
             dir: dir.as_os_str().as_bytes().to_vec(),
             limits: OsLimits::of(&Limits::default(), 0),
-            mount: Some(run::mount(overlay)),
+            mount,
+            tmp: None,
+            guards,
         };
         let null = std::fs::File::open("/dev/null").map_err(|source| LaunchError::Pipe { users: 0, source })?;
         let channel = connection.channel()?;
@@ -365,5 +411,5 @@ fn socket_error(source: io::Error) -> LaunchError {
 
 /// The error for a contract that did not start for a reason of this machine.
 pub(super) fn not_started(step: Step, binary: PathBuf, errno: i32) -> LaunchError {
-    LaunchError::NotStarted { step: step.to_string(), binary, source: io::Error::from_raw_os_error(errno) }
+    LaunchError::NotStarted { step, binary, source: io::Error::from_raw_os_error(errno) }
 }

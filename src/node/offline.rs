@@ -11,7 +11,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::exec::{self, limits_of};
+use super::{
+    exec::{self, limits_of},
+    guards,
+};
 use crate::{
     config::Config,
     consensus::header::UnlChange,
@@ -101,6 +104,7 @@ impl Offline {
             Ok::<_, StateError>((state, root, leaves))
         });
         let (state, root, leaves) = opened.await.expect("file work does not panic")?;
+        guards::contain(&config, &launcher).await?;
         Ok(Offline { launcher, config, state: Some(state), root, leaves, runs: 0 })
     }
 

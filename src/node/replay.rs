@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use super::{
     Executor,
     exec::{self, Ended, ExecError},
+    guards,
 };
 use tokio::sync::oneshot;
 
@@ -75,6 +76,7 @@ impl Replayer {
         .await
         .expect("file work does not panic")?;
         let launcher = Launcher::start(exe)?;
+        guards::contain(&config, &launcher).await?;
         let executor = Executor::new(launcher, state, root, &config);
         Ok(Replayer { executor, me: config.key, root, leaves: leaves.into_iter().collect() })
     }

@@ -21,6 +21,7 @@ use crate::{
         header::{ClosedLedger, ExecResult},
         range::Lie,
     },
+    contract::Guard,
     ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
     mesh::peer_id_text,
     types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
@@ -276,7 +277,8 @@ impl Node {
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
-        json!({
+        let guards: Vec<Value> = self.guards.iter().map(guard).collect();
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.config.key.to_string(),
             "peer_id": peer_id_text(&self.config.key),
@@ -325,8 +327,14 @@ impl Node {
             "user_address": self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string()),
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
-        })
+        });
+        status["guards"] = guards.into();
+        status
     }
+}
+
+fn guard(guard: &Guard) -> Value {
+    json!({ "name": guard.name.to_string(), "wanted": guard.wanted, "on": guard.on, "why": guard.why })
 }
 
 fn part(part: &Part) -> Value {

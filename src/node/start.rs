@@ -11,7 +11,9 @@ use std::{
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::{Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, report::Report};
+use super::{
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, guards, report::Report,
+};
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
     consensus::{
@@ -79,6 +81,18 @@ pub enum NodeError {
         /// What failed.
         why: String,
     },
+    /// The configuration asks for all guards, and one does not work on this machine.
+    #[error(
+        "contract.containment in {file} is \"required\", but the guard {name} is off: {why}; mend that, or take \"auto\""
+    )]
+    Guard {
+        /// The file.
+        file: PathBuf,
+        /// Which guard.
+        name: String,
+        /// Why it is off.
+        why: String,
+    },
     /// The folder's database is of another contract.
     #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
     Contract {
@@ -132,7 +146,10 @@ impl NodeError {
 
     /// The configuration does not fit the chain.
     pub fn is_config(&self) -> bool {
-        matches!(self, NodeError::Shared { .. } | NodeError::Contract { .. } | NodeError::Overlay { .. })
+        matches!(
+            self,
+            NodeError::Shared { .. } | NodeError::Contract { .. } | NodeError::Overlay { .. } | NodeError::Guard { .. }
+        )
     }
 }
 
@@ -178,6 +195,7 @@ impl Node {
         let mut store = Store::open(&config.dir)?;
         let launcher = Launcher::start(exe)?;
         let chosen = backend::choose(&config, &launcher).await?;
+        let guards = guards::contain_node(&config, &launcher).await?;
         let kept = store.load(config.consensus.input_window)?;
         let expected = kept.as_ref().map(Journal::state_root);
         let state = {
@@ -287,6 +305,7 @@ impl Node {
             served_tx,
             served,
             state_kept: chosen,
+            guards,
             told_tx,
             told,
             asking: Default::default(),

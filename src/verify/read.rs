@@ -205,17 +205,25 @@ impl Value for Blob {
     }
 }
 
-/// The fifteen numbers of `SharedConfig` that are behind `inputs`.
+/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, five numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Settings(pub(super) [u64; 15]);
+pub(super) struct Settings {
+    limits: [u64; 10],
+    network: bool,
+    built_in: [u64; 5],
+}
 
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
-        let mut settings = [0; 15];
-        for setting in &mut settings {
-            *setting = from.get()?;
+        let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5] };
+        for limit in &mut settings.limits {
+            *limit = from.get()?;
         }
-        Ok(Settings(settings))
+        settings.network = from.kind("`network`", 2)? == 1;
+        for limit in &mut settings.built_in {
+            *limit = from.get()?;
+        }
+        Ok(settings)
     }
 }
 

@@ -372,7 +372,7 @@ json.dump(seen, open("seen", "w"))
     let dir = fs::canonicalize(rig.dir.path()).unwrap();
     let env = serde_json::json!({
         "GREETING": "a b=c", "HOME": rig.dir.path(), "LANG": "C.UTF-8", "TZ": "Asia/Colombo",
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": rig.dir.path().join("tmp"),
     });
     assert_eq!(seen["env"], env);
     // The number 3 is the listing itself.

@@ -4,6 +4,7 @@ mod author;
 mod chain;
 mod cli;
 mod cluster;
+mod containment;
 mod contract;
 mod golden;
 mod golden_users;

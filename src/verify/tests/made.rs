@@ -61,6 +61,7 @@ pub fn shared() -> SharedConfig {
         output_mb: 64,
         output_user_mb: 16,
         npl_window_ms: 500,
+        network: false,
         ledger_inputs_max: 16_384,
         ledger_input_bytes_max: 16 << 20,
         novel_users_max: 4_096,

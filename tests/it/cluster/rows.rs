@@ -502,7 +502,7 @@ fn private_key_to_the_contract_is_not_given() {
         assert!(json.contains(&secret.node_key().to_string()), "the public key is");
         let mut names: Vec<&str> = environment.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
         names.sort_unstable();
-        assert_eq!(names, ["HOME", "LANG", "PATH", "TZ"]);
+        assert_eq!(names, ["HOME", "LANG", "PATH", "TMPDIR", "TZ"]);
     });
 }
 

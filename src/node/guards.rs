@@ -1,0 +1,60 @@
+//! Has the contract's guards tried out, and says which are on.
+
+use tracing::{info, warn};
+
+use super::NodeError;
+use crate::{
+    config::{self, Config},
+    contract::{Containment, Guard, LaunchError, Launcher, guards},
+};
+
+/// Gives every run of this launcher the guards that work here, as far as `[contract] containment` wants them.
+pub(super) async fn contain(config: &Config, launcher: &Launcher) -> Result<Vec<Guard>, LaunchError> {
+    let contract = &config.contract;
+    if contract.containment == config::Containment::Off {
+        return Ok(guards::none_wanted("by cfg/hp.cfg"));
+    }
+    let wanted = Containment {
+        dir: config.dir.clone(),
+        binary: config.binary.clone(),
+        args: config.argv.iter().skip(1).cloned().collect(),
+        env: contract.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        network: contract.network,
+        read: contract.read.clone(),
+        secrets: config.seckey_file.iter().cloned().collect(),
+    };
+    launcher.contain(&wanted).await
+}
+
+/// As [`contain`], for a node: tells what is off, and errors where the configuration requires it.
+pub(super) async fn contain_node(config: &Config, launcher: &Launcher) -> Result<Vec<Guard>, NodeError> {
+    let guards = contain(config, launcher).await?;
+    let names = |on: bool| {
+        let named = guards.iter().filter(|guard| guard.on == on && (on || guard.wanted));
+        named.map(|guard| guard.name.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    info!(on = names(true), "what the contract is kept in by");
+    for Guard { name, why, .. } in guards.iter().filter(|guard| guard.wanted && !guard.on) {
+        warn!(guard = %name, why, "the contract runs without a guard");
+    }
+    if config.contract.containment == config::Containment::Off {
+        warn!(file = %config.file.display(), "the contract is not contained: [contract] containment = \"off\"");
+    }
+    let missing = guards.iter().find(|guard| guard.wanted && !guard.on);
+    match missing {
+        Some(Guard { name, why, .. }) if config.contract.containment == config::Containment::Required => {
+            Err(NodeError::Guard { file: config.file.clone(), name: name.to_string(), why: why.clone() })
+        }
+        _ => Ok(guards),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_configuration_calls_hidden_is_what_is_hidden() {
+        assert_eq!(config::HIDDEN, guards::HIDDEN);
+    }
+}

@@ -1,0 +1,330 @@
+//! What a contract is kept from: each guard is tried by a program that does its worst, and without the guard succeeds.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hotpocket::{
+    contract::{
+        Containment, End, Guard, LaunchError, Launcher, Limits, NplPort, Overlay, RunReport, RunSpec, UserInput,
+        fdlist::Facts, guards::Name,
+    },
+    types::{Auth, Hash, NodeKey, Status, UserKey},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+/// Far longer than anything here takes, also on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What every contract here begins with: `tell` puts down what became of an attempt.
+const PRELUDE: &str = r#"
+import ctypes, errno, json, os, signal, socket, subprocess, sys, time
+facts = json.load(sys.stdin)
+seen = {}
+def attempt(name, what):
+    try: seen[name] = what()
+    except OSError as error: seen[name] = errno.errorcode[error.errno]
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *args):
+    result = libc.syscall(number, *args)
+    if result < 0: raise OSError(ctypes.get_errno(), "call")
+    return result
+def read(path):
+    with open(path, "rb") as file: return len(file.read(100))
+def tell(fd): os.write(fd, json.dumps(seen, sort_keys=True).encode())
+"#;
+
+/// A contract folder as `hp new` makes it, and a launcher for it.
+struct Rig {
+    dir: TempDir,
+    launcher: Launcher,
+    guards: Vec<Guard>,
+}
+
+impl Rig {
+    async fn new(change: impl FnOnce(&mut Containment)) -> Rig {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for name in ["bin", "cfg", "hist", "run", "log", "diag", "private", "state"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        for name in ["cfg/hp.cfg", "hist/ledger.db", "private/key", "bin/data", "state/file", "other"] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        let launcher = Launcher::start(Path::new(env!("CARGO_BIN_EXE_hp"))).expect("a launcher");
+        let mut containment = Containment {
+            dir: dir.path().to_owned(),
+            binary: "/usr/bin/env".into(),
+            args: vec!["python3".into()],
+            env: Vec::new(),
+            network: false,
+            read: Vec::new(),
+            secrets: Vec::new(),
+        };
+        change(&mut containment);
+        let guards = launcher.contain(&containment).await.expect("something can be run");
+        for guard in guards.iter().filter(|guard| !guard.on) {
+            eprintln!("off: {} ({})", guard.name, guard.why);
+        }
+        Rig { dir, launcher, guards }
+    }
+
+    /// Whether a guard is on. One that cannot be had on this machine cannot be tried on it.
+    fn has(&self, name: Name) -> bool {
+        let guard = self.guards.iter().find(|guard| guard.name == name).expect("every guard is told of");
+        if !guard.on {
+            eprintln!("not tried: {name} is off: {}", guard.why);
+        }
+        guard.on
+    }
+
+    fn spec(&self, binary: &str, args: &[&str]) -> RunSpec {
+        RunSpec {
+            binary: binary.into(),
+            args: args.iter().map(ToString::to_string).collect(),
+            dir: self.dir.path().to_owned(),
+            env: Vec::new(),
+            limits: Limits::default(),
+            facts: Facts {
+                lcl: Hash([1; 32]),
+                seq: 7,
+                time_ms: 1_568_193_881_250,
+                pubkey: NodeKey([0xa1; 32]),
+                unl: vec![NodeKey([0xa1; 32])],
+                seed: Hash([2; 32]),
+                contract: Hash([3; 32]),
+                private: Some(self.dir.path().join("private")),
+                readonly: false,
+            },
+            users: vec![UserInput { key: USER, auth: Auth::Signed, inputs: Vec::new() }],
+            log_dir: self.dir.path().join("log/contract"),
+            npl_window: Duration::from_millis(500),
+            overlay: None,
+        }
+    }
+
+    async fn try_run(&self, spec: RunSpec) -> Result<RunReport, LaunchError> {
+        let (out, _from_contract) = mpsc::channel(4);
+        let (_to_contract, incoming) = mpsc::channel(4);
+        let port = NplPort { out, incoming };
+        tokio::time::timeout(DEADLINE, self.launcher.run(spec, port)).await.expect("in time")
+    }
+
+    /// Runs a program and gives back what it told.
+    async fn told(&self, code: &str) -> Value {
+        self.told_over(code, None).await
+    }
+
+    async fn told_over(&self, code: &str, overlay: Option<Overlay>) -> Value {
+        let code = format!("{PRELUDE}{code}\ntell(list(facts['user'].values())[0][1])");
+        let spec = RunSpec { overlay, ..self.spec("/usr/bin/env", &["python3", "-I", "-S", "-c", &code]) };
+        let report = self.try_run(spec).await.expect("the run has a result");
+        let log = fs::read_to_string(self.dir.path().join("log/contract/stderr.log")).unwrap_or_default();
+        assert_eq!(report.end, End::Status(Status::Ok), "{log}");
+        serde_json::from_slice(&report.outputs[&USER]).expect("JSON")
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+const USER: UserKey = UserKey([0xee; 32]);
+
+#[tokio::test]
+async fn a_contract_reads_the_system_and_its_own_and_writes_its_state_and_nothing_else() {
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Landlock) {
+        return;
+    }
+    let code = r#"
+for name in ["cfg/hp.cfg", "hist/ledger.db", "other", "/etc/shadow", "/root", "/etc/ssl/private"]:
+    attempt("read " + name, lambda: read(name))
+for name in ["bin/data", "private/key", "state/file", "/etc/passwd", "/proc/cpuinfo"]:
+    attempt("read " + name, lambda: read(name) > 0)
+for name in [".", "cfg", "/tmp", "/home", "run"]:
+    attempt("list " + name, lambda: len(os.listdir(name)))
+for name in ["bin/data", "private/key", "new", "bin/new", "/tmp/hp-escaped", "/dev/shm/../escaped", "/usr/escaped"]:
+    attempt("write " + name, lambda: open(name, "w").write("x"))
+for name in ["state/file", "state/new", "/dev/null", os.environ["TMPDIR"] + "/new"]:
+    attempt("write " + name.split("/")[-2] + "/" + name.split("/")[-1], lambda: open(name, "w").write("x"))
+attempt("link out", lambda: os.link("cfg/hp.cfg", "state/link"))
+attempt("move in", lambda: os.rename("cfg/hp.cfg", "state/moved"))
+attempt("move out", lambda: os.rename("state/file", "bin/moved"))
+attempt("remove", lambda: os.unlink("other"))
+attempt("device", lambda: os.mknod("state/null", 0o20666, os.makedev(1, 3)))
+os.makedirs("state/sub")
+attempt("move within", lambda: os.rename("state/new", "state/sub/new"))
+attempt("truncate", lambda: os.truncate("bin/data", 0))
+"#;
+    let seen = rig.told(code).await;
+    let refused = [
+        "read other",
+        "read /etc/shadow",
+        "list .",
+        "write bin/data",
+        "write private/key",
+        "write new",
+        "write bin/new",
+        "write /usr/escaped",
+        "move out",
+        "truncate",
+    ];
+    for name in refused {
+        assert_eq!(seen[name], "EACCES", "{name}: {seen}");
+    }
+    // Where they are not there at all for a contract, it is told so.
+    for name in seen.as_object().unwrap().keys() {
+        let works = seen[name] == json!(true) || seen[name] == json!(1) || seen[name].is_null();
+        let may = ["read bin/data", "read private/key", "read state/file", "read /etc/passwd", "read /proc/cpuinfo"]
+            .contains(&name.as_str())
+            || ["write state/file", "write state/new", "write dev/null", "write tmp/new", "move within"]
+                .contains(&name.as_str());
+        assert_eq!(works, may, "{name}: {seen}");
+    }
+    assert_eq!(fs::read_to_string(rig.at("cfg/hp.cfg")).unwrap(), "cfg/hp.cfg");
+    assert!(rig.at("other").exists() && !Path::new("/tmp/hp-escaped").exists());
+}
+
+#[tokio::test]
+async fn a_state_that_is_mounted_for_the_run_is_written_like_any_other() {
+    let rig = Rig::new(|_| {}).await;
+    for name in ["hist/upper", "hist/work"] {
+        fs::create_dir(rig.at(name)).unwrap();
+    }
+    let overlay = Overlay { target: "state", lower: "state", upper: "hist/upper", work: "hist/work" };
+    if let Err(why) = rig.launcher.probe(rig.dir.path(), overlay).await {
+        eprintln!("not tried: {why}");
+        return;
+    }
+    fs::remove_dir_all(rig.at("hist/work/work")).unwrap();
+    let code = r#"
+open("state/file", "w").write("changed")
+open("state/new", "w").write("new")
+os.makedirs("state/a/b")
+attempt("other", lambda: open("other", "w").write("x"))
+attempt("hist", lambda: open("hist/upper/new", "w").write("x"))
+"#;
+    let seen = rig.told_over(code, Some(overlay)).await;
+    if rig.has(Name::Landlock) {
+        assert_eq!(seen["other"], "EACCES");
+        assert!(seen["hist"].is_string(), "{seen}");
+    }
+    let (upper, below) = (fs::read_to_string(rig.at("hist/upper/new")), fs::read_to_string(rig.at("state/file")));
+    assert_eq!((upper.unwrap().as_str(), below.unwrap().as_str()), ("new", "state/file"));
+}
+
+#[tokio::test]
+async fn the_folder_for_temporary_files_is_empty_at_the_begin_and_empty_at_the_end() {
+    let rig = Rig::new(|_| {}).await;
+    let code = r#"
+tmp = os.environ["TMPDIR"]
+seen["before"] = os.listdir(tmp)
+os.makedirs(tmp + "/deep/er")
+open(tmp + "/deep/file", "w").write("x" * 100000)
+os.mkfifo(tmp + "/fifo")
+os.chmod(tmp + "/deep", 0)
+"#;
+    for _ in 0..2 {
+        assert_eq!(rig.told(code).await, json!({ "before": [] }));
+        assert_eq!(fs::read_dir(rig.at("tmp")).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn calls_that_reach_out_of_the_run_are_refused_and_the_program_goes_on() {
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Seccomp) {
+        return;
+    }
+    // The numbers are those of 64-bit Intel; elsewhere the list is compared with the filter in a test beside it.
+    let code = r#"
+numbers = {
+    "ptrace": (101, 0, 0, 0, 0), "process_vm_readv": (310, os.getppid(), 0, 0, 0, 0, 0), "kexec_load": (246, 0, 0, 0, 0),
+    "mount": (165, 0, 0, 0, 0, 0), "umount2": (166, 0, 0), "pivot_root": (155, 0, 0), "bpf": (321, 0, 0, 0),
+    "userfaultfd": (323, 0), "perf_event_open": (298, 0, 0, 0, 0, 0), "keyctl": (250, 0, 0, 0, 0, 0), "add_key": (248, 0, 0, 0, 0, 0),
+    "init_module": (175, 0, 0, 0), "reboot": (169, 0, 0, 0, 0), "swapon": (167, 0, 0), "settimeofday": (164, 0, 0),
+    "io_uring_setup": (425, 1, 0), "unshare": (272, 0x10000000), "setns": (308, 0, 0), "open_by_handle_at": (304, 0, 0, 0),
+    "clone a user namespace": (56, 0x10000000 | signal.SIGCHLD, 0, 0, 0, 0), "clone3": (435, 0, 0), "chroot": (161, 0),
+}
+import platform
+if platform.machine() == "x86_64":
+    for name, args in numbers.items():
+        attempt(name, lambda: call(*args))
+attempt("socket", lambda: str(socket.socket()))
+attempt("unix socket", lambda: str(socket.socket(socket.AF_UNIX)))
+attempt("datagrams", lambda: str(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)))
+a, b = socket.socketpair()
+a.send(b"works")
+import threading
+threads = [threading.Thread(target=lambda: seen.setdefault("thread", True)) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+seen["child"] = subprocess.run(["/bin/sh", "-c", "echo $((6 * 7))"], capture_output=True).stdout.decode()
+seen["status"] = [line for line in open("/proc/self/status").read().splitlines() if line.startswith(("NoNew", "Seccomp:"))]
+"#;
+    let mut seen = rig.told(code).await;
+    let seen = seen.as_object_mut().unwrap();
+    assert_eq!(seen.remove("status"), Some(json!(["NoNewPrivs:\t1", "Seccomp:\t2"])));
+    assert_eq!(seen.remove("thread"), Some(json!(true)));
+    assert_eq!(seen.remove("child"), Some(json!("42\n")));
+    if cfg!(target_arch = "x86_64") {
+        assert_eq!(seen.remove("clone3"), Some(json!("ENOSYS")));
+        assert_eq!(seen.len(), 24, "{seen:?}");
+    }
+    assert!(seen.values().all(|error| *error == "EPERM"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_listener_of_this_machine_is_out_of_reach_unless_the_network_is_allowed() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let code = format!("attempt('connect', lambda: socket.create_connection(('127.0.0.1', {port})).close())");
+    for network in [false, true] {
+        let rig = Rig::new(|wanted| wanted.network = network).await;
+        if network || rig.has(Name::Network) {
+            let expected = if network { json!(null) } else { json!("EPERM") };
+            assert_eq!(rig.told(&code).await["connect"], expected, "network = {network}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interpreter_out_of_reach_is_trouble_of_this_machine_with_a_way_out_and_no_status() {
+    let far = tempfile::tempdir().expect("a temporary folder");
+    let tool = far.path().join("tool");
+    fs::copy("/bin/sh", &tool).unwrap();
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Landlock) {
+        return;
+    }
+    fs::write(rig.at("bin/contract"), format!("#!{}\nexit 0\n", tool.display())).unwrap();
+    fs::set_permissions(rig.at("bin/contract"), fs::Permissions::from_mode(0o755)).unwrap();
+    let error = rig.try_run(rig.spec("bin/contract", &[])).await.expect_err("the tool is not listed");
+    let text = error.to_string();
+    assert!(text.contains(tool.to_str().unwrap()) && text.contains("[contract] read"), "{text}");
+    // A file that cannot be executed anywhere is the same everywhere.
+    fs::set_permissions(rig.at("bin/contract"), fs::Permissions::from_mode(0o644)).unwrap();
+    let report = rig.try_run(rig.spec("bin/contract", &[])).await.expect("a status");
+    assert_eq!(report.end, End::Status(Status::Exit(126)));
+    // Listed, or found at the start, it is executed.
+    fs::set_permissions(rig.at("bin/contract"), fs::Permissions::from_mode(0o755)).unwrap();
+    let listed = far.path().to_owned();
+    let rig = Rig::new(move |wanted| wanted.read = vec![listed]).await;
+    let script = format!("#!{}\nexit 0\n", tool.display());
+    fs::write(rig.at("bin/contract"), &script).unwrap();
+    fs::set_permissions(rig.at("bin/contract"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(rig.try_run(rig.spec("bin/contract", &[])).await.unwrap().end, End::Status(Status::Ok));
+    let rig = Rig::new(|wanted| {
+        let contract = wanted.dir.join("bin/contract");
+        fs::write(&contract, &script).unwrap();
+        fs::set_permissions(&contract, fs::Permissions::from_mode(0o755)).unwrap();
+        wanted.binary = contract;
+    })
+    .await;
+    assert_eq!(rig.try_run(rig.spec("bin/contract", &[])).await.unwrap().end, End::Status(Status::Ok));
+}
