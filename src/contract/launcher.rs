@@ -30,10 +30,12 @@ use std::rc::Rc;
 #[cfg(target_os = "linux")]
 use super::{calls, files, guards::Calls};
 use super::{
-    control::{Exit, FIRST_FD, Header, Line, Reply, Request, Step},
+    control::{Exit, Header, Line, Reply, Request, Step},
     guards::Guards,
     limits::raise_nofile_limit,
-    spawn, tmp,
+    spawn,
+    surroundings::Surroundings,
+    tmp,
 };
 
 /// First argument that makes `hp` a launcher. Not for people.
@@ -43,7 +45,12 @@ pub const LAUNCHER_ARG: &str = "__launcher";
 ///
 /// The socket to the supervisor is standard input. Ends with the supervisor, and takes the running contract with it.
 pub fn launcher_main() -> ! {
-    let code = match Resident::new().and_then(|mut resident| resident.serve()) {
+    let (surroundings, is_try) = Surroundings::of_args(std::env::args_os().skip(2));
+    let done = match is_try {
+        true => surroundings.enter(),
+        false => Resident::new(surroundings).and_then(|mut resident| resident.serve()),
+    };
+    let code = match done {
         Ok(()) => 0,
         Err(error) => {
             // Stderr is the supervisor's, and may be closed.
@@ -68,6 +75,8 @@ extern "C" fn on_child(_: libc::c_int) {
 struct Resident {
     line: Line,
     child_pipe: File,
+    /// The contract's first descriptor after stderr; below it are the launcher's own.
+    first_fd: RawFd,
     /// Processes of this user when the launcher started; see `Limits::processes`.
     processes_before: u64,
     /// The filter that the last run had, which is usually that of the next.
@@ -83,11 +92,12 @@ impl Drop for Resident {
 }
 
 impl Resident {
-    fn new() -> io::Result<Resident> {
+    fn new(surroundings: Surroundings) -> io::Result<Resident> {
         // A ctrl-c in the supervisor's terminal is for the supervisor, which then ends the run in its own order.
         let _ = unistd::setsid();
         spawn::become_subreaper()?;
         umask(Mode::from_bits_truncate(0o022));
+        surroundings.enter()?;
         raise_nofile_limit();
         spawn::close_from(3);
         let line = Line(high_copy(io::stdin().as_fd())?);
@@ -109,13 +119,15 @@ impl Resident {
             unsafe { signal::sigaction(signal, &ignore) }?;
         }
         signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        // With every number below FIRST_FD taken, received descriptors land where the contract expects them.
-        while null.as_fd().try_clone_to_owned()?.into_raw_fd() < FIRST_FD {}
+        let first_fd = surroundings.first_fd();
+        // With every number below it taken, received descriptors land where the contract expects them.
+        while null.as_fd().try_clone_to_owned()?.into_raw_fd() < first_fd {}
         let _ = null.into_raw_fd();
-        spawn::close_from(FIRST_FD as u32);
+        spawn::close_from(first_fd as u32);
         Ok(Resident {
             line,
             child_pipe: File::from(read),
+            first_fd,
             processes_before: processes_of_user(),
             #[cfg(target_os = "linux")]
             filter: None,
@@ -129,11 +141,11 @@ impl Resident {
                 continue; // the run it meant had just ended
             }
             let Some(body) = self.line.body(header)? else { break };
-            let Some(in_place) = self.line.descriptors(header)? else { break };
+            let Some(in_place) = self.line.descriptors(header, self.first_fd)? else { break };
             let request: Request = borsh::from_slice(&body)?;
             let started =
                 if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
-            spawn::close_from(FIRST_FD as u32);
+            spawn::close_from(self.first_fd as u32);
             let reply = match started {
                 Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
                 Ok(main) => match self.watch(main)? {
@@ -154,7 +166,7 @@ impl Resident {
         let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).map_err(|_| (Step::Text, Errno::EINVAL));
         let texts = |list: &Vec<Vec<u8>>| list.iter().map(text).collect::<Result<Vec<_>, _>>();
         // The last three are stdin, stdout and stderr.
-        let std_fds = FIRST_FD + fds.saturating_sub(3) as RawFd;
+        let std_fds = self.first_fd + fds.saturating_sub(3) as RawFd;
         let mount = match &request.mount {
             Some((target, options)) => Some(spawn::Mount::new(text(target)?, text(options)?)),
             None => None,
@@ -167,6 +179,7 @@ impl Resident {
             argv: texts(&request.argv)?,
             env: texts(&request.env)?,
             dir: text(&request.dir)?,
+            first_fd: self.first_fd,
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
             limits: request.limits.to_set(self.processes_before),
             mount,
