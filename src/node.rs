@@ -19,8 +19,10 @@ pub mod recover;
 pub mod replay;
 mod report;
 mod serve;
+pub mod silence;
 mod start;
 mod sync;
+mod twins;
 mod unl;
 mod users;
 
@@ -60,7 +62,7 @@ use crate::{
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
     types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, UserKey, WallMs},
-    wire::{self, Hello},
+    wire,
 };
 
 /// Runs whose details, and outputs not delivered yet, are kept in memory. All outputs are in the database.
@@ -73,9 +75,6 @@ const LINE_MAX: usize = 256;
 const EFFECTS_MAX: usize = 65_536;
 /// Bytes of the same, as far as peers' requests and inputs make them. One more message may go over it by its answer.
 const EFFECTS_BYTES_MAX: usize = 64 << 20;
-
-/// Processes of one node that are remembered, to see when one comes back after another. The oldest make room.
-const BOOTS_MAX: usize = 8;
 
 /// A run that ended, and the party line's words on the way.
 #[derive(Debug)]
@@ -162,10 +161,7 @@ pub struct Node {
     rerun: Option<Hash>,
     sessions: BTreeMap<(UserKey, Challenge), SessionId>,
     linked: BTreeSet<NodeKey>,
-    /// The processes of each member that were linked, the last one last.
-    boots: BTreeMap<NodeKey, VecDeque<Hash>>,
-    /// Members of which two processes were seen.
-    twins: BTreeSet<NodeKey>,
+    twins: twins::Watch,
     runs: BTreeMap<Seq, Kept>,
     serving: BTreeMap<NodeKey, usize>,
     /// Peers that are being sent a range of ledgers.
@@ -334,10 +330,10 @@ impl Node {
             MeshEvent::LinkUp { peer, hello } => {
                 info!(peer = %peer.short(), "linked");
                 self.report.linked(peer);
-                self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
                 self.tell_sync_of_peers();
                 self.handle(Event::LinkUp(peer))?;
+                self.watch_for_twins(peer, &hello);
                 self.ask_for_line(Some(peer));
                 Ok(())
             }
@@ -353,28 +349,6 @@ impl Node {
                 Ok(())
             }
             MeshEvent::Frame { peer, bytes, .. } => self.on_frame(peer, &bytes),
-        }
-    }
-
-    /// A process that comes back after another one with its key has been here, while no process can be begun twice:
-    /// both live. Each of them may sign what the other contradicts, so that its operator has to end one.
-    fn watch_for_twins(&mut self, peer: NodeKey, hello: &[u8]) {
-        let Ok(Hello { boot, .. }) = wire::decode(hello) else { return };
-        if !self.core.unl().contains(&peer) {
-            return;
-        }
-        let boots = self.boots.entry(peer).or_default();
-        if boots.back() == Some(&boot) {
-            return;
-        }
-        if boots.contains(&boot) && self.twins.insert(peer) {
-            error!(node = %peer, "two processes run with the key of one node");
-            self.report.alert(format!("two processes run with the key of node {peer}: its operator has to end one"));
-        }
-        boots.retain(|other| *other != boot);
-        boots.push_back(boot);
-        if boots.len() > BOOTS_MAX {
-            boots.pop_front();
         }
     }
 
@@ -435,12 +409,19 @@ impl Node {
                 self.heard_piece(peer, asked, piece);
                 Ok(())
             }
+            Message::Twins(twins) if member => self.told_of_twin(peer, twins),
+            Message::Twins(_) => Ok(()),
             Message::Evidence(evidence) => {
                 // Anybody can make proofs against keys of his own.
-                if self.core.unl().binary_search(&evidence.signer).is_ok() {
-                    self.keep_evidence(evidence);
+                if self.core.unl().binary_search(&evidence.signer).is_err() {
+                    return Ok(());
                 }
-                Ok(())
+                let is_own = (evidence.signer == self.config.key).then(|| evidence.clone());
+                self.keep_evidence(evidence);
+                match is_own {
+                    Some(evidence) => self.handle(Event::Message(peer, Message::Evidence(evidence))),
+                    None => Ok(()),
+                }
             }
             message => self.handle(Event::Message(peer, message)),
         }
@@ -624,6 +605,8 @@ impl Node {
                 Effect::Serve(to, query) => self.serve(to, query),
                 Effect::Lied(peer, lie) => self.lied(peer, lie),
                 Effect::TooFarBehind { next, oldest } => self.too_far_behind(next, oldest),
+                Effect::Silent(silent) => self.silent(&silent),
+                Effect::Speaks => self.speaks(),
                 Effect::Evidence(evidence) => {
                     self.broadcast(&Message::Evidence((*evidence).clone()));
                     self.keep_evidence(*evidence);

@@ -147,7 +147,8 @@ impl Edge {
             | Message::Range(_)
             | Message::Piece(_)
             | Message::StateGet(_)
-            | Message::StatePart(_) => Ok(()),
+            | Message::StatePart(_)
+            | Message::Twins(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }

@@ -137,6 +137,9 @@ fn text(status: &Value) -> String {
             ),
         ));
     }
+    if let Some(text) = silent(&status["silent"]) {
+        lines.push(("silent", text));
+    }
     for pending in list("unl_changes") {
         lines.push(("unl vote", super::unl::pending_text(&pending)));
     }
@@ -158,6 +161,14 @@ fn missing(status: &Value) -> String {
     let missing: Vec<Value> = keys("unl").into_iter().filter(|node| !live.contains(node)).collect();
     let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
     missing.join("\n          ")
+}
+
+/// Why the node signs nothing, since when, and what it waits for.
+fn silent(silent: &Value) -> Option<String> {
+    let since = silent["since_ms"].as_u64()?;
+    let word = |key: &str| silent[key].as_str().unwrap_or("-").to_owned();
+    let since = super::ledger::view::utc(since);
+    Some(format!("since {since}, ledger {}: {}; {}", silent["since_seq"], word("why"), word("waits_for")))
 }
 
 /// How the state before a run is kept, and why so.

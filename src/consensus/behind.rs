@@ -75,7 +75,8 @@ fn hear_all(bench: &mut Bench, from: u8, range: Range) {
 }
 
 fn tell(bench: &mut Bench, from: u8, seq: Seq) -> Vec<Effect> {
-    let status = bench.signed(from, StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true });
+    let status = bench
+        .signed(from, StatusMsg { seq, lcl: Hash::ZERO, attempt: 0, synced: true, silent: false, unheard: vec![] });
     bench.hear(from, Message::Status(status))
 }
 

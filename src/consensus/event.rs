@@ -9,6 +9,7 @@ use super::{
     messages::{Evidence, Message, ResultCert},
     pool::Refused,
     range::{CheckedRange, Lie},
+    silence::Silent,
 };
 use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
 
@@ -65,6 +66,8 @@ pub enum Event {
     /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as
     /// it was before.
     Overtime(Arc<Execution>),
+    /// Other members say that another process with this node's key was there before this one.
+    OlderTwin,
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
     Range(NodeKey, Result<CheckedRange, Lie>),
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
@@ -74,7 +77,8 @@ pub enum Event {
     /// was not, and will not be before [`Event::Synced`].
     StateLost,
     /// Answers [`Effect::SyncState`]: the state after the ledger of this result, which the next header tells, is on disk.
-    /// With the users and the UNL as that ledger left them. `from` is that of the effect answered.
+    /// With the users and the UNL as that ledger left them. Of a node that was only behind it may be the state that it had,
+    /// when nobody has another: then it runs what waits.
     Synced {
         /// The agreed result of the ledger after which the state is.
         result: Box<ExecResult>,
@@ -226,6 +230,10 @@ pub enum Effect {
     Expired(Vec<LocalRef>),
     /// A node asks for what only the database has.
     Serve(NodeKey, Query),
+    /// This node is silent, and people must know. Once for each reason.
+    Silent(Box<Silent>),
+    /// It is so no more.
+    Speaks,
     /// A node signed two different things.
     Evidence(Box<Evidence>),
     /// A peer sent something as a closed ledger that is none. It is not asked for ledgers again.
@@ -347,6 +355,8 @@ pub struct Summary {
     pub unl_vote: Option<UnlChange>,
     /// What each member's operator votes for, as its last NOVEL said.
     pub unl_votes: Vec<(NodeKey, UnlChange)>,
+    /// Whether it signs nothing, and why.
+    pub silent: Option<Silent>,
 }
 
 /// What a round waits for.

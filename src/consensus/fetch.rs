@@ -84,7 +84,9 @@ impl Consensus {
     pub(super) fn own_messages(&self) -> Vec<Message> {
         let mine = &self.round.mine;
         let mut messages = Vec::new();
-        messages.extend(self.results.get(&self.params.me).cloned().map(Message::Result));
+        // While this node is silent it may be a signature that the journal lost, out of a certificate.
+        let said = self.results.get(&self.params.me).filter(|_| self.silence.is_none());
+        messages.extend(said.cloned().map(Message::Result));
         messages.extend(self.overtimes.get(&self.params.me).cloned().map(Message::Overtime));
         messages.extend(mine.novel.clone().map(Message::Novel));
         messages.extend(self.round.tc_forward());
@@ -101,7 +103,7 @@ impl Consensus {
             return self.retransmit_at(due);
         }
         let messages = self.own_messages();
-        if messages.is_empty() {
+        if messages.is_empty() || self.silence.is_some() {
             let status = self.status();
             self.effects.push(Effect::Broadcast(status));
         }

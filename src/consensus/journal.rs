@@ -8,6 +8,7 @@ use super::{
     LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
     header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
     messages::{Advance, Certificate, Novel, Overtime, Precommit, Prevote, Signed, Tc},
+    silence::Silence,
 };
 use crate::types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey};
 
@@ -42,6 +43,10 @@ pub enum Record {
     /// The agreed result of a ledger that is not the last one, and not older than that of my last result: the state after
     /// it was fetched from others and is on disk. The ledgers up to it are not run here any more.
     Synced(Box<ExecResult>),
+    /// That this node is silent, with what has been learnt meanwhile, or that it is so no more.
+    Silence(Option<Box<Silence>>),
+    /// All members of whom I ever heard something that counts.
+    Heard(BTreeSet<NodeKey>),
 }
 
 /// Everything durable, as one value.
@@ -89,6 +94,10 @@ pub struct Journal {
     pub limited: Option<(ClosedLedger, Vec<Input>)>,
     /// My OVERTIME of the tip.
     pub overtime: Option<Signed<Overtime>>,
+    /// Whether this journal may lack what my key has signed. An empty one may, until the others were asked.
+    pub silence: Option<Silence>,
+    /// Members of whom I ever heard something that counts: they know that they are not at their beginning.
+    pub heard: BTreeSet<NodeKey>,
 }
 
 /// Whether a result says that the run was over its time.
@@ -121,6 +130,8 @@ impl Journal {
             synced: None,
             limited: None,
             overtime: None,
+            silence: Some(Silence::begin()),
+            heard: BTreeSet::new(),
         }
     }
 
@@ -217,6 +228,8 @@ impl Journal {
             }
             Record::UnlVote(vote) => self.unl_vote = vote,
             Record::Synced(result) => self.sync(*result),
+            Record::Heard(members) => self.heard = members,
+            Record::Silence(silence) => self.silence = silence.map(|silence| *silence),
         }
     }
 

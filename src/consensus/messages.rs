@@ -269,7 +269,7 @@ pub struct Presence {
 signable!(Presence, "hp/presence/1", false);
 
 /// Where a node stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct StatusMsg {
     /// Its last closed ledger.
     pub seq: Seq,
@@ -279,6 +279,10 @@ pub struct StatusMsg {
     pub attempt: Attempt,
     /// Whether its state is the agreed one.
     pub synced: bool,
+    /// Whether it signs nothing that counts, because it may have forgotten what it signed.
+    pub silent: bool,
+    /// Members of whom it never heard anything that counts, since they are members; ascending. None, but at a beginning.
+    pub unheard: Vec<NodeKey>,
 }
 signable!(StatusMsg, "hp/status/1", false);
 
@@ -425,6 +429,15 @@ pub struct Evidence {
     pub second: Vec<u8>,
 }
 
+/// Two processes run with the receiver's key: the second came back after the first had. By what their hellos said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Twins {
+    /// The one that the sender saw first.
+    pub older: Hash,
+    /// The other one.
+    pub newer: Hash,
+}
+
 /// Who signed, which kind, ledger and attempt: what may be said once.
 pub type Slot = (NodeKey, &'static str, Seq, Attempt);
 
@@ -482,6 +495,8 @@ pub enum Message {
     StateGet(StateGet),
     /// Its answer.
     StatePart(StatePart),
+    /// Another process has the receiver's key.
+    Twins(Twins),
 }
 
 impl Message {
@@ -510,6 +525,7 @@ impl Message {
             Message::Piece(_) => "PIECE",
             Message::StateGet(_) => "STATE_GET",
             Message::StatePart(_) => "STATE_PART",
+            Message::Twins(_) => "TWINS",
         }
     }
 

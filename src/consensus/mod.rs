@@ -11,7 +11,7 @@
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
 //! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), `overtime`
-//! (runs that take too long), `unl` (who decides), [`header`] (what a ledger is), [`votes`] (counting).
+//! (runs that take too long), `unl` (who decides), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
 pub mod details;
@@ -31,6 +31,7 @@ mod receive;
 mod results;
 mod round;
 pub mod rules;
+pub mod silence;
 mod step;
 mod unl;
 pub mod votes;
@@ -59,6 +60,7 @@ pub use pool::Refused;
 use presence::PresenceTable;
 use results::{LastRun, Runs};
 use round::Round;
+use silence::Silence;
 use votes::{Checker, Quorum};
 
 use crate::types::{Attempt, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
@@ -130,9 +132,23 @@ pub struct Consensus {
     state_root: Hash,
     /// Whether my state is the agreed one.
     trusted: bool,
+    /// Nobody had a state to fetch: what waits is run, until little is left.
+    runs_all: bool,
     split: bool,
     /// Of how many results that are not all equal the node was told.
     differing_told: usize,
+
+    /// While it is there nothing is signed that counts in a round.
+    silence: Option<Silence>,
+    /// Whether people were told of it.
+    told_silence: bool,
+    /// Members of whom something that counts was ever heard.
+    heard: BTreeSet<NodeKey>,
+    /// My last result as I signed it, said or not.
+    own_result: Option<Signed<ExecResult>>,
+    /// Of members that break the protocol by intent, which the simulator has.
+    #[cfg(test)]
+    is_never_silent: bool,
 
     links: BTreeSet<NodeKey>,
     /// How many ledgers in a row were closed without a member's NOVEL.
@@ -212,8 +228,15 @@ impl Consensus {
             redo: None,
             state_root,
             trusted: true,
+            runs_all: false,
             split: false,
             differing_told: 0,
+            silence: journal.silence,
+            told_silence: false,
+            heard: journal.heard,
+            own_result: last.result.clone().filter(|result| result.from == params.me),
+            #[cfg(test)]
+            is_never_silent: false,
             told_from: Hash::ZERO,
             links: BTreeSet::new(),
             missed: BTreeMap::new(),
@@ -265,6 +288,7 @@ impl Consensus {
             Event::UnlVote(vote) => self.vote_for_unl(vote),
             Event::ExecDone(result) => self.executed(result),
             Event::Overtime(run) => self.cut_short(run),
+            Event::OlderTwin => self.found_older_twin(),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::Range(from, range) => self.on_range(from, range),
             Event::StateLost => self.state_lost(),
@@ -365,6 +389,7 @@ impl Consensus {
             state_root: self.state_root,
             unl_vote: self.unl_vote,
             unl_votes: self.unl_votes.iter().map(|(node, change)| (*node, *change)).collect(),
+            silent: self.silent(),
         }
     }
 
@@ -382,6 +407,7 @@ impl Consensus {
 
     fn start(&mut self) {
         self.round_started = Some(self.now);
+        self.start_silence();
         // Only a promise that binds starts the timer: while nothing is derivable, attempts must not climb.
         if self.round.is_bound() {
             self.set_attempt_timer();
@@ -548,6 +574,10 @@ impl Consensus {
         self.links.insert(peer);
         let snapshot = self.sign(self.presence.snapshot());
         self.effects.push(Effect::Send(peer, Message::Presence(snapshot)));
+        // A member that lost its journal learns by it what it has signed.
+        for message in if self.is_member(&peer) { self.held_of(&peer) } else { Vec::new() } {
+            self.effects.push(Effect::Send(peer, message));
+        }
         let status = self.status();
         self.effects.push(Effect::Send(peer, status));
         for message in self.own_messages() {
@@ -558,7 +588,9 @@ impl Consensus {
 
     // ---- Small helpers ------------------------------------------------------------------------------------------
 
+    /// Signs what counts in no round; see `sign_vote`.
     fn sign<T: Signable>(&self, body: T) -> Signed<T> {
+        const { assert!(!T::PER_UNL) };
         self.sign_in(body, &self.scope)
     }
 
@@ -599,19 +631,26 @@ impl Consensus {
     }
 
     fn status(&self) -> Message {
-        let body =
-            StatusMsg { seq: self.tip.seq, lcl: self.tip.hash, attempt: self.round.attempt, synced: self.trusted };
-        Message::Status(self.sign(body))
+        Message::Status(self.sign(StatusMsg {
+            seq: self.tip.seq,
+            lcl: self.tip.hash,
+            attempt: self.round.attempt,
+            synced: self.trusted,
+            silent: self.silence.is_some(),
+            unheard: self.unheard(),
+        }))
     }
 
-    /// Asks a peer for the next closed ledger by showing where this node stands.
-    fn send_status(&mut self, to: NodeKey) {
+    /// Asks a peer for the next closed ledger by showing where this node stands; not too often. Whether it did.
+    fn send_status(&mut self, to: NodeKey) -> bool {
         let last = self.status_sent.get(&to);
-        if last.is_none_or(|(seq, at)| *seq != self.tip.seq || self.now >= at + REPLY_MS) {
+        let due = last.is_none_or(|(seq, at)| *seq != self.tip.seq || self.now >= at + REPLY_MS);
+        if due {
             self.status_sent.insert(to, (self.tip.seq, self.now));
             let status = self.status();
             self.effects.push(Effect::Send(to, status));
         }
+        due
     }
 
     /// While behind a peer, asks it for the next ledger.
@@ -657,6 +696,12 @@ impl Consensus {
     fn retransmit_at(&mut self, at: MonoMs) {
         self.retransmit_at = at;
         self.effects.push(Effect::SetTimer(Timer::Retransmit, at));
+    }
+
+    /// For members that break the protocol by intent, which the simulator has.
+    #[cfg(test)]
+    pub(crate) fn never_be_silent(&mut self) {
+        self.is_never_silent = true;
     }
 
     fn closed_message(ledger: &ClosedLedger) -> Message {

@@ -87,11 +87,13 @@ mod made {
         OldScope,
         /// A vote that has done its work is not taken back.
         KeptUnlVote,
+        /// A node that lost its journal votes at once.
+        VoteThoughSilent,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 25] = [
+        pub const ALL: [Mutation; 26] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -117,6 +119,7 @@ mod made {
             Mutation::OldQuorum,
             Mutation::OldScope,
             Mutation::KeptUnlVote,
+            Mutation::VoteThoughSilent,
         ];
     }
 

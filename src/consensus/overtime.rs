@@ -37,12 +37,18 @@ impl Consensus {
         }
         let running = self.runs.running.take().expect("a run ends after it was asked for");
         assert_eq!(running.seq, run.header.seq, "the run that was handed out");
-        let (of_seq, of_hash) = (run.header.seq, run.hash);
         self.runs.cut = Some(run);
+        self.say_overtime();
+    }
+
+    /// Says of the run that was cut that it took too long here, if it is not decided what that means, and I may.
+    pub(super) fn say_overtime(&mut self) {
+        let Some(run) = &self.runs.cut else { return };
+        let (of_seq, of_hash) = (run.header.seq, run.hash);
         // Of an older ledger the next header, which may still have to be loaded, says what counts.
         let undecided = of_seq == self.tip.seq && self.verdict(of_seq).is_none();
-        if undecided && self.is_member(&self.params.me) && !self.overtimes.contains_key(&self.params.me) {
-            let overtime = self.sign(Overtime { of_seq, of_hash });
+        if undecided && self.may_vote() && !self.overtimes.contains_key(&self.params.me) {
+            let overtime = self.sign_vote(Overtime { of_seq, of_hash });
             self.effects.push(Effect::Persist(Record::Overtime(Box::new(overtime.clone()))));
             self.effects.push(Effect::Sync);
             self.effects.push(Effect::Broadcast(Message::Overtime(overtime.clone())));

@@ -63,7 +63,13 @@ impl Consensus {
                     let checked = range.check(&self.scope.chain_id, verify);
                     self.on_range(from, checked);
                 }
-                Message::Status(signed) => self.on_status(from, &signed.body),
+                Message::Status(signed) => {
+                    if signed.from == from && signed.body.unheard.len() <= UNL_MAX {
+                        self.note_claim(from, &signed.body);
+                    }
+                    self.on_status(from, &signed.body);
+                }
+                Message::Evidence(evidence) => self.note_own_in_evidence(&evidence),
                 // Of the contract's run and of diagnosis: the node's business.
                 _ => {}
             },
@@ -86,6 +92,8 @@ impl Consensus {
             }
             self.ask_for_more();
         } else {
+            self.note_own(&message);
+            self.note_heard(&message);
             match message {
                 Message::Novel(novel) => self.on_novel(novel),
                 Message::Result(result) => self.on_result(result),
@@ -197,6 +205,7 @@ impl Consensus {
             return;
         }
         if let Some(polc) = &advance.polc {
+            self.note_own_in_polc(polc);
             self.round.add_polc(polc);
         }
         if !self.is_near(body.attempt) {
@@ -230,8 +239,10 @@ impl Consensus {
             return;
         }
         if let Some(polc) = &forward.polc {
+            self.note_own_in_polc(polc);
             self.round.add_polc(polc);
         }
+        self.note_own_in_tc(&forward.tc);
         self.keep_tc(forward.tc);
         self.enter_attempt(attempt);
     }
@@ -269,8 +280,12 @@ impl Consensus {
             return;
         }
         match basis {
-            Basis::Polc(polc) => self.round.add_polc(polc),
+            Basis::Polc(polc) => {
+                self.note_own_in_polc(polc);
+                self.round.add_polc(polc);
+            }
             Basis::Novels(_, cert) => {
+                self.note_own_in_results(cert);
                 for (from, sig) in &cert.sigs {
                     let signed = Signed { from: *from, body: cert.result.clone(), sig: *sig };
                     self.results.entry(*from).or_insert(signed);
@@ -278,6 +293,7 @@ impl Consensus {
                 self.compare_results();
             }
         }
+        self.note_own_in_tc(tc);
         self.keep_tc(tc.clone());
         self.enter_attempt(attempt);
         self.round.proposals.insert(attempt, propose);
@@ -461,6 +477,13 @@ impl Consensus {
     }
 
     fn on_status(&mut self, from: NodeKey, status: &StatusMsg) {
+        // Two that are silent tell each other by and by; an answer to each answer would never end.
+        let asks = status.silent && self.silence.is_none() && self.is_member(&from);
+        if asks && self.send_status(from) {
+            for message in self.held_of(&from) {
+                self.effects.push(Effect::Send(from, message));
+            }
+        }
         if status.seq < self.tip.seq {
             self.send_closed(from, status.seq + 1);
             if status.seq + 1 < self.tip.seq {

@@ -182,15 +182,25 @@ impl Consensus {
         let signed = self.sign_in(result.clone(), &scope);
         self.mine.insert(seq, result);
         self.effects.push(Effect::Persist(Record::Result(Box::new(signed.clone()))));
-        if self.is_member(&self.params.me) && seq == self.tip.seq {
+        self.own_result = Some(signed);
+        self.say_result();
+        self.run_next();
+        self.compare_results();
+        self.ask_for_more();
+    }
+
+    /// Tells my result of the tip, which is journaled, if I may.
+    pub(super) fn say_result(&mut self) {
+        let Some(signed) = self.own_result.as_ref().filter(|result| result.body.of_hash == self.tip.hash) else {
+            return;
+        };
+        if self.may_vote() {
+            let signed = signed.clone();
             self.effects.push(Effect::Sync);
             self.effects.push(Effect::Broadcast(Message::Result(signed.clone())));
             self.results.insert(self.params.me, signed);
             self.fresh();
         }
-        self.run_next();
-        self.compare_results();
-        self.ask_for_more();
     }
 
     /// Looks for the tip's agreed result, and compares what is agreed with what I have.
@@ -250,7 +260,7 @@ impl Consensus {
             self.undo(result);
         } else if mine != *result {
             if mutated!(SecondResult) {
-                let second = self.sign(result.clone());
+                let second = self.sign_in(result.clone(), &self.scope);
                 self.effects.push(Effect::Broadcast(Message::Result(second)));
             }
             self.diverge(mine, agreed.result);
@@ -291,6 +301,7 @@ impl Consensus {
         assert!(!self.trusted, "a state is fetched when it is asked for");
         let seq = result.of_seq;
         assert!((self.executed..self.tip.seq).contains(&seq), "of a ledger with a next one, that was not run before");
+        self.runs_all = seq == self.executed;
         (self.executed, self.settled, self.state_root) = (seq, seq, result.state_root);
         self.runs = Runs::after(seq, users, unl);
         self.trusted = true;
@@ -341,7 +352,7 @@ impl Consensus {
             }
             None => {
                 assert_eq!(seq, self.tip.seq, "the tip is executed");
-                if self.is_member(&self.params.me) {
+                if self.may_vote() && result.from == self.params.me {
                     self.results.insert(self.params.me, result);
                 }
             }
@@ -409,7 +420,8 @@ impl Consensus {
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
-        if self.runs.is_idle() && self.is_too_slow() {
+        self.runs_all &= self.tip.seq - self.executed > SYNC_LEDGERS_LEFT;
+        if self.runs.is_idle() && self.is_too_slow() && !self.runs_all {
             return self.lose_state(self.tip.seq - SYNC_LEDGERS_LEFT, Lost::Behind);
         }
         let Some(mut run) = self.runs.next() else { return };

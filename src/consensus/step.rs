@@ -26,7 +26,8 @@ impl Consensus {
                 // Nothing is voted about a ledger that is closed already.
                 break;
             }
-            let changed = self.settle_results()
+            let changed = self.look_at_silence()
+                || self.settle_results()
                 || self.resolve_overtime()
                 || self.send_novel()
                 || self.prevote_first()
@@ -52,7 +53,7 @@ impl Consensus {
 
     /// Sends NOVEL once: when the last ledger's result is signed or known, and there is work or it is time.
     fn send_novel(&mut self) -> bool {
-        if self.round.mine.novel.is_some() || !self.is_member(&self.params.me) || !self.round_may_start() {
+        if self.round.mine.novel.is_some() || !self.may_vote() || !self.round_may_start() {
             return false;
         }
         let started = self.round_started.expect("set at start");
@@ -76,7 +77,7 @@ impl Consensus {
         self.round_started = Some(self.now);
         let (users_add, users_del) = self.presence.novel(&self.users);
         let inputs = self.pool.list(self.round.seq, &self.tip.hash, self.params.input_window);
-        let novel = self.sign(Novel {
+        let novel = self.sign_vote(Novel {
             seq: self.round.seq,
             parent: self.tip.hash,
             time_slot: self.wall / self.params.time_res_ms,
@@ -113,8 +114,7 @@ impl Consensus {
     // ---- Rule A: PREVOTE in attempt 0 ---------------------------------------------------------------------------
 
     fn prevote_first(&mut self) -> bool {
-        let member = self.is_member(&self.params.me);
-        if !member || self.round.attempt != 0 || !rules::may_prevote_first(&self.round.signed()) {
+        if !self.may_vote() || self.round.attempt != 0 || !rules::may_prevote_first(&self.round.signed()) {
             return false;
         }
         if !self.is_derived() {
@@ -226,12 +226,12 @@ impl Consensus {
 
     /// The only place that signs a PREVOTE.
     fn cast_prevote(&mut self, attempt: Attempt, candidate: Candidate) -> bool {
-        if !self.is_member(&self.params.me) || !rules::may_prevote(&self.round.signed(), attempt) {
+        if !self.may_vote() || !rules::may_prevote(&self.round.signed(), attempt) {
             return false;
         }
         assert!(candidate.inputs.iter().all(|id| self.pool.contains(id)), "bytes are held before a vote");
         let ledger_hash = candidate.header.hash();
-        let vote = self.sign(Prevote(Vote { seq: self.round.seq, attempt, ledger_hash }));
+        let vote = self.sign_vote(Prevote(Vote { seq: self.round.seq, attempt, ledger_hash }));
         self.effects.push(Effect::Persist(Record::Prevote(vote.clone(), Box::new(candidate.clone()))));
         self.effects.push(Effect::Sync);
         self.effects.push(Effect::Broadcast(Message::Prevote(vote.clone())));
@@ -276,12 +276,12 @@ impl Consensus {
         let best_polc = self.round.best_polc().cloned();
         let best = best_polc.as_ref().map(|polc| polc.vote.attempt);
         let allowed = rules::may_advance(&self.round.signed(), self.round.attempt, best, attempt);
-        if !allowed || attempt > ATTEMPTS_MAX || !self.is_member(&self.params.me) {
+        if !allowed || attempt > ATTEMPTS_MAX || !self.may_vote() {
             return false;
         }
         let high = rules::reported_high(best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash)));
         let best_polc = best_polc.filter(|_| high.is_some());
-        let vote = self.sign(AdvanceVote { seq: self.round.seq, attempt, high });
+        let vote = self.sign_vote(AdvanceVote { seq: self.round.seq, attempt, high });
         let advance = Advance { vote: vote.clone(), polc: best_polc };
         self.effects.push(Effect::Persist(Record::Advance(Box::new(advance.clone()))));
         self.effects.push(Effect::Sync);
@@ -343,13 +343,13 @@ impl Consensus {
         let Some(polc) = self.round.best_polc().cloned() else { return found };
         let Vote { attempt, ledger_hash, .. } = polc.vote;
         let allowed = rules::may_precommit(&self.round.signed(), self.round.attempt, attempt);
-        if !allowed || !self.is_member(&self.params.me) {
+        if !allowed || !self.may_vote() {
             return found;
         }
         let holders: BTreeSet<NodeKey> = polc.sigs.iter().map(|(from, _)| *from).collect();
         let Some(candidate) = self.held(ledger_hash, &holders) else { return found };
         self.enter_attempt(attempt);
-        let vote = self.sign(Precommit(polc.vote));
+        let vote = self.sign_vote(Precommit(polc.vote));
         self.effects.push(Effect::Persist(Record::Precommit(vote.clone(), Box::new(candidate), polc)));
         self.effects.push(Effect::Sync);
         self.effects.push(Effect::Broadcast(Message::Precommit(vote.clone())));
@@ -409,6 +409,8 @@ impl Consensus {
         let hash = header.hash();
         assert_eq!((header.seq, header.parent), (self.round.seq, self.tip.hash), "a ledger follows its parent");
         assert_eq!(qc.vote.ledger_hash, hash, "the certificate is this ledger's");
+        self.note_own_in_qc(&qc);
+        self.heard_from(qc.sigs.iter().map(|(signer, _)| *signer).collect());
         let ledger = ClosedLedger { candidate, qc };
         self.effects.push(Effect::Persist(Record::Ledger(Box::new(ledger.clone()))));
         let unl = ledger.candidate.unl_after(&self.unl);
@@ -530,6 +532,7 @@ impl Consensus {
     fn propose(&mut self) -> bool {
         let attempt = self.round.attempt;
         if attempt == 0
+            || !self.may_vote()
             || self.coordinator(attempt) != self.params.me
             || self.round.mine.propose.as_ref().is_some_and(|sent| sent.body.attempt >= attempt)
             || !rules::may_prevote(&self.round.signed(), attempt)
@@ -546,7 +549,7 @@ impl Consensus {
         if !self.cast_prevote(attempt, candidate) {
             return false;
         }
-        let propose = self.sign(Propose { seq: self.round.seq, attempt, ledger_hash, tc, basis });
+        let propose = self.sign_vote(Propose { seq: self.round.seq, attempt, ledger_hash, tc, basis });
         self.effects.push(Effect::Broadcast(Message::Propose(propose.clone())));
         self.round.mine.propose = Some(propose);
         true
@@ -573,7 +576,7 @@ impl Consensus {
     /// Votes for the coordinator's value once everything it rests on is held.
     fn prevote_proposal(&mut self) -> bool {
         let attempt = self.round.attempt;
-        if !rules::may_prevote(&self.round.signed(), attempt) || !self.is_member(&self.params.me) {
+        if !self.may_vote() || !rules::may_prevote(&self.round.signed(), attempt) {
             return false;
         }
         if self.round.refused == Some(attempt) {

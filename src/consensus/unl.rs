@@ -129,6 +129,7 @@ impl Consensus {
         self.peer_tips.retain(|peer, _| known(peer));
         // What hosts said about their users did not count, or did not come, before.
         let i_came = self.is_member(&me) && before.binary_search(&me).is_err();
+        self.silence_for_unl(self.tip.seq, i_came);
         let came = |node: &&NodeKey| i_came || before.binary_search(node).is_err();
         let hosts: Vec<NodeKey> =
             self.unl.iter().filter(came).filter(|node| **node != me && self.links.contains(node)).copied().collect();

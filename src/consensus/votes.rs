@@ -94,6 +94,11 @@ impl<K: VoteKind + PartialEq> Tally<K> {
         count_once(&mut self.0, vote)
     }
 
+    /// The vote of one signer.
+    pub fn of(&self, signer: &NodeKey) -> Option<&Signed<K>> {
+        self.0.get(signer)
+    }
+
     /// Signers so far.
     pub fn signers(&self) -> impl Iterator<Item = &NodeKey> {
         self.0.keys()

@@ -14,6 +14,7 @@ use crate::{
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey},
         journal::{Journal, is_time_up},
         messages::{Certificate, Overtime, Precommit, Prevote, Signed},
+        silence::Silence,
     },
     types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
@@ -49,6 +50,8 @@ impl Store {
         journal.unl = self.unl_after(&journal.genesis, self.known.tip)?;
         journal.executed_unl = self.unl_after(&journal.genesis, self.known.executed)?;
         journal.unl_vote = unl_vote(&self.db)?;
+        journal.silence = self.silence()?;
+        journal.heard = self.heard()?;
         journal.window = self.window(&journal.genesis, input_window)?;
         journal.pool = self.pool(&journal.genesis)?;
         self.round(&mut journal)?;
@@ -171,6 +174,18 @@ impl Store {
             true => Ok(Some(result)),
             false => Trouble::damaged("the adopted result is of another ledger than the last one executed"),
         }
+    }
+
+    fn heard(&self) -> Result<BTreeSet<NodeKey>, Trouble> {
+        let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE key = 'heard'")?;
+        let mut rows = query.query([])?;
+        Ok(rows.next()?.map(|row| column(row, 0, "of whom this node heard")).transpose()?.unwrap_or_default())
+    }
+
+    fn silence(&self) -> Result<Option<Silence>, Trouble> {
+        let mut query = self.db.prepare_cached("SELECT value FROM meta WHERE key = 'silence'")?;
+        let mut rows = query.query([])?;
+        rows.next()?.map(|row| column(row, 0, "why this node is silent")).transpose()
     }
 
     /// The users of ledger `seq`.

@@ -20,8 +20,9 @@ use crate::{
         journal::{Journal, Record},
         merkle,
         messages::{Advance, Certificate, Closed, Evidence, Overtime, Range, Signed, Tc},
+        silence::{Silence, Why},
     },
-    types::{Attempt, Hash, NodeKey, Seq, UserKey},
+    types::{Attempt, Hash, NodeKey, Seq, UserKey, WallMs},
 };
 
 /// What a stored proof of misbehaviour is of.
@@ -110,8 +111,9 @@ impl Store {
             Some(held) if held == given => Ok(()),
             Some(held) => Err(LedgerError::OtherChain { path: self.path.clone(), held, given }),
             None => {
-                let insert = "INSERT INTO meta (key, value) VALUES ('genesis', ?1)";
-                let done = self.db.execute(insert, [encode(genesis)]);
+                // Nothing is known yet of what this node signed in this chain: both or none.
+                let insert = "INSERT INTO meta (key, value) VALUES ('genesis', ?1), ('silence', ?2)";
+                let done = self.db.execute(insert, [encode(genesis), encode(&Silence::begin())]);
                 done.map_err(|error| Trouble::Sql(error).at(&self.path, "store the genesis"))?;
                 self.known.chain_id = Some(given);
                 // Ledger 0 is the genesis itself.
@@ -119,6 +121,30 @@ impl Store {
                 Ok(())
             }
         }
+    }
+
+    /// Says whose votes are in here. A file that has another node's has nothing of what this node signed: from now on
+    /// it is this node's, without the other's votes, and this node is silent. The other node, if there was one.
+    pub fn claim(&mut self, me: NodeKey, now_ms: WallMs) -> Result<Option<NodeKey>, LedgerError> {
+        let tip = self.known.tip;
+        let mut claim = || -> Result<Option<NodeKey>, Trouble> {
+            let tx = self.db.transaction()?;
+            let held: Option<[u8; 32]> =
+                tx.query_row("SELECT value FROM meta WHERE key = 'node'", [], |row| row.get(0)).optional()?;
+            let other = held.map(NodeKey).filter(|held| *held != me);
+            if let Some(other) = other {
+                tx.execute("DELETE FROM round", [])?;
+                tx.execute("DELETE FROM candidate", [])?;
+                tx.execute("DELETE FROM meta WHERE key = 'unl_vote'", [])?;
+                let silence = encode(&Silence::new(Why::Copied(other), now_ms, tip));
+                tx.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('silence', ?1)", [silence])?;
+            }
+            tx.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('node', ?1)", [me.0])?;
+            tx.commit()?;
+            Ok(other)
+        };
+        let path = self.path.clone();
+        claim().map_err(|trouble| trouble.at(&path, "look whose votes are in it"))
     }
 
     /// Sets ledger 0 of a chain that goes on from another, with the users and the keys of inputs that its genesis names, and
@@ -143,7 +169,9 @@ impl Store {
         let mut set = || -> Result<(), Trouble> {
             let tx = self.db.transaction()?;
             tx.execute("INSERT INTO meta (key, value) VALUES ('settings', ?1)", [settings])?;
-            tx.execute("INSERT INTO meta (key, value) VALUES ('genesis', ?1)", [encode(genesis)])?;
+            // Nothing is known yet of what this node signed in this chain.
+            let insert = "INSERT INTO meta (key, value) VALUES ('genesis', ?1), ('silence', ?2)";
+            tx.execute(insert, [encode(genesis), encode(&Silence::begin())])?;
             for table in ["ancestor_user", "user_tip", "user_executed"] {
                 let mut insert = tx.prepare(&format!("INSERT INTO {table} (user) VALUES (?1)"))?;
                 for user in users {
@@ -492,6 +520,8 @@ impl Change<'_> {
             Record::Adopted(result) => self.adopted(result),
             Record::UnlVote(vote) => self.unl_vote(vote.as_ref()),
             Record::Synced(result) => self.synced(result),
+            Record::Silence(silence) => self.silence(silence.as_deref()),
+            Record::Heard(members) => self.heard(members),
         }
     }
 
@@ -627,6 +657,23 @@ impl Change<'_> {
                 .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('unl_vote', ?1)")?
                 .execute([encode(vote)])?,
             None => self.db.prepare_cached("DELETE FROM meta WHERE key = 'unl_vote'")?.execute([])?,
+        };
+        Ok(())
+    }
+
+    fn heard(&mut self, members: &BTreeSet<NodeKey>) -> Result<(), Trouble> {
+        let mut replace = self.db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('heard', ?1)")?;
+        replace.execute([encode(members)])?;
+        Ok(())
+    }
+
+    fn silence(&mut self, silence: Option<&Silence>) -> Result<(), Trouble> {
+        match silence {
+            Some(silence) => self
+                .db
+                .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('silence', ?1)")?
+                .execute([encode(silence)])?,
+            None => self.db.prepare_cached("DELETE FROM meta WHERE key = 'silence'")?.execute([])?,
         };
         Ok(())
     }

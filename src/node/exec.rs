@@ -197,7 +197,8 @@ pub fn party_line() -> (NplPort, NplEnds) {
 
 impl Executor {
     /// `root` is what the state should be: after the last executed ledger, or genesis.
-    pub fn new(launcher: Launcher, state: Box<dyn StateStore>, root: Hash, config: &Config) -> Executor {
+    /// `executed` is that ledger: what is kept is the state before its run, or before a later one that was cut.
+    pub fn new(launcher: Launcher, state: Box<dyn StateStore>, root: Hash, executed: Seq, config: &Config) -> Executor {
         let contract = &config.contract;
         let private = config.dir.join("private");
         let plan = Plan {
@@ -213,7 +214,12 @@ impl Executor {
         };
         Executor {
             launcher,
-            held: Arc::new(Mutex::new(Held { state, root, begun: None, looked: (Instant::now(), Duration::ZERO) })),
+            held: Arc::new(Mutex::new(Held {
+                state,
+                root,
+                begun: (executed > 0).then_some(executed),
+                looked: (Instant::now(), Duration::ZERO),
+            })),
             plan: Arc::new(plan),
         }
     }

@@ -74,7 +74,7 @@ impl Replayer {
         .expect("file work does not panic")?;
         let launcher = Launcher::start(exe)?;
         guards::contain(&config, &launcher).await?;
-        let executor = Executor::new(launcher, state, root, &config);
+        let executor = Executor::new(launcher, state, root, 0, &config);
         Ok(Replayer { executor, me: config.key, root })
     }
 

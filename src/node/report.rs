@@ -14,6 +14,7 @@ use super::{
     Node,
     exec::Ran,
     progress::{self, Part},
+    silence,
     sync::{SyncProgress, why_text},
 };
 use crate::{
@@ -311,6 +312,8 @@ impl Node {
         let live_members: Vec<NodeKey> = self.core.unl().iter().filter(|node| live.contains(node)).copied().collect();
         let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
         alerts.extend(self.report.split.clone());
+        let silent = summary.silent.as_ref();
+        alerts.extend(silent.filter(|silent| silent.is_alarm).map(|silent| silence::alarm(silent, quorum.n)));
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
@@ -374,6 +377,7 @@ impl Node {
             self.syncing.as_ref().map(|syncing| fetching(&syncing.look(), syncing.why)).unwrap_or_default();
         // The macro takes no more than that.
         status["halted"] = json!(self.records.halted());
+        status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
         status
     }

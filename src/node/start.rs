@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, report::Report,
+    silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -27,7 +28,7 @@ use crate::{
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
     state::{self, StateError, StateStore},
-    types::{Hash, NodeKey, Sig},
+    types::{Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
 };
 
@@ -209,6 +210,10 @@ impl Node {
             Some(journal) => journal,
             None => store.load(config.consensus.input_window)?.expect("the genesis is stored"),
         };
+        let journal = match forgotten(&config, &mut store, journal.seq())? {
+            false => journal,
+            true => store.load(config.consensus.input_window)?.expect("the genesis is stored"),
+        };
         compare_unl(&config, &genesis, &journal.unl);
         let root = journal.state_root();
         let cut = journal.may_need_rollback();
@@ -216,7 +221,8 @@ impl Node {
 
         let mut report = Report::default();
         report.restore_evidence(store.proven()?);
-        let executor = Executor::new(launcher, state, root, &config);
+        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let executor = Executor::new(launcher, state, root, executed, &config);
         executor.check_room()?;
         // Whatever a cut run left is put back first; then it shows whether that is possible.
         let found = if cut { Ok(()) } else { executor.verify().await };
@@ -316,8 +322,7 @@ impl Node {
             line_counters: Default::default(),
             sessions: Default::default(),
             linked: BTreeSet::new(),
-            boots: Default::default(),
-            twins: BTreeSet::new(),
+            twins: twins::Watch::new(boot),
             runs: Default::default(),
             serving: Default::default(),
             serving_ranges: BTreeSet::new(),
@@ -386,6 +391,16 @@ async fn genesis(
     store.set_settings(&wire::encode(&shared))?;
     store.set_genesis(&genesis)?;
     Ok((genesis, state))
+}
+
+/// Whether the folder itself says that it may lack what this node has signed: then the database has that now.
+fn forgotten(config: &Config, store: &mut Store, tip: Seq) -> Result<bool, NodeError> {
+    if let Some(other) = store.claim(config.key, wall_ms())? {
+        warn!(node = %other, "hist/ was made by another node, or with another key");
+        silence::take_mark(&config.dir, store, tip)?;
+        return Ok(true);
+    }
+    silence::take_mark(&config.dir, store, tip)
 }
 
 /// The chain knows who decides; the file only said so in the beginning. It may say what it said then, which others need to

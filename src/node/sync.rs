@@ -40,6 +40,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const OFFER_TIME: Duration = Duration::from_millis(500);
 /// A node that did not answer in time is asked again after this.
 const LATE_TIME: Duration = Duration::from_secs(20);
+/// A node whose own state is good, but old, goes on with it when nobody offered another for so long.
+const GIVE_UP_TIME: Duration = Duration::from_secs(10);
 /// How long the thread waits for something to happen before it looks around.
 const LOOK_TIME: Duration = Duration::from_millis(50);
 /// Between two lines of the log that tell how far it is.
@@ -116,7 +118,10 @@ impl Node {
         let (to, frames) = sync_channel(FRAMES_MAX);
         let progress = Arc::new(Mutex::new(SyncProgress::default()));
         info!(from, why = why_text(why), "fetching the state from other nodes");
+        let summary = self.core.summary();
         let work = Thread {
+            had: (why == Lost::Behind).then_some(summary.seq - summary.unexecuted),
+            began: Instant::now(),
             from,
             frames,
             to_loop: self.from_sync_tx.clone(),
@@ -195,6 +200,9 @@ struct Offer {
 }
 
 struct Thread {
+    /// The ledger after which the state is that is here, where that one is good.
+    had: Option<Seq>,
+    began: Instant,
     from: Seq,
     frames: Receiver<ToSync>,
     to_loop: mpsc::Sender<FromSync>,
@@ -277,6 +285,14 @@ impl Thread {
             }
             if fetch.is_none() {
                 fetch = self.begin(&mut local, &mut stage)?;
+            }
+            if fetch.is_none()
+                && self.began.elapsed() >= GIVE_UP_TIME
+                && let Some(had) = self.had
+                && let Some(standing) = self.runtime.block_on(self.ledger.standing(had))?
+            {
+                info!(from = had + 1, "no node offers a state; running all ledgers that wait");
+                return Ok(standing);
             }
             let Some(fetching) = &mut fetch else { continue };
             if fetching.is_done() {

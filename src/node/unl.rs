@@ -44,7 +44,7 @@ impl Node {
             "the UNL has changed"
         );
         self.mesh.set_unl(unl.iter().copied().filter(|node| *node != me).collect());
-        self.boots.retain(|node, _| unl.contains(node));
+        self.twins.keep(unl);
         if *change == UnlChange::Remove(me) {
             warn!(seq, "this node is no member any more: it follows as an observer");
         }

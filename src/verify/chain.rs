@@ -12,7 +12,7 @@ use super::{
 use crate::types::{Hash, NodeKey, Seq, Status, UserKey, WallMs};
 
 /// Names of single values.
-const META: [&str; 4] = ["genesis", "settings", "unl_vote", "adopted"];
+const META: [&str; 7] = ["genesis", "settings", "unl_vote", "adopted", "silence", "node", "heard"];
 /// Differing ledgers that are named.
 const DIVERGED_MAX: usize = 8;
 

@@ -41,7 +41,8 @@ const PAGE: u64 = 512;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
     /// Values by name: `genesis`, `settings`; `unl_vote` while the operator votes for a change of the UNL; `adopted`, the
-    /// agreed result, where the last one of this node was another.
+    /// agreed result, where the last one of this node was another; `node`, whose votes these are, and `silence`, while that
+    /// node may have forgotten some, `heard`, of which members it heard: nothing in the chain rests on either.
     pub meta: BTreeMap<String, Vec<u8>>,
     /// Users of the chain that this one goes on from, by what its genesis says.
     pub ancestor_users: Vec<Vec<u8>>,

@@ -14,7 +14,7 @@ use hotpocket::{
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
             Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StateBody,
-            StateGet, StatePart, StateWant, StatusMsg, Tc, TcFwd, Vote,
+            StateGet, StatePart, StateWant, StatusMsg, Tc, TcFwd, Twins, Vote,
         },
     },
     crypto::SecretKey,
@@ -286,7 +286,13 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("get-details", Message::Get(Get::Details(4))),
         ("get-npl", Message::Get(Get::Npl(hash(4)))),
         ("candidate", Message::Candidate(candidate())),
-        ("status", Message::Status(signed(0, StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true }))),
+        (
+            "status",
+            Message::Status(signed(
+                0,
+                StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, silent: false, unheard: vec![] },
+            )),
+        ),
         ("npl", Message::Npl(signed(0, Npl { ledger_hash: hash(4), counter: 2, data: b"to all".to_vec() }))),
         ("npl-end", Message::NplEnd(signed(0, NplEnd { ledger_hash: hash(4), frames: 3 }))),
         ("details", Message::Details(Box::new(details))),
@@ -308,6 +314,7 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("piece-known", piece(Thing::Path(b"a/file".to_vec()), None, Piece::Known(known()))),
         ("piece-block", piece(Thing::Output(user().user_key()), Some(2), Piece::Block(b"bytes".to_vec()))),
         ("piece-gone", piece(Thing::Output(user().user_key()), None, Piece::Gone)),
+        ("twins", Message::Twins(Twins { older: hash(4), newer: hash(5) })),
     ]
 }
 
@@ -361,10 +368,11 @@ fn number(message: &Message) -> u8 {
         Message::Piece(_) => 19,
         Message::StateGet(_) => 20,
         Message::StatePart(_) => 21,
+        Message::Twins(_) => 22,
     }
 }
 
-const KINDS: u8 = 22;
+const KINDS: u8 = 23;
 
 /// What is signed in a message: the digest as `Signable` makes it, then its tag, whether it covers the UNL, and the
 /// body's bytes, so that the digest can be made by hand.
@@ -401,7 +409,8 @@ fn signed_part(message: &Message) -> Option<SignedPart> {
         | Message::Range(_)
         | Message::Piece(_)
         | Message::StateGet(_)
-        | Message::StatePart(_) => None,
+        | Message::StatePart(_)
+        | Message::Twins(_) => None,
     }
 }
 
@@ -598,7 +607,10 @@ fn evidence_cannot_nest_and_proves_only_two_different_messages_of_its_signer_in_
     let later = wire::encode(&Message::Prevote(signed(1, Prevote(vote(1)))));
     assert_eq!(check(Evidence { second: later, ..good.clone() }), refused(signer), "another attempt");
     let statuses = [1, 2].map(|seq| {
-        wire::encode(&Message::Status(signed(1, StatusMsg { seq, lcl: hash(1), attempt: 0, synced: true })))
+        wire::encode(&Message::Status(signed(
+            1,
+            StatusMsg { seq, lcl: hash(1), attempt: 0, synced: true, silent: false, unheard: vec![] },
+        )))
     });
     let [first, second] = statuses;
     assert_eq!(check(Evidence { first, second, signer }), refused(signer), "a node may say more than one of these");
@@ -623,8 +635,10 @@ fn a_message_with_anything_behind_it_or_cut_anywhere_is_refused() {
 #[test]
 fn a_flag_that_is_neither_0_nor_1_is_refused() {
     // Any of these would be a second form of a message that has one.
-    let status =
-        wire::encode(&Message::Status(signed(0, StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true })));
+    let status = wire::encode(&Message::Status(signed(
+        0,
+        StatusMsg { seq: 4, lcl: hash(4), attempt: 0, synced: true, silent: false, unheard: vec![] },
+    )));
     let synced_at = 1 + 32 + 8 + 32 + 4;
     assert_eq!(status[synced_at], 1);
     let free = wire::encode(&Message::Advance(Advance { vote: signed(0, advance_vote(false)), polc: None }));
@@ -858,8 +872,10 @@ fn any_message() -> impl Strategy<Value = Message> {
     let presence = (any_hash(), any::<u64>(), any::<bool>(), vec(any_user(), 0..3), vec(any_user(), 0..3))
         .prop_map(|(boot, counter, full, up, down)| Presence { boot, counter, full, up, down });
     let overtime = (any::<u64>(), any_hash()).prop_map(|(of_seq, of_hash)| Overtime { of_seq, of_hash });
-    let status = (any::<u64>(), any_hash(), any::<u32>(), any::<bool>())
-        .prop_map(|(seq, lcl, attempt, synced)| StatusMsg { seq, lcl, attempt, synced });
+    let status =
+        (any::<u64>(), any_hash(), any::<u32>(), any::<bool>(), any::<bool>(), vec(any_node(), 0..3)).prop_map(
+            |(seq, lcl, attempt, synced, silent, unheard)| StatusMsg { seq, lcl, attempt, synced, silent, unheard },
+        );
     let npl = (any_hash(), any::<u64>(), any_bytes()).prop_map(|(ledger_hash, counter, data)| Npl {
         ledger_hash,
         counter,
@@ -910,6 +926,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_signed(npl_end).prop_map(Message::NplEnd),
         details.prop_map(|details| Message::Details(Box::new(details))),
         (any_piece_ref(), piece).prop_map(|both| Message::Piece(Box::new(both))),
+        (any_hash(), any_hash()).prop_map(|(older, newer)| Message::Twins(Twins { older, newer })),
         (any_node(), any_bytes(), any_bytes()).prop_map(|(signer, first, second)| Message::Evidence(Evidence {
             signer,
             first,

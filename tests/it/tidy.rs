@@ -387,7 +387,7 @@ fn the_core_imports_types_alone_and_nothing_that_differs_between_machines() {
             let is_own = first.starts_with(char::is_uppercase)
                 || source.code.contains(&format!("macro_rules! {first} "))
                 || core.iter().any(|file| file.path.ends_with(&format!("/{first}.rs")))
-                || ["u8", "u16", "u32", "u64", "usize", "i32", "str"].contains(&first);
+                || ["u8", "u16", "u32", "u64", "u128", "usize", "i32", "str"].contains(&first);
             if !is_crate && !is_own {
                 complaints.add(&source.path, line, format!("the core imports {path}"));
             }

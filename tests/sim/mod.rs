@@ -1,7 +1,7 @@
 //! The deterministic simulator: one seed is one run of a whole network over the real core.
 //!
 //! `world` has nodes, links, disks, clocks and faults; `properties` what must hold; `plans` draws a run from a seed,
-//! `search` runs many; `schedules`, `lies` and `members` script the ones that random search may not show; `mutations` sees
+//! `search` runs many; `schedules`, `lies`, `members`, `overtime` and `silence` script the ones that random search may not show; `mutations` sees
 //! that mistakes are found.
 
 mod crypto;
@@ -14,6 +14,7 @@ mod properties;
 mod rng;
 mod schedules;
 mod search;
+mod silence;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -88,6 +89,11 @@ const EXPECTED: &[&str] = &[
     "UNL changed by the contract",
     "members removed",
     "restarts with a vote for the UNL",
+    "disks emptied",
+    "silences begun",
+    "silences ended",
+    "silences over restarts",
+    "ledgers closed while a member was silent",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {

@@ -6,7 +6,7 @@ use hotpocket::consensus::{
     mutation::{Mutated, Mutation},
 };
 
-use super::{caught, lies, members, run, schedules};
+use super::{caught, lies, members, run, schedules, silence};
 
 /// What shows that something is wrong.
 enum Finder {
@@ -72,6 +72,10 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
             members::the_votes_of_a_quorum_decide_and_fewer_do_not_and_what_a_node_voted_for_survives_its_end
         )],
         Mutation::OldQuorum => vec![schedule!(members::one_node_grows_into_a_network_and_shrinks_to_another_one)],
+        Mutation::VoteThoughSilent => vec![
+            schedule!(silence::a_member_that_lost_what_it_voted_for_says_nothing_else_and_the_others_go_on_without_it),
+            Seeds(200, "S9"),
+        ],
         Mutation::OldScope => vec![Seeds(50, "a signature")],
     }
 }

@@ -109,6 +109,9 @@ fn fall_behind(world: &mut World) {
     } else {
         world.nodes[node].dead = true;
         world.crash(node);
+        if world.rng.chance(50) {
+            world.plan(LONG_MS - 1, Happening::Empty(node));
+        }
     }
     world.plan(LONG_MS, Happening::Back(node));
     let (at, crash) = (LONG_MS + world.rng.within(0, 100), world.rng.within(0, 200) as u32);
@@ -149,10 +152,20 @@ fn plan(world: &mut World, length: u64) {
         }
     }
     plan_changes(world, length);
-    if faulty < n - quorum && world.rng.chance(20) {
-        let honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
-        let node = honest[world.rng.index(honest.len())];
+    // Whoever lost its disk is faulty until it votes again.
+    let mut spare = n.saturating_sub(quorum + faulty).min((2 * quorum - n - 1).saturating_sub(faulty));
+    let mut honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
+    if spare > 0 && world.rng.chance(20) {
+        let node = honest.remove(world.rng.index(honest.len()));
         world.nodes[node].dead = true;
+        spare -= 1;
+    }
+    if spare > 0 && world.rng.chance(40) {
+        let node = honest[world.rng.index(honest.len())];
+        for _ in 0..world.rng.within(1, 2) {
+            let at = world.rng.within(0, length);
+            world.plan(at, Happening::Empty(node));
+        }
     }
     // Of one node: with the states of many a network's is gone.
     if n > 1 && faulty <= n - quorum && world.rng.chance(30) {
@@ -245,6 +258,11 @@ fn check_sync(world: &mut World, tip: Seq) {
     }
 }
 
+/// Members that ledgers have to be closed without.
+fn away(world: &World, faulty: usize) -> usize {
+    faulty + world.nodes.iter().filter(|node| node.dead || node.emptied).count()
+}
+
 /// Counts what kind of run this is.
 fn count_kind(world: &mut World) {
     let names = ["", "n = 1", "n = 2", "n = 3", "n = 4", "n = 5", "n = 6", "n = 7"];
@@ -269,8 +287,9 @@ pub fn run(seed: u64) -> Coverage {
     let faulty = world.cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     world.run(length, |world| world.gst);
     // A run of which too few clocks say that its time was up, and too few that it was not, waits for whoever is away.
-    let all_speak = faulty == 0 && world.nodes.iter().all(|node| !node.dead);
-    let live = faulty <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
+    let silent = world.silent_members();
+    let all_speak = faulty == 0 && silent.is_empty() && world.nodes.iter().all(|node| !node.dead);
+    let live = away(&world, faulty) <= n - quorum && (all_speak || world.cfg.limit_ms == NO_LIMIT_MS);
     let tip = world.watch.tip();
     let goal = tip + LEDGERS_AFTER;
     if live {
@@ -280,12 +299,13 @@ pub fn run(seed: u64) -> Coverage {
             let flips = |node: usize| matches!(world.cfg.manners.get(node), Some(Manner::Flips(_)));
             let have = world.sound().all(|node| flips(node) || world.has_state(node));
             let open = !world.unledgered().is_empty() || !world.outstanding().is_empty();
-            closed && have && world.now > length + 300 && !open
+            closed && have && world.silent_members().is_empty() && world.now > length + 300 && !open
         });
         let (open, wanted) = (world.unledgered(), world.outstanding());
         assert!(
             done,
-            "L1: ledger {goal} is not closed by all, or not all have a state, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
+            "L1: ledger {goal} is not closed by all, or not all have a state, or these are silent: {:?}, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
+            world.silent_members(),
             world.describe()
         );
     } else {

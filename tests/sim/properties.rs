@@ -369,8 +369,18 @@ impl Watch {
         };
         let (node, kind, seq, said, of, attempt) = slot;
         assert!(on_disk, "node {node} sent a {kind} of {seq}/{attempt} that is not on its disk");
+        let said_before = self.signed.contains_key(&(node, kind, seq, of, attempt));
+        assert!(
+            disk.silence.is_none() || said_before,
+            "S9: node {node} is silent and signs a {kind} of {seq}/{attempt}"
+        );
         let first = *self.signed.entry((node, kind, seq, of, attempt)).or_insert(said);
         assert_eq!(first, said, "S7: node {node} signed two {kind}s of {seq}/{attempt}");
+    }
+
+    /// Whether an honest node ever said anything that counts.
+    pub fn has_signed(&self, node: usize) -> bool {
+        self.signed.keys().any(|(signer, ..)| *signer == node)
     }
 
     fn promise_precommit(&mut self, node: usize, seq: Seq, attempt: Attempt, hash: Hash) {

@@ -210,6 +210,8 @@ pub enum Happening {
     Request(UnlChange),
     /// An input of long ago comes again.
     Replay,
+    /// A node is killed, and comes back with an empty disk.
+    Empty(usize),
     /// A node that was away, or slow, is so no more.
     Back(usize),
     /// Faults end.
@@ -344,6 +346,8 @@ pub struct Node {
     cured: bool,
     /// Whether it stays down.
     pub dead: bool,
+    /// Whether it lost its disk once.
+    pub emptied: bool,
     /// Twins: whom this one talks with.
     pub mask: u64,
     /// Scripted schedules only: how long its runs take.
@@ -456,6 +460,7 @@ impl World {
                 lost: false,
                 cured: false,
                 dead: false,
+                emptied: false,
                 mask,
                 run_ms: None,
             });
@@ -641,6 +646,7 @@ impl World {
                     self.handle(to, Event::Message(self.nodes[from].key, Message::Input(input)));
                 }
             }
+            Happening::Empty(node) => self.empty(node),
             Happening::Back(node) => {
                 self.nodes[node].slow_ms = 0;
                 self.nodes[node].dead = false;
@@ -698,6 +704,13 @@ impl World {
     /// Whether a node has a state to run ledgers on.
     pub fn has_state(&self, node: usize) -> bool {
         self.nodes[node].core.as_ref().is_some_and(|core| core.summary().has_state)
+    }
+
+    /// Sound members that sign nothing, as their disks say.
+    pub fn silent_members(&self) -> Vec<usize> {
+        let unl = self.watch.unl();
+        let silent = |node: &usize| self.nodes[*node].disk.journal.silence.is_some();
+        self.sound().filter(|node| unl.contains(&self.nodes[*node].key)).filter(silent).collect()
     }
 
     /// Inputs that a sound node promised to keep and that are neither in the chain nor expired.

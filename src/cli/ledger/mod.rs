@@ -8,7 +8,7 @@ mod ls;
 pub(super) mod replay;
 mod show;
 mod verify;
-mod view;
+pub(super) mod view;
 
 use std::path::Path;
 

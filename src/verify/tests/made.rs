@@ -153,6 +153,8 @@ impl Made {
             Some((users, keys)) => store.set_recovered(&settings, &self.genesis, users, keys).unwrap(),
         }
         store.load(self.shared.input_window).unwrap();
+        // As after its first ledgers.
+        store.commit(&[Record::Silence(None).into()]).unwrap();
         store.commit(&self.writes).unwrap();
         store.close().unwrap();
     }

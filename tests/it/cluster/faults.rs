@@ -17,7 +17,7 @@ fn drawn(what: &str, turn: u64, end: u64) -> u64 {
 
 /// Sends one input after the other, `<first>\n` and so on, each when the one before was answered. Gives the first that
 /// was not sent.
-async fn count(user: &mut User, numbers: std::ops::Range<u64>) -> u64 {
+pub async fn count(user: &mut User, numbers: std::ops::Range<u64>) -> u64 {
     for number in numbers.clone() {
         let input = format!("{number}\n");
         assert_eq!(user.ask(&input).await, input);
@@ -26,7 +26,7 @@ async fn count(user: &mut User, numbers: std::ops::Range<u64>) -> u64 {
 }
 
 /// Every number below `end`, once and in order, on every node.
-fn counted(net: &Net, end: u64) {
+pub fn counted(net: &Net, end: u64) {
     let expected: String = (0..end).map(|number| format!("{number}\n")).collect();
     for node in &net.nodes {
         let log: String =
@@ -145,6 +145,7 @@ fn a_member_whose_hist_and_state_were_emptied_follows_the_network_from_the_start
         net.nodes[3].start().await;
         let next = count(&mut user, next..next + 10).await;
         net.agree().await;
+        net.nodes[3].status_where("it votes again", |status| status["silent"].is_null()).await;
         // It is one of the three that are needed again.
         net.nodes[2].kill().await;
         let next = count(&mut user, next..next + 5).await;
@@ -425,6 +426,19 @@ fn two_processes_with_one_key_stop_nobody_and_the_others_tell_of_them() {
                 }
             }
             None
+        })
+        .await;
+        // Both are told, and the newer one does not vote.
+        until("both say so", async || {
+            next = count(&mut user, next..next + 1).await;
+            for node in [&net.nodes[3], &other.nodes[0]] {
+                node.status().await?["alerts"]
+                    .to_string()
+                    .contains("another process runs with this node")
+                    .then_some(())?;
+            }
+            let silent = other.nodes[0].status().await?["silent"].clone();
+            (!silent.is_null() && silent["alarm"] == true).then_some(())
         })
         .await;
         other.nodes[0].kill().await;

@@ -267,7 +267,14 @@ impl Voice {
             }
             "STATUS" => {
                 let seq = [tip, tip / 2, u64::MAX - number, tip + 1][usize::try_from(number % 4).expect("small")];
-                Message::Status(self.sign(StatusMsg { seq, lcl: self.hash(), attempt, synced: true }))
+                Message::Status(self.sign(StatusMsg {
+                    seq,
+                    lcl: self.hash(),
+                    attempt,
+                    synced: true,
+                    silent: false,
+                    unheard: vec![],
+                }))
             }
             "NPL" => {
                 // Every second one for a run that nobody knows yet.

@@ -278,6 +278,10 @@ mod stranger {
                 let hash = h("hp/output-bytes/1", &[&(bytes.len() as u32).to_le_bytes(), &bytes]);
                 h("hp/output/1", &[&hex_of(&output["user"]), &hash])
             };
+            if seq == count && ledger["outputs"].is_null() {
+                // Of a node that runs, the run of the last ledger may be under way.
+                continue;
+            }
             let leaves: Vec<Vec<u8>> = ledger["outputs"].as_array().expect("a list").iter().map(leaf).collect();
             outputs += leaves.len();
             if seq < count {

@@ -16,6 +16,7 @@ mod overtime;
 mod recover;
 mod rows;
 mod signed;
+mod silence;
 mod state;
 mod surroundings;
 mod sync;

@@ -7,7 +7,7 @@ use hotpocket::{
     consensus::{
         Consensus, Effect, Event, Lost, Params, Query,
         header::{ClosedLedger, Input},
-        journal::Record,
+        journal::{Journal, Record},
         messages::{Basis, Closed, Message, Range},
     },
     types::{Hash, MonoMs, NodeKey, Seq, Status},
@@ -15,7 +15,7 @@ use hotpocket::{
 
 use super::{
     super::{crypto::TableCrypto, properties::run_contract},
-    Ev, Manner, NO_LIMIT_MS, Step, WALL_START_MS, World,
+    Disk, Ev, Manner, NO_LIMIT_MS, Step, WALL_START_MS, World,
     liars::forged,
     trace::{describe, describe_event, describe_record, trace},
 };
@@ -45,7 +45,10 @@ impl World {
             input_bytes_max: hotpocket::consensus::INPUT_BYTES_MAX,
             session_inputs: true,
         };
-        let journal = me.disk.journal.clone().opened();
+        let mut journal = me.disk.journal.clone().opened();
+        if !me.manner.is_honest() {
+            journal.silence = None;
+        }
         if me.life > 1 {
             self.watch.seen.hit("restarts");
             if !journal.prevotes.is_empty() || !journal.precommits.is_empty() {
@@ -57,12 +60,19 @@ impl World {
             if journal.overtime.is_some() && journal.unexecuted.len() == 1 {
                 self.watch.seen.hit("restarts with a journaled OVERTIME");
             }
+            if journal.silence.is_some() && me.emptied && me.disk.journal.seq() > 0 {
+                self.watch.seen.hit("silences over restarts");
+            }
             if journal.unl_vote.is_some() {
                 self.watch.seen.hit("restarts with a vote for the UNL");
             }
         }
         trace(|| format!("{:>7} n{node} starts at {}", self.now, journal.seq()));
-        let core = Consensus::new(params, Box::new(TableCrypto(me.key)), self.cfg.threshold, journal);
+        let mut core = Consensus::new(params, Box::new(TableCrypto(me.key)), self.cfg.threshold, journal);
+        if !me.manner.is_honest() {
+            // It knows what it does.
+            core.never_be_silent();
+        }
         me.unl = core.unl().to_vec();
         me.core = Some(Box::new(core));
         me.lost = false;
@@ -109,6 +119,32 @@ impl World {
         }
         let at = self.now + if self.rng.chance(50) { self.rng.within(0, 50) } else { self.rng.within(50, 1500) };
         self.push(at, Ev::Restart { node });
+    }
+
+    /// kill -9, and its disk is lost. Where that would be of no use to see, nothing happens.
+    pub fn empty(&mut self, node: usize) {
+        self.crash(node);
+        let key = self.nodes[node].key;
+        let heard = |other: &&super::Node| other.key != key && other.disk.journal.heard.contains(&key);
+        let unheard = self.cfg.n - 1 - self.nodes[..self.cfg.n].iter().filter(heard).count();
+        let needed = super::super::properties::quorum(self.cfg.n, self.cfg.threshold) - 1;
+        if self.watch.has_signed(node) && unheard >= needed {
+            // Whoever got what it said may be gone for good; for the rest it has said nothing, and may say it anew.
+            return;
+        }
+        let me = &mut self.nodes[node];
+        let journal = &me.disk.journal;
+        let genesis = journal.genesis.clone();
+        me.disk = Disk {
+            state: (0, Some(genesis.state_root)),
+            journal: Journal::new(genesis),
+            history: Vec::new(),
+            damaged: false,
+            before: None,
+        };
+        me.emptied = true;
+        self.watch.seen.hit("disks emptied");
+        self.watch.durable.retain(|_, promise| promise.node != node);
     }
 
     /// What the crash of a node falls between: the making of a record and its commit, or that and the message.
@@ -246,6 +282,9 @@ impl World {
                     me.disk.journal.apply(record, window);
                     let inputs = me.disk.journal.unexecuted.last().expect("just closed").1.clone();
                     if honest {
+                        if me.emptied && me.disk.journal.silence.is_some() {
+                            self.watch.seen.hit("ledgers closed while a member was silent");
+                        }
                         self.watch.stored(node, &ledger, &me.disk.journal.users, &inputs);
                     }
                     me.disk.history.push((*ledger, inputs));
@@ -386,6 +425,12 @@ impl World {
                     self.watch.evidence(node, &evidence);
                 }
             }
+            Effect::Silent(silent) => {
+                self.watch.seen.hit("silences begun");
+                let me = &self.nodes[node];
+                assert!(me.emptied, "S9: node {node} is silent and forgot nothing: {silent:?}");
+            }
+            Effect::Speaks => self.watch.seen.hit("silences ended"),
             Effect::Serve(key, query) => self.serve(node, key, &query),
             Effect::Lied(key, lie) => {
                 if honest {

@@ -61,6 +61,8 @@ pub(super) fn describe_record(record: &Record) -> String {
         Record::Result(result) => format!("RESULT {} {}", result.body.of_seq, result.body.status),
         Record::Overtime(overtime) => format!("OVERTIME {}", overtime.body.of_seq),
         Record::Synced(result) => format!("state after {} fetched", result.of_seq),
+        Record::Heard(members) => format!("heard of {}", members.len()),
+        Record::Silence(silence) => format!("silence {silence:?}"),
         Record::Adopted(result) => format!("adopted result {} {}", result.of_seq, result.status),
     }
 }
