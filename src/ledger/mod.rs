@@ -64,6 +64,10 @@ pub const PAGE_OUTPUTS_MAX: usize = 64;
 pub const PAGE_BYTES_MAX: usize = 256 << 10;
 /// Leaves of the trees of such an answer; one tree may have more.
 pub const PAGE_LEAVES_MAX: usize = 65_536;
+/// Inputs that are looked at, for whose they are, for the failed runs of such an answer; those of one ledger may be more.
+pub const PAGE_LOOKED_MAX: usize = 16_384;
+/// Failed runs of others that are looked at for such an answer.
+pub const PAGE_FAILED_MAX: usize = 512;
 /// Ledgers that were not run here, named in such an answer.
 pub const MISSING_MAX: usize = 64;
 
@@ -74,6 +78,8 @@ pub struct PastOutputs {
     pub outputs: Vec<PastOutput>,
     /// Ledgers with outputs that were not run here.
     pub missing: Vec<Seq>,
+    /// Ledgers with inputs of the user whose runs failed by the next ledger, which is beside them. Not the last one.
+    pub failed: Vec<(Seq, Closed)>,
     /// The answer covers the ledgers up to this one.
     pub to: Seq,
     /// Whether there is more behind it.

@@ -9,8 +9,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
     ANCESTOR_KEYS_A_ROW, BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError,
-    MISSING_MAX, Outputs, PAGE_BYTES_MAX, PAGE_LEAVES_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX,
-    PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
+    MISSING_MAX, Outputs, PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX,
+    PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode,
+    encode, schema,
 };
 use crate::{
     consensus::{
@@ -406,6 +407,15 @@ impl Store {
     /// [`PAGE_OUTPUTS_MAX`] outputs, [`PAGE_BYTES_MAX`] bytes of them or [`PAGE_LEAVES_MAX`] leaves of their trees.
     pub fn outputs_since(&self, user: &UserKey, since: Seq, agreed: Option<Seq>) -> Result<PastOutputs, LedgerError> {
         past_outputs(&self.db, &self.known, user, since, agreed).map_err(self.failed("read outputs"))
+    }
+
+    /// Users with inputs in a ledger, ascending; none when its contents are not kept.
+    pub fn senders(&self, seq: Seq) -> Result<Vec<UserKey>, LedgerError> {
+        let read = || {
+            let inputs = body(&self.db, seq)?.map_or_else(Vec::new, |body| body.inputs);
+            Ok(users_of(&self.db, &inputs)?.into_iter().collect())
+        };
+        read().map_err(self.failed("read the users of a ledger"))
     }
 
     /// Users and UNL as ledger `seq` left them, which is not older than the last one that was executed, and its result by
@@ -1047,11 +1057,13 @@ fn past_outputs(
     let agreed = known.executed.min(tip_agreed.filter(|seq| *seq == known.tip).unwrap_or(by_headers));
     let oldest: Option<i64> = db.prepare_cached("SELECT min(seq) FROM run")?.query_row([], |row| row.get(0))?;
     let kept_from = oldest.map_or(Ok(known.executed + 1), seq_of)?;
-    let mut past = PastOutputs { outputs: Vec::new(), missing: Vec::new(), to: agreed, more: false, kept_from };
+    let (missing, failed) = (Vec::new(), Vec::new());
+    let mut past = PastOutputs { outputs: Vec::new(), missing, failed, to: agreed, more: false, kept_from };
     let Some(first) = row_seq(since).filter(|_| since < agreed) else {
         past.to = agreed.max(since);
         return Ok(past);
     };
+    let agreed = failures(db, user, since.max(kept_from.saturating_sub(1)), agreed, &mut past)?;
     let mut query = db.prepare_cached(
         "SELECT seq, bytes FROM output WHERE user = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
     )?;
@@ -1073,8 +1085,44 @@ fn past_outputs(
         let leaves = tree.into_iter().map(|(_, leaf)| leaf).collect();
         past.outputs.push(PastOutput { seq, output, index, leaves, next: header_at(db, seq + 1)? });
     }
+    past.failed.retain(|(seq, _)| *seq <= past.to);
     past.missing = missing_runs(db, since.max(kept_from.saturating_sub(1)), past.to)?;
     Ok(past)
+}
+
+/// Notes ledgers after `since` up to `to` with inputs of the user whose runs failed. Ends early past [`PAGE_FAILED_MAX`]
+/// failed runs or [`PAGE_LOOKED_MAX`] inputs; returns the last ledger looked at.
+fn failures(db: &Connection, user: &UserKey, since: Seq, to: Seq, past: &mut PastOutputs) -> Result<Seq, Trouble> {
+    // The status of a ledger's run stands in the next header, at this place (docs/protocol.md): the index has the failed.
+    let mut query = db.prepare_cached(
+        "SELECT seq FROM ledger WHERE substr(header, 331, 1) <> x'00' AND seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3",
+    )?;
+    let bounds = params![since as i64 + 1, to as i64 + 1, PAGE_FAILED_MAX as i64 + 1];
+    let after: Vec<i64> = query.query_map(bounds, |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let (mut looked, mut last) = (0, since);
+    for (count, next) in after.into_iter().enumerate() {
+        let failed = seq_of(next)?.saturating_sub(1);
+        let inputs = body(db, failed)?.map_or_else(Vec::new, |body| body.inputs);
+        looked += inputs.len();
+        if count == PAGE_FAILED_MAX || (count > 0 && looked > PAGE_LOOKED_MAX) {
+            (past.to, past.more) = (last, true);
+            return Ok(last);
+        }
+        if users_of(db, &inputs)?.contains(user) {
+            past.failed.extend(header_at(db, failed + 1)?.map(|next| (failed, next)));
+        }
+        last = failed;
+    }
+    Ok(to)
+}
+
+/// Whose these inputs are, as far as they are kept.
+fn users_of(db: &Connection, inputs: &[Hash]) -> Result<BTreeSet<UserKey>, Trouble> {
+    // An input begins with its user.
+    let mut query = db.prepare_cached("SELECT substr(bytes, 1, 32) FROM input WHERE id = ?1")?;
+    let users = inputs.iter().map(|id| query.query_row([id.0], |row| row.get(0)).optional());
+    let users: Result<Vec<Option<[u8; 32]>>, _> = users.collect();
+    Ok(users?.into_iter().flatten().map(UserKey).collect())
 }
 
 /// Leaves of a ledger's `outputs_root`, ascending by user.

@@ -1,7 +1,7 @@
 //! The tables against the journal they stand for; damage, crashes, the thread.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
@@ -510,7 +510,7 @@ fn agreed_outputs_of_one_user_come_in_pages_with_their_leaves_and_name_what_is_m
         }
         seq
     };
-    let none = PastOutputs { outputs: vec![], missing: vec![], to: 0, more: false, kept_from: 1 };
+    let none = PastOutputs { outputs: vec![], missing: vec![], failed: vec![], to: 0, more: false, kept_from: 1 };
     assert_eq!(store.outputs_since(&user(1), 0, None).unwrap(), none);
 
     let last = PAGE_OUTPUTS_MAX as Seq + 2;
@@ -553,6 +553,66 @@ fn agreed_outputs_of_one_user_come_in_pages_with_their_leaves_and_name_what_is_m
     let past = store.outputs_since(&user(1), 0, None).unwrap();
     assert_eq!((past.missing, past.outputs[2].seq), (vec![3], 4));
     assert!(store.outputs_since(&user(1), 3, None).unwrap().missing.is_empty());
+}
+
+#[test]
+fn failed_runs_with_inputs_of_a_user_are_found_by_the_next_header_page_by_page() {
+    const WINDOW: u64 = 10_000;
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(5));
+    let mut senders = BTreeMap::new();
+    // All fail but the second; user 1 is in every ledger, user 2 in the even ones.
+    let end = PAGE_FAILED_MAX as Seq + 1;
+    let last = end + 3;
+    let status_of = |seq| if seq == 2 { Status::Ok } else { Status::Exit(3) };
+    for seq in 1..=last {
+        let mut numbers = 10 * seq..;
+        let mut new = |number| {
+            let nonce = numbers.next().expect("enough");
+            Input { user: user(number), ..new_input(&mut rng, nonce) }
+        };
+        let inputs = if seq % 2 == 0 { vec![new(1), new(2), new(1)] } else { vec![new(1)] };
+        let mut ids: Vec<Hash> = inputs.iter().map(|input| input.id(&genesis().chain_id())).collect();
+        ids.sort_unstable();
+        senders.insert(seq, inputs.iter().map(|input| input.user).collect::<BTreeSet<_>>());
+        let mut next = candidate(&journal, ids, vec![], vec![]);
+        if seq > 1 {
+            next.header.result.status = status_of(seq - 1);
+        }
+        let mut records: Vec<Record> = inputs.into_iter().map(|input| Record::Input(Box::new(input))).collect();
+        records.push(closed(next));
+        commit(&mut store, &mut journal, records, WINDOW);
+        let result = result_of(&journal, status_of(seq)).unwrap();
+        store.commit(&[Write::Outputs { seq, outputs: vec![] }]).unwrap();
+        commit(&mut store, &mut journal, vec![result], WINDOW);
+    }
+    for (seq, users) in senders {
+        assert_eq!(store.senders(seq).unwrap(), Vec::from_iter(users));
+    }
+    assert_eq!(store.senders(last + 1).unwrap(), []);
+    let failed = |user: UserKey, since, agreed| {
+        let past = store.outputs_since(&user, since, agreed).unwrap();
+        assert!(past.failed.iter().all(|(seq, next)| {
+            let Header { seq: after, result, .. } = &next.header;
+            (*after, result.status) == (seq + 1, Status::Exit(3))
+        }));
+        (past.failed.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), past.to, past.more)
+    };
+    let all: Vec<Seq> = (1..=end).filter(|seq| *seq != 2).collect();
+    assert_eq!(failed(user(1), 0, None), (all, end, true), "a page is bounded");
+    assert_eq!(failed(user(1), end, None), (vec![end + 1, end + 2], last - 1, false));
+    assert_eq!(failed(user(2), end, Some(last)), (vec![end + 1], last, false), "the caller knows of the last one");
+    assert_eq!(failed(user(3), end, None), (vec![], last - 1, false));
+    assert!(failed(user(1), end + 2, None).0.is_empty(), "not of the ledger asked from");
+    let plan: String = store
+        .db
+        .query_row(
+            "EXPLAIN QUERY PLAN SELECT seq FROM ledger WHERE substr(header, 331, 1) <> x'00' AND seq > 1 AND seq <= 9 ORDER BY seq",
+            [],
+            |row| row.get(3),
+        )
+        .unwrap();
+    assert!(plan.contains("ledger_after_failure"), "{plan}");
 }
 
 #[test]

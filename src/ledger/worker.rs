@@ -178,6 +178,11 @@ impl Ledger {
         self.read(move |store| store.outputs_since(&user, since, agreed)).await
     }
 
+    /// See [`Store::senders`].
+    pub async fn senders(&self, seq: Seq) -> Answer<Vec<UserKey>> {
+        self.read(move |store| store.senders(seq)).await
+    }
+
     /// Commits what waits, moves the write-ahead log into the file, closes it and ends the thread. Errors with the
     /// first error of a commit, if there was one.
     pub async fn stop(self) -> Result<(), LedgerError> {

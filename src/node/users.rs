@@ -12,7 +12,7 @@ use super::{Node, NodeError};
 use crate::{
     consensus::{
         Event, LocalInput, LocalRef, Refused, SignedRef, SignedState,
-        header::Input,
+        header::{ExecResult, Input},
         merkle::{self, Tree},
         messages::ResultCert,
     },
@@ -20,7 +20,7 @@ use crate::{
     ledger::{Ledger, LedgerError, PastOutputs},
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputState, LedgerFrame, Limits, OutputFrame,
-        OutputsPage, Query, QueryFrame, Reason, Reply, Request, StatusFrame, Text, Welcome,
+        OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, StatusFrame, Text, Welcome,
         proof::{Agreement, OutputProof, texts},
     },
     types::{Hash, Seq, Status, UserKey},
@@ -67,6 +67,8 @@ pub(super) enum Told {
     Fate(UserKey, String),
     /// Frames of the delivery under way.
     Delivered(Vec<(UserKey, String)>),
+    /// Who sent something in a ledger whose run failed, of which this process knew nothing any more.
+    Failed(Box<ResultCert>, Vec<UserKey>),
 }
 
 impl Node {
@@ -166,7 +168,7 @@ impl Node {
     pub(super) fn accept(&self, seq: Seq, ledger: Hash, signed: &[SignedRef]) {
         let Some(gateway) = self.gateway.as_ref().filter(|gateway| gateway.has_any_signed()) else { return };
         for input in signed.iter().filter(|input| gateway.has_signed(&input.user)) {
-            let fate = Fate::Accepted { seq, ledger: Text(ledger) };
+            let fate = Fate::Accepted { seq, ledger: Text(ledger), run: None };
             gateway.say(&input.user, status(input, fate));
         }
     }
@@ -237,18 +239,22 @@ impl Node {
         }
         // It is nobody's session, and counted with the others.
         *self.asking.entry(NO_SESSION).or_insert(0) += 1;
-        let (ledger, told) = (self.ledger.clone(), self.told_tx.clone());
+        let (ledger, told, tip) = (self.ledger.clone(), self.told_tx.clone(), self.last_agreed.clone());
         tokio::spawn(async move {
-            let frame = match ledger.closed(seq).await {
-                Ok(Some(closed)) if closed.candidate.inputs.binary_search(&input.id).is_ok() => {
-                    status(&input, Fate::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash) })
-                }
-                Ok(_) => rejected(&input, Reason::NonceUsed),
-                Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "cannot look an input up");
-                    rejected(&input, Reason::Busy)
-                }
+            let looked = async {
+                let closed = ledger.closed(seq).await?;
+                Ok::<_, LedgerError>(match closed {
+                    Some(closed) if closed.candidate.inputs.binary_search(&input.id).is_ok() => {
+                        let run = run_end(&ledger, seq, tip.as_ref()).await?;
+                        status(&input, Fate::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run })
+                    }
+                    _ => rejected(&input, Reason::NonceUsed),
+                })
             };
+            let frame = looked.await.unwrap_or_else(|error| {
+                warn!(error = &error as &dyn std::error::Error, "cannot look an input up");
+                rejected(&input, Reason::Busy)
+            });
             let _ = told.send(Told::Fate(input.user, frame)).await;
         });
     }
@@ -287,7 +293,7 @@ impl Node {
             let body = match query {
                 Query::Lcl => unreachable!("answered above"),
                 Query::Ledger { seq } => ledger_frame(&ledger, seq).await,
-                Query::Input { nonce } => input_state(&ledger, nonce, ledgered.expect("found above")).await,
+                Query::Input { nonce } => input_state(&ledger, nonce, ledgered.expect("found above"), tip_agreed).await,
                 Query::Outputs { since } => outputs_page(&ledger, user, since, tip_agreed).await,
             };
             let frame = body.map(|body| Reply::Answer(Answer { id, body }).to_json()).unwrap_or_else(|error| {
@@ -326,6 +332,7 @@ impl Node {
                 self.say_all(frames);
                 self.deliver_signed();
             }
+            Told::Failed(agreed, senders) => self.deliver_to(*agreed, None, senders),
         }
     }
 
@@ -342,27 +349,44 @@ impl Node {
             let (outputs, leaves) = (std::mem::take(&mut kept.outputs), std::mem::take(&mut kept.leaves));
             (Outputs { outputs, leaves }, std::mem::take(&mut kept.senders))
         });
+        let (outputs, senders) = match kept {
+            Some((outputs, senders)) => (Some(outputs), senders),
+            None => (None, Vec::new()),
+        };
         let Some(gateway) = &self.gateway else { return };
-        if let Some((kept, senders)) = &kept {
-            if result.status == Status::Ok {
-                for (user, output) in &kept.outputs {
-                    gateway.deliver(user, output.clone());
-                }
-            } else {
-                let why = format!(
-                    "the contract failed in ledger {} ({}): its outputs are dropped and its state is as before",
-                    result.of_seq, result.status
-                );
-                senders.iter().for_each(|user| gateway.tell(user, ErrorCode::ContractFailed, &why));
+        // Whoever sent something in a run that failed is told so, also when it was done before a restart.
+        if result.status != Status::Ok && senders.is_empty() && gateway.users() > 0 {
+            let (ledger, told) = (self.ledger.clone(), self.told_tx.clone());
+            tokio::spawn(async move {
+                let senders = ledger.senders(agreed.result.of_seq).await.unwrap_or_else(|error| {
+                    warn!(error = &error as &dyn std::error::Error, "cannot read whose inputs a failed run had");
+                    Vec::new()
+                });
+                let _ = told.send(Told::Failed(Box::new(agreed), senders)).await;
+            });
+            return;
+        }
+        self.deliver_to(agreed, outputs, senders);
+    }
+
+    /// Hands an agreed result to the users here: outputs, or to the senders that there are none.
+    fn deliver_to(&mut self, agreed: ResultCert, outputs: Option<Outputs>, senders: Vec<UserKey>) {
+        let result = &agreed.result;
+        let Some(gateway) = &self.gateway else { return };
+        if result.status != Status::Ok {
+            let why = format!(
+                "the contract failed in ledger {} ({}): its outputs are dropped and its state is as before",
+                result.of_seq, result.status
+            );
+            senders.iter().for_each(|user| gateway.tell(user, ErrorCode::ContractFailed, &why));
+        } else if let Some(outputs) = &outputs {
+            for (user, output) in &outputs.outputs {
+                gateway.deliver(user, output.clone());
             }
         }
         if !gateway.has_any_signed() {
             return;
         }
-        let (outputs, senders) = match kept {
-            Some((outputs, senders)) => (Some(outputs), senders),
-            None => (None, Vec::new()),
-        };
         let outputs = outputs.filter(|_| self.deliveries.len() < DELIVERIES_IN_MEMORY_MAX);
         self.deliveries.push_back(Delivery { agreed, outputs, senders });
         if self.deliveries.len() > DELIVERIES_MAX {
@@ -382,13 +406,13 @@ impl Node {
             let outputs = if failed { Some(Outputs { outputs: Vec::new(), leaves: Vec::new() }) } else { outputs };
             match outputs {
                 // Nothing to prove, or little work.
-                Some(outputs) if outputs.has_none_for(|user| gateway.has_signed(user)) => {
-                    self.say_all(executed(&agreed, &senders));
+                Some(outputs) if !failed && outputs.has_none_for(|user| gateway.has_signed(user)) => {
+                    self.say_all(executed(&agreed, None, &senders));
                 }
                 Some(outputs) if outputs.bytes() <= FRAMES_BYTES_MAX && !agreed.sigs.is_empty() => {
                     let by = Agreement::by_results(&agreed);
                     let mut frames = outputs.frames(&agreed, &by, |user| gateway.has_signed(user));
-                    frames.extend(executed(&agreed, &senders));
+                    frames.extend(executed(&agreed, Some(&by), &senders));
                     self.say_all(frames);
                 }
                 outputs => {
@@ -436,19 +460,16 @@ fn rejected(input: &SignedRef, reason: Reason) -> String {
     status(input, Fate::Rejected { reason, message: message.to_owned() })
 }
 
-/// That the run of a ledger is agreed on, for each user with input in it.
-fn executed(agreed: &ResultCert, senders: &[UserKey]) -> Vec<(UserKey, String)> {
+/// That the run of a ledger is agreed on, for each user with input in it. That it failed is proven; that it ended well the
+/// outputs prove.
+fn executed(agreed: &ResultCert, by: Option<&Agreement>, senders: &[UserKey]) -> Vec<(UserKey, String)> {
     if senders.is_empty() {
         return Vec::new();
     }
     let result = &agreed.result;
-    let frame = Reply::Executed(Executed {
-        seq: result.of_seq,
-        ledger: Text(result.of_hash),
-        ok: result.status == Status::Ok,
-        status: result.status.to_string(),
-    })
-    .to_json();
+    let proof = by.filter(|_| result.status != Status::Ok).cloned();
+    let run = RunEnd::of(result, proof);
+    let frame = Reply::Executed(Executed { seq: result.of_seq, ledger: Text(result.of_hash), run }).to_json();
     senders.iter().map(|user| (*user, frame.clone())).collect()
 }
 
@@ -502,11 +523,11 @@ async fn make_frames(
         }),
     };
     let make = move || {
-        let mut frames = match (by, outputs) {
-            (Some(by), Some(outputs)) => outputs.frames(&agreed, &by, |user| wanted.contains(user)),
+        let mut frames = match (&by, outputs) {
+            (Some(by), Some(outputs)) => outputs.frames(&agreed, by, |user| wanted.contains(user)),
             _ => Vec::new(),
         };
-        frames.extend(executed(&agreed, &senders));
+        frames.extend(executed(&agreed, by.as_ref(), &senders));
         frames
     };
     Ok(tokio::task::spawn_blocking(make).await.expect("making frames does not panic"))
@@ -523,12 +544,31 @@ async fn ledger_frame(ledger: &Ledger, seq: Seq) -> Result<AnswerBody, LedgerErr
     Ok(AnswerBody::Ledger { seq, ledger })
 }
 
-async fn input_state(ledger: &Ledger, nonce: u64, seq: Seq) -> Result<AnswerBody, LedgerError> {
+async fn input_state(
+    ledger: &Ledger,
+    nonce: u64,
+    seq: Seq,
+    tip: Option<ResultCert>,
+) -> Result<AnswerBody, LedgerError> {
     let found = ledger.header_range(seq, 1).await?;
-    let state = found
-        .first()
-        .map_or(InputState::Pending, |closed| InputState::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash) });
+    let state = match found.first() {
+        None => InputState::Pending,
+        Some(closed) => {
+            let run = run_end(ledger, seq, tip.as_ref()).await?;
+            InputState::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run }
+        }
+    };
     Ok(AnswerBody::Input { nonce, state })
+}
+
+/// How the run of a ledger ended: by the next one, or, of the last one, by its signatures.
+async fn run_end(ledger: &Ledger, seq: Seq, tip: Option<&ResultCert>) -> Result<Option<RunEnd>, LedgerError> {
+    let next = ledger.header_range(seq.saturating_add(1), 1).await?.into_iter().find(|next| next.header.seq == seq + 1);
+    Ok(match (next, tip.filter(|tip| tip.result.of_seq == seq)) {
+        (Some(next), _) => Some(RunEnd::of(&next.header.result, Some(Agreement::by_header(&next)))),
+        (None, Some(tip)) => Some(RunEnd::of(&tip.result, Some(Agreement::by_results(tip)))),
+        (None, None) => None,
+    })
 }
 
 async fn outputs_page(
@@ -539,13 +579,32 @@ async fn outputs_page(
 ) -> Result<AnswerBody, LedgerError> {
     let tip_seq = tip.as_ref().map(|tip| tip.result.of_seq);
     let past = ledger.outputs_since(user, since, tip_seq).await?;
-    let make = move || past_frames(past, since, tip.as_ref());
+    // The ledger that the page ends with may be the last one, of which no next one tells.
+    let failed_tip = tip
+        .as_ref()
+        .filter(|tip| tip.result.status != Status::Ok && tip.result.of_seq == past.to && past.to > since && !past.more);
+    let told = |past: &PastOutputs| past.failed.iter().any(|(seq, _)| *seq == past.to);
+    let in_tip = match failed_tip {
+        Some(tip) if !told(&past) => ledger.senders(tip.result.of_seq).await?.binary_search(&user).is_ok(),
+        _ => false,
+    };
+    let make = move || {
+        let last = tip.as_ref().filter(|_| in_tip).map(|tip| failed_by(&tip.result, Agreement::by_results(tip)));
+        let mut page = past_frames(past, since, tip.as_ref());
+        page.failed.extend(last);
+        page
+    };
     Ok(AnswerBody::Outputs(tokio::task::spawn_blocking(make).await.expect("making frames does not panic")))
+}
+
+fn failed_by(result: &ExecResult, proof: Agreement) -> Executed {
+    Executed { seq: result.of_seq, ledger: Text(result.of_hash), run: RunEnd::of(result, Some(proof)) }
 }
 
 /// Proves what can be proven; names what this node has another output of, or none, as missing.
 fn past_frames(past: PastOutputs, since: Seq, tip: Option<&ResultCert>) -> OutputsPage {
-    let PastOutputs { outputs, mut missing, to, more, kept_from } = past;
+    let PastOutputs { outputs, mut missing, failed, to, more, kept_from } = past;
+    let failed = failed.iter().map(|(_, next)| failed_by(&next.header.result, Agreement::by_header(next))).collect();
     let mut frames = Vec::new();
     for past in outputs {
         let (by, result) = match (&past.next, tip.filter(|tip| tip.result.of_seq == past.seq)) {
@@ -565,5 +624,5 @@ fn past_frames(past: PastOutputs, since: Seq, tip: Option<&ResultCert>) -> Outpu
         }
     }
     missing.sort_unstable();
-    OutputsPage { since, to, more, kept_from, missing, outputs: frames }
+    OutputsPage { since, to, more, kept_from, missing, failed, outputs: frames }
 }

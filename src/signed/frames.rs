@@ -6,8 +6,11 @@ use std::{fmt::Display, str::FromStr};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::proof::{OutputProof, SignedBy};
-use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, WallMs};
+use super::proof::{Agreement, OutputProof, SignedBy};
+use crate::{
+    consensus::header::ExecResult,
+    types::{Attempt, Hash, NodeKey, Seq, Sig, Status, WallMs},
+};
 
 /// Bytes of a request beside the base64 of its payload; far more than the longest one has.
 pub const FRAME_OVERHEAD_BYTES: usize = 1024;
@@ -292,6 +295,9 @@ pub enum Fate {
         seq: Seq,
         /// Its hash.
         ledger: Text<Hash>,
+        /// How its run ended, when that is agreed on already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<RunEnd>,
     },
     /// This node does not take it, or no ledger ever will.
     Rejected {
@@ -350,17 +356,35 @@ pub struct OutputFrame {
     pub proof: OutputProof,
 }
 
-/// How the run of a ledger ended.
+/// The result of a ledger is agreed on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Executed {
     /// The ledger.
     pub seq: Seq,
     /// Its hash.
     pub ledger: Text<Hash>,
+    /// How its run ended.
+    #[serde(flatten)]
+    pub run: RunEnd,
+}
+
+/// How the run of a ledger ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunEnd {
     /// Whether it ended well. Else its outputs are dropped and the state is as before.
     pub ok: bool,
     /// In words.
     pub status: String,
+    /// That a quorum agreed on it; may be absent where it ended well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Agreement>,
+}
+
+impl RunEnd {
+    /// Of an agreed result.
+    pub fn of(result: &ExecResult, proof: Option<Agreement>) -> RunEnd {
+        RunEnd { ok: result.status == Status::Ok, status: result.status.to_string(), proof }
+    }
 }
 
 /// Of a query.
@@ -429,6 +453,9 @@ pub enum InputState {
         seq: Seq,
         /// Its hash.
         ledger: Text<Hash>,
+        /// How its run ended; absent until that is agreed on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        run: Option<RunEnd>,
     },
     /// Held, and not in a ledger yet.
     Pending,
@@ -449,6 +476,9 @@ pub struct OutputsPage {
     pub kept_from: Seq,
     /// Ledgers up to `to` whose agreed outputs this node does not have. Another node may.
     pub missing: Vec<Seq>,
+    /// Ledgers up to `to` with inputs of this user whose runs failed.
+    #[serde(default)]
+    pub failed: Vec<Executed>,
     /// The outputs.
     pub outputs: Vec<OutputFrame>,
 }
@@ -553,7 +583,11 @@ mod tests {
 
     #[test]
     fn a_client_reads_replies_with_more_keys() {
-        let reply = Reply::Executed(Executed { seq: 1, ledger: Text(Hash([1; 32])), ok: true, status: "ok".into() });
+        let reply = Reply::Executed(Executed {
+            seq: 1,
+            ledger: Text(Hash([1; 32])),
+            run: RunEnd { ok: true, status: "ok".into(), proof: None },
+        });
         let mut value: Value = serde_json::from_str(&reply.to_json()).unwrap();
         value["more"] = json!({"a": []});
         assert_eq!(serde_json::from_value::<Reply>(value).unwrap(), reply);

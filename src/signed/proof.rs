@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Base64, OutputFrame, Text, Welcome};
+use super::{Base64, OutputFrame, RunEnd, Text, Welcome};
 use crate::{
     consensus::{
         UNL_MAX,
@@ -251,6 +251,19 @@ impl Trust {
         match (merkle::Proof { index: *index, siblings }).root(leaf) == result.outputs_root {
             true => Ok(()),
             false => Err(ProofError::Path),
+        }
+    }
+
+    /// Whether a quorum agreed that the run of this ledger ended so; `false` when the node does not prove it.
+    pub fn check_run(&self, seq: Seq, ledger: Hash, run: &RunEnd) -> Result<bool, ProofError> {
+        let Some(proof) = &run.proof else { return Ok(false) };
+        let result = self.agreed(seq, ledger, proof)?;
+        if result.of_seq != seq || result.of_hash != ledger {
+            return Err(ProofError::Other("another ledger"));
+        }
+        match *run == RunEnd::of(&result, run.proof.clone()) {
+            true => Ok(true),
+            false => Err(ProofError::Other("another end of the run")),
         }
     }
 

@@ -197,3 +197,36 @@ pub(super) mod test {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::fs::{IFlags, ioctl_setflags};
+
+    use super::*;
+
+    #[test]
+    fn what_root_has_frozen_is_changed_and_removed_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, disk) = (dir.path().join("folder"), Disk::default());
+        let freeze = |path: &Path, mark| ioctl_setflags(open_read(path).unwrap(), mark).is_ok();
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::write(folder.join(name), "x").unwrap();
+        }
+        if !freeze(&folder.join("a"), IFlags::IMMUTABLE) {
+            return println!("skipped: no such marks for this user, or on this file system");
+        }
+        disk.chmod(&folder.join("a"), 0o600).unwrap();
+        assert!(freeze(&folder.join("b"), IFlags::APPEND) && freeze(&folder.join("c"), IFlags::IMMUTABLE));
+        let file = open_write(&folder.join("c")).unwrap();
+        disk.write_at(&file, &folder.join("c"), b"y", 0).unwrap();
+        assert!(freeze(&folder, IFlags::IMMUTABLE));
+        disk.rename(&folder.join("a"), &dir.path().join("a")).unwrap();
+        assert!(freeze(&folder, IFlags::APPEND));
+        for name in ["b", "c"] {
+            disk.remove_file(&folder.join(name)).unwrap();
+        }
+        assert!(freeze(&folder, IFlags::IMMUTABLE));
+        disk.remove_dir(&folder).unwrap();
+    }
+}

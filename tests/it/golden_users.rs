@@ -11,7 +11,8 @@ use hotpocket::{
     crypto::SecretKey,
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputFrame, InputState, LedgerFrame, Limits,
-        OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request, StatusFrame, Text, Welcome, parse_request,
+        OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, StatusFrame, Text, Welcome,
+        parse_request,
         proof::{Agreement, OutputProof, Trust, texts},
         sign_input,
     },
@@ -62,6 +63,10 @@ fn result() -> ExecResult {
 }
 
 fn next() -> Closed {
+    next_of(result())
+}
+
+fn next_of(result: ExecResult) -> Closed {
     let header = Header {
         ver: 1,
         chain_id: genesis().chain_id(),
@@ -75,7 +80,7 @@ fn next() -> Closed {
         inputs_root: Hash::ZERO,
         n_inputs: 0,
         inputs_bytes: 0,
-        result: result(),
+        result,
         settlement: None,
     };
     let vote = Vote { seq: 5, attempt: 1, ledger_hash: header.hash() };
@@ -91,7 +96,23 @@ fn output(agreed: Agreement) -> OutputFrame {
 }
 
 fn by_results() -> OutputFrame {
-    output(Agreement::by_results(&ResultCert { result: result(), sigs: signatures(&result()) }))
+    output(by_signatures(&result()))
+}
+
+fn by_signatures(result: &ExecResult) -> Agreement {
+    Agreement::by_results(&ResultCert { result: result.clone(), sigs: signatures(result) })
+}
+
+fn failing() -> ExecResult {
+    ExecResult { status: Status::Exit(3), outputs_root: Hash::ZERO, ..result() }
+}
+
+fn failed(proof: Agreement) -> Executed {
+    Executed { seq: 4, ledger: Text(Hash([4; 32])), run: RunEnd::of(&failing(), Some(proof)) }
+}
+
+fn went_well() -> RunEnd {
+    RunEnd::of(&result(), Some(by_signatures(&result())))
 }
 
 fn welcome() -> Welcome {
@@ -138,21 +159,34 @@ fn replies() -> Vec<(&'static str, Reply)> {
         more: true,
         kept_from: 1,
         missing: vec![5],
+        failed: vec![failed(Agreement::by_header(&next_of(failing())))],
         outputs: vec![output(Agreement::by_header(&next()))],
     };
     vec![
         ("welcome", Reply::Welcome(Box::new(welcome()))),
-        ("status-accepted", status(id, Fate::Accepted { seq: 4, ledger: hash })),
+        ("status-accepted", status(id, Fate::Accepted { seq: 4, ledger: hash, run: None })),
+        ("status-accepted-before", status(id, Fate::Accepted { seq: 4, ledger: hash, run: Some(went_well()) })),
         ("status-rejected", status(None, rejected)),
         ("output-by-results", Reply::Output(by_results())),
         ("output-by-header", Reply::Output(output(Agreement::by_header(&next())))),
-        ("executed", Reply::Executed(Executed { seq: 4, ledger: hash, ok: false, status: "exit code 3".into() })),
+        ("executed", Reply::Executed(Executed { seq: 4, ledger: hash, run: RunEnd { proof: None, ..went_well() } })),
+        ("executed-failed", Reply::Executed(failed(by_signatures(&failing())))),
         ("answer-lcl", answer(None, AnswerBody::Lcl { seq: 4, ledger: hash, time_ms: 1_700_000_000_000 })),
         ("answer-ledger", answer(Some(5), AnswerBody::Ledger { seq: 5, ledger: Some(ledger) })),
         ("answer-ledger-none", answer(Some(5), AnswerBody::Ledger { seq: 9, ledger: None })),
         (
             "answer-input",
-            answer(Some(5), AnswerBody::Input { nonce: 7, state: InputState::Accepted { seq: 4, ledger: hash } }),
+            answer(
+                Some(5),
+                AnswerBody::Input {
+                    nonce: 7,
+                    state: InputState::Accepted {
+                        seq: 4,
+                        ledger: hash,
+                        run: Some(failed(by_signatures(&failing())).run),
+                    },
+                },
+            ),
         ),
         ("answer-input-pending", answer(None, AnswerBody::Input { nonce: 7, state: InputState::Pending })),
         ("answer-outputs", answer(Some(5), AnswerBody::Outputs(page))),
@@ -200,6 +234,11 @@ fn the_examples_prove_what_they_say() {
             assert_eq!(trust.check_output(&user().user_key(), &output), Ok(()), "{name}");
         }
     }
+    for proof in [by_signatures(&failing()), Agreement::by_header(&next_of(failing()))] {
+        let Executed { seq, ledger, run } = failed(proof);
+        assert_eq!(trust.check_run(seq, ledger.0, &run), Ok(true));
+    }
+    assert_eq!(trust.check_run(4, Hash([4; 32]), &went_well()), Ok(true));
     let Request::Input(input) = requests().remove(0).1 else { panic!("an input") };
     let checked = wire::Edge::default().check_input(&input.of(user().user_key()), &genesis().chain_id());
     assert_eq!(checked, Ok(()));
@@ -213,4 +252,7 @@ fn the_places_in_a_result_and_a_header_that_the_protocol_names_are_right() {
     let header = wire::encode(&next().header);
     assert_eq!((&header[42..74], &header[74..82]), (&[4; 32][..], &1_700_000_005_000u64.to_le_bytes()[..]));
     assert!(header[226..].starts_with(&bytes));
+    // The database finds failed runs there.
+    let failed = wire::encode(&next_of(failing()).header);
+    assert_eq!((header[330], failed[330]), (0, 1));
 }

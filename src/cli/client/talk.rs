@@ -9,8 +9,8 @@ use super::keys::Nonces;
 use crate::{
     crypto::SecretKey,
     signed::{
-        AnswerBody, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request, StatusFrame,
-        Welcome,
+        AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request,
+        StatusFrame, Welcome,
         proof::{ProofError, Trust},
         sign_input,
     },
@@ -24,6 +24,9 @@ const PENDING_BYTES_MAX: usize = 16 << 20;
 /// Outputs that came while older ones were asked for. Past it they are forgotten, and asked for in turn.
 const HELD_MAX: usize = 256;
 
+/// Failed runs that are remembered as shown. Past it an old one may be shown again.
+const FAILED_MAX: usize = 256;
+
 /// What is to be shown to a person, or told to a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Show {
@@ -34,7 +37,7 @@ pub(super) enum Show {
     /// An input was not taken and will not be sent again.
     Rejected { nonce: u64, reason: Reason, message: String },
     /// The contract failed in a ledger with an input of ours.
-    Failed { seq: Seq, status: String },
+    Failed { seq: Seq, status: String, proven: bool },
     /// Anything else that a person should know.
     Note(String),
 }
@@ -45,6 +48,13 @@ pub(super) enum Untrusted {
     /// An output with a wrong proof.
     #[error("the node sent an output of ledger {seq} with a wrong proof, which is not shown")]
     Output {
+        seq: Seq,
+        #[source]
+        source: ProofError,
+    },
+    /// A run that failed, with a wrong proof.
+    #[error("the node says with a wrong proof that the contract failed in ledger {seq}, which is not believed")]
+    Run {
         seq: Seq,
         #[source]
         source: ProofError,
@@ -78,6 +88,8 @@ pub(super) struct Talk {
     /// Older outputs are asked for.
     catching_up: bool,
     held: BTreeMap<Seq, OutputFrame>,
+    /// Failed runs that were shown.
+    failed: BTreeSet<Seq>,
     /// Held ones were forgotten.
     forgot: bool,
 }
@@ -98,6 +110,7 @@ impl Talk {
             covered: since,
             catching_up: false,
             held: BTreeMap::new(),
+            failed: BTreeSet::new(),
             forgot: false,
         }
     }
@@ -176,7 +189,7 @@ impl Talk {
     pub(super) fn reply(&mut self, reply: Reply) -> Result<(Vec<Show>, Vec<String>), Untrusted> {
         let (mut shows, mut frames) = (Vec::new(), Vec::new());
         match reply {
-            Reply::Status(status) => shows.extend(self.status(status)),
+            Reply::Status(status) => self.status(status, &mut shows)?,
             Reply::Output(output) => {
                 self.check(&output)?;
                 self.hold(output);
@@ -186,12 +199,13 @@ impl Talk {
             }
             Reply::Executed(executed) => {
                 self.seq = self.seq.max(executed.seq);
-                if !executed.ok && self.unsettled.contains(&executed.seq) {
-                    shows.push(Show::Failed { seq: executed.seq, status: executed.status });
+                let seq = executed.seq;
+                if self.unsettled.contains(&seq) {
+                    shows.extend(self.fail(executed)?);
                 }
                 if !self.catching_up {
                     // Its output, if there was one, came before.
-                    self.cover(executed.seq);
+                    self.cover(seq);
                 }
             }
             Reply::Answer(answer) => {
@@ -205,33 +219,51 @@ impl Talk {
         Ok((shows, frames))
     }
 
-    fn status(&mut self, status: StatusFrame) -> Option<Show> {
+    fn status(&mut self, status: StatusFrame, shows: &mut Vec<Show>) -> Result<(), Untrusted> {
         let StatusFrame { nonce, id, fate } = status;
-        let sent = self.pending.get(&nonce)?;
-        // Of another session with our key.
-        if id.is_some_and(|id| id.0 != sent.id) {
-            return None;
+        // Else of another session with our key.
+        let ours = |sent: &&Sent| id.is_none_or(|id| id.0 == sent.id);
+        if self.pending.get(&nonce).filter(ours).is_none() {
+            return Ok(());
         }
-        let show = match fate {
-            Fate::Accepted { seq, .. } => {
+        match fate {
+            Fate::Accepted { seq, ledger, run } => {
                 self.seq = self.seq.max(seq);
+                shows.push(Show::Accepted { seq });
+                // One that was sent again may have been run long ago.
+                if let Some(run) = run {
+                    shows.extend(self.fail(Executed { seq, ledger, run })?);
+                }
                 if self.covered.is_none_or(|covered| covered < seq) {
                     self.unsettled.insert(seq);
                 }
-                Show::Accepted { seq }
             }
             Fate::Rejected { reason: reason @ (Reason::Busy | Reason::Rate), message } => {
                 // Not for ever: the same bytes go out again.
-                return self
-                    .later
-                    .insert(nonce)
-                    .then(|| Show::Note(format!("{}: {message}; trying again", reason.name())));
+                if self.later.insert(nonce) {
+                    shows.push(Show::Note(format!("{}: {message}; trying again", reason.name())));
+                }
+                return Ok(());
             }
-            Fate::Rejected { reason, message } => Show::Rejected { nonce, reason, message },
-        };
+            Fate::Rejected { reason, message } => shows.push(Show::Rejected { nonce, reason, message }),
+        }
         let sent = self.pending.remove(&nonce).expect("just seen");
         self.pending_bytes -= sent.frame.len();
-        Some(show)
+        Ok(())
+    }
+
+    /// What to show of a run with an input of ours: that it failed, once.
+    fn fail(&mut self, executed: Executed) -> Result<Option<Show>, Untrusted> {
+        let Executed { seq, ledger, run } = executed;
+        if run.ok {
+            return Ok(None);
+        }
+        let trust = self.trust.as_ref().expect("a network said welcome");
+        let proven = trust.check_run(seq, ledger.0, &run).map_err(|source| Untrusted::Run { seq, source })?;
+        if self.failed.len() == FAILED_MAX {
+            self.failed.pop_first();
+        }
+        Ok(self.failed.insert(seq).then_some(Show::Failed { seq, status: run.status, proven }))
     }
 
     fn page(&mut self, page: OutputsPage, shows: &mut Vec<Show>, frames: &mut Vec<String>) -> Result<(), Untrusted> {
@@ -239,6 +271,9 @@ impl Talk {
         for output in page.outputs {
             self.check(&output)?;
             self.hold(output);
+        }
+        for executed in page.failed.into_iter().filter(|executed| executed.seq > since) {
+            shows.extend(self.fail(executed)?);
         }
         if page.kept_from > since.saturating_add(1) {
             let text = format!("outputs of ledgers {} to {} are not kept by this node", since + 1, page.kept_from - 1);
@@ -306,10 +341,11 @@ impl std::fmt::Display for Show {
             Show::Rejected { nonce, reason, message } => {
                 write!(f, "input {nonce} rejected ({}): {message}", reason.name())
             }
-            Show::Failed { seq, status } => {
+            Show::Failed { seq, status, proven } => {
                 write!(
                     f,
-                    "the contract failed in ledger {seq} ({status}): its outputs are dropped and its state is as before"
+                    "the contract failed in ledger {seq} ({status}): its outputs are dropped and its state is as before{}",
+                    if *proven { "" } else { ", as this node says without a proof" }
                 )
             }
             Show::Note(text) => f.write_str(text),
@@ -327,7 +363,7 @@ mod tests {
             messages::{ResultCert, Scope, Signable},
         },
         signed::{
-            Answer, Base64, Executed, Limits, Text,
+            Answer, Base64, Limits, RunEnd, Text,
             proof::{Agreement, OutputProof},
         },
         types::Status,
@@ -382,11 +418,29 @@ mod tests {
             status: Status::Ok,
             unl_req: None,
         };
-        let scope = Scope { chain_id: trust().chain_id(), unl_hash: crate::consensus::header::unl_hash(trust().unl()) };
-        let sigs = vec![(node().node_key(), node().sign(&result.digest(&scope).0))];
-        let agreed = Agreement::by_results(&ResultCert { result, sigs });
+        let agreed = agreed(result);
         let path = merkle::proof(vec![leaf], 0).unwrap().into();
         OutputFrame { seq, ledger: Text(ledger), payload: Base64(text.into()), proof: OutputProof { agreed, path } }
+    }
+
+    fn failed(seq: Seq) -> Executed {
+        let ledger = Hash([seq as u8; 32]);
+        let result = ExecResult {
+            of_seq: seq,
+            of_hash: ledger,
+            state_root: Hash::ZERO,
+            outputs_root: Hash::ZERO,
+            status: Status::Exit(3),
+            unl_req: None,
+        };
+        let proof = agreed(result.clone());
+        Executed { seq, ledger: Text(ledger), run: RunEnd::of(&result, Some(proof)) }
+    }
+
+    fn agreed(result: ExecResult) -> Agreement {
+        let scope = Scope { chain_id: trust().chain_id(), unl_hash: crate::consensus::header::unl_hash(trust().unl()) };
+        let sigs = vec![(node().node_key(), node().sign(&result.digest(&scope).0))];
+        Agreement::by_results(&ResultCert { result, sigs })
     }
 
     fn begun() -> Talk {
@@ -401,7 +455,7 @@ mod tests {
     }
 
     fn accepted(talk: &Talk, nonce: u64, seq: Seq) -> Reply {
-        status(talk, nonce, Fate::Accepted { seq, ledger: Text(Hash::ZERO) })
+        status(talk, nonce, Fate::Accepted { seq, ledger: Text(Hash::ZERO), run: None })
     }
 
     fn shows(talk: &mut Talk, reply: Reply) -> Vec<Show> {
@@ -409,7 +463,7 @@ mod tests {
     }
 
     fn page(since: Seq, to: Seq, more: bool, outputs: Vec<OutputFrame>) -> Reply {
-        let page = OutputsPage { since, to, more, kept_from: 1, missing: vec![], outputs };
+        let page = OutputsPage { since, to, more, kept_from: 1, missing: vec![], failed: vec![], outputs };
         Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
     }
 
@@ -437,9 +491,44 @@ mod tests {
         let reply = accepted(&talk, nonce, 11);
         assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11 }]);
         assert_eq!((talk.pending(), talk.is_settled()), (0, false));
-        let executed = Executed { seq: 11, ledger: Text(Hash::ZERO), ok: false, status: "exit code 3".into() };
-        assert!(matches!(shows(&mut talk, Reply::Executed(executed))[..], [Show::Failed { seq: 11, .. }]));
+        assert_eq!(shows(&mut talk, Reply::Executed(failed(11))), [shown_failed(11)]);
         assert!(talk.is_settled());
+    }
+
+    #[test]
+    fn a_failed_run_with_an_input_of_ours_is_shown_once_however_it_is_told_and_with_a_wrong_proof_never() {
+        let mut talk = begun();
+        talk.input(b"a".to_vec()).unwrap();
+        let nonce = nonce_of(&talk);
+        // Sent again to a node that has run it long ago.
+        let Executed { seq, ledger, run } = failed(11);
+        let reply = status(&talk, nonce, Fate::Accepted { seq, ledger, run: Some(run) });
+        assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11 }, shown_failed(11)]);
+        let with = |failed: Vec<Executed>| {
+            let page =
+                OutputsPage { since: 10, to: 12, more: false, kept_from: 1, missing: vec![], failed, outputs: vec![] };
+            Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
+        };
+        assert_eq!(shows(&mut talk, with(vec![failed(11), failed(12)])), [shown_failed(12)]);
+        assert!(talk.is_settled());
+
+        let mut forged = failed(11);
+        forged.run.status = "exit code 4".into();
+        let mut other = failed(11);
+        other.ledger.0.0[0] ^= 1;
+        let mut good = failed(11);
+        (good.run.ok, good.run.status) = (true, "ok".into());
+        for lie in [forged, other] {
+            assert!(matches!(begun().reply(with(vec![lie])), Err(Untrusted::Run { seq: 11, .. })));
+        }
+        assert!(trust().check_run(11, good.ledger.0, &good.run).is_err(), "that it went well is not proven by that");
+        let bare = Executed { run: RunEnd { proof: None, ..failed(11).run }, ..failed(11) };
+        let Show::Failed { status, .. } = shown_failed(11) else { panic!("it failed") };
+        assert_eq!(shows(&mut begun(), with(vec![bare])), [Show::Failed { seq: 11, status, proven: false }]);
+    }
+
+    fn shown_failed(seq: Seq) -> Show {
+        Show::Failed { seq, status: "exit code 3".into(), proven: true }
     }
 
     #[test]

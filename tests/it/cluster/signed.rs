@@ -1,13 +1,13 @@
 //! Signed mode on real nodes: every output is proven, every input takes effect once, whatever dies meanwhile.
 
-use std::process::Stdio;
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, process::Stdio};
 
 use futures::future::join_all;
 use hotpocket::{
     cli::client::{ClientError, Pins, SignedClient},
     consensus::header::Header,
     crypto::SecretKey,
-    signed::{AnswerBody, InputState, Query, Reason, Reply, Request},
+    signed::{AnswerBody, Executed, Fate, InputState, Query, Reason, Reply, Request},
     types::{Hash, Seq},
     wire,
 };
@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::net::{DEADLINE, Net, block_on, call, hp, plain, probe, record};
+use crate::net::{DEADLINE, Ended, Net, SignedUser, block_on, call, hp, plain, probe, record, until};
 
 /// A user whose key is the same in every run.
 fn key(number: u8) -> SecretKey {
@@ -47,7 +47,7 @@ fn a_signed_input_is_answered_with_proofs_through_every_node() {
             let seq = user.accepted(1).await;
             assert_eq!(user.output().await, (seq, format!("5 {total}")));
             let executed = user.executed().await;
-            assert_eq!((executed.seq, executed.ok), (seq, true));
+            assert_eq!((executed.seq, executed.run.ok), (seq, true));
         }
         net.agree().await;
     });
@@ -104,7 +104,7 @@ fn the_same_signed_bytes_at_three_nodes_at_once_are_executed_once_and_accepted_a
         let mut session = net.nodes[1].signed(&me).await;
         session.send(&request).await;
         assert_eq!(session.accepted(9).await, last);
-        assert_eq!(session.ask(Query::Input { nonce: 9 }).await, input_state(9, last, &net, 1).await);
+        assert_eq!(run_of(&mut session, 9).await, (last, "ok".to_owned()));
         let after = session.input(100, "after\n");
         session.send(&after).await;
         session.accepted(100).await;
@@ -114,12 +114,15 @@ fn the_same_signed_bytes_at_three_nodes_at_once_are_executed_once_and_accepted_a
     });
 }
 
-async fn input_state(nonce: u64, seq: Seq, net: &Net, node: usize) -> AnswerBody {
-    let mut other = net.nodes[node].signed(&key(99)).await;
-    let AnswerBody::Ledger { ledger: Some(ledger), .. } = other.ask(Query::Ledger { seq }).await else {
-        panic!("the ledger is there")
-    };
-    AnswerBody::Input { nonce, state: InputState::Accepted { seq, ledger: ledger.hash } }
+/// In which ledger the node says that an input is, and how it says, and proves, that the run ended.
+async fn run_of(user: &mut SignedUser, nonce: u64) -> (Seq, String) {
+    until("the input's run is agreed on", async || {
+        let AnswerBody::Input { state, .. } = user.ask(Query::Input { nonce }).await else { panic!("another answer") };
+        let InputState::Accepted { seq, ledger, run: Some(run) } = state else { return None };
+        assert_eq!(user.client.trust().check_run(seq, ledger.0, &run), Ok(true));
+        Some((seq, run.status))
+    })
+    .await
 }
 
 #[test]
@@ -391,19 +394,92 @@ fn hp_client_once_gets_its_answer_from_the_second_node_when_the_first_one_dies_w
     });
 }
 
+/// Whether the node proves that the run of this ledger failed so.
+fn assert_proven(user: &SignedUser, executed: &Executed, seq: Seq, status: &str) {
+    assert_eq!((executed.seq, executed.run.ok, executed.run.status.as_str()), (seq, false, status));
+    assert_eq!(user.client.trust().check_run(seq, executed.ledger.0, &executed.run), Ok(true));
+}
+
 #[test]
-fn the_contracts_failure_reaches_a_user_in_signed_mode() {
+fn the_contracts_failure_reaches_users_here_elsewhere_and_later_with_its_proof() {
     block_on(async {
-        let net = Net::up(2).await;
-        let mut user = net.nodes[0].signed(&key(9)).await;
+        let mut net = Net::up(3).await;
+        let me = key(9);
+        let mut user = net.nodes[0].signed(&me).await;
+        let mut elsewhere = net.nodes[1].signed(&me).await;
+        let mut raw = net.nodes[2].session(me.clone()).await;
         let request = user.input(1, "fail");
         user.send(&request).await;
         let seq = user.accepted(1).await;
         let executed = user.executed().await;
-        assert_eq!((executed.seq, executed.ok, executed.status.as_str()), (seq, false, "exit code 3"));
-        let page = user.outputs_since(0, seq).await;
-        assert_eq!(page.outputs, []);
+        assert_proven(&user, &executed, seq, "exit code 3");
+        let executed = elsewhere.executed().await;
+        assert_proven(&elsewhere, &executed, seq, "exit code 3");
+        assert_eq!(raw.error().await.0, "contract_failed", "in raw mode at yet another node");
+        // Now, while it is the last ledger, and when the next one proves it.
+        for outputs in 0..2 {
+            let page = user.outputs_since(0, seq).await;
+            assert_eq!((page.outputs.len(), page.failed.len()), (outputs, 1));
+            assert_proven(&user, &page.failed[0], seq, "exit code 3");
+            assert_eq!(run_of(&mut elsewhere, 1).await, (seq, "exit code 3".to_owned()));
+            let more = user.input(100 + outputs as u64, "more");
+            user.send(&more).await;
+            user.output().await;
+        }
+        // Others had nothing in it.
+        let mut stranger = net.nodes[1].signed(&key(3)).await;
+        assert_eq!(stranger.outputs_since(0, seq).await.failed, []);
         let raw = call(&["client", &net.nodes[0].url, "--raw", "--once", "fail"]).await;
         assert_eq!(raw.code, Some(1), "{}", raw.err);
+
+        // Who was away hears it from a node that was restarted, also by sending the same bytes again.
+        net.kill_all().await;
+        net.start_all().await;
+        let mut back = net.nodes[2].signed(&me).await;
+        let page = back.outputs_since(0, seq).await;
+        assert_proven(&back, &page.failed[0], seq, "exit code 3");
+        back.send(&request).await;
+        let Reply::Status(status) = back.recv().await else { panic!("a status") };
+        let Fate::Accepted { seq: again, run: Some(run), .. } = status.fate else { panic!("{status:?}") };
+        assert_eq!((again, run.ok, run.status.as_str()), (seq, false, "exit code 3"));
+        let out = call_as(&me, &["client", &net.nodes[2].url, "--since", "0"]).await;
+        assert!(out.err.contains(&format!("the contract failed in ledger {seq} (exit code 3)")), "{}", out.err);
+    });
+}
+
+/// Calls `hp client` with this key, and with nothing on its stdin.
+async fn call_as(key: &SecretKey, args: &[&str]) -> Ended {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("client.key");
+    let mut options = fs::File::options();
+    let mut opened = options.create_new(true).write(true).mode(0o600).open(&file).expect("a file");
+    writeln!(opened, "{}", hex::encode(key.seed())).expect("written");
+    let with: Vec<&str> = args.iter().copied().chain(["--key", file.to_str().expect("UTF-8")]).collect();
+    call(&with).await
+}
+
+#[test]
+fn a_run_that_fails_after_its_host_was_killed_in_the_middle_is_told_to_the_user_who_comes_back() {
+    block_on(async {
+        let mut net = Net::up_with(3, probe(), |_, config| {
+            config.set("contract.time_limit_s", "4");
+        })
+        .await;
+        let me = key(11);
+        let mut user = net.nodes[0].signed(&me).await;
+        let request = user.input(1, "hang");
+        user.send(&request).await;
+        let seq = user.accepted(1).await;
+        net.nodes[0].contract_runs().await;
+        net.nodes[0].kill().await;
+        drop(user);
+        net.nodes[0].start().await;
+        let (mut back, mut raw) = (net.nodes[0].signed(&me).await, net.nodes[0].session(me.clone()).await);
+        let executed = back.executed().await;
+        assert_proven(&back, &executed, seq, "time limit");
+        let (code, message) = raw.error().await;
+        assert!(code == "contract_failed" && message.contains("time limit"), "{code}: {message}");
+        assert_eq!(run_of(&mut back, 1).await, (seq, "time limit".to_owned()));
+        net.agree().await;
     });
 }
