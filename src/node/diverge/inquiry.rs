@@ -48,6 +48,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(3);
 const AGAIN_TIME: Duration = Duration::from_secs(5);
 /// See [`AGAIN_TIME`].
 const AGAIN_MAX: u32 = 60;
+/// The same for a node that did answer, but not all of it.
+const POOR_AGAIN_MAX: u32 = 6;
 /// Times that a group is asked before a pause or news, and that a node which is not ready is asked for one thing.
 const TRIES: u32 = 3;
 /// Before it is asked again.
@@ -104,6 +106,8 @@ pub(in crate::node) struct Inquiry<A> {
     ask: A,
     tells: Receiver<Tell>,
     compared: Vec<(ExecResult, Comparison)>,
+    /// Those compared of which an answer is missing.
+    poor: BTreeSet<ExecResult>,
     tries: BTreeMap<ExecResult, u32>,
     again: u32,
     /// An answer did not come in time: what was found is not all that there is.
@@ -128,6 +132,7 @@ impl<A: Ask> Inquiry<A> {
             ask,
             tells,
             compared: Vec::new(),
+            poor: BTreeSet::new(),
             tries: BTreeMap::new(),
             again: 0,
             missed: false,
@@ -157,8 +162,7 @@ impl<A: Ask> Inquiry<A> {
             };
             *self.tries.entry(group.clone()).or_insert(0) += 1;
             match self.explain(&group) {
-                Ok(Some(_)) if std::mem::take(&mut self.missed) && self.tries[&group] < TRIES => {}
-                Ok(Some(comparison)) => self.compared.push((group, comparison)),
+                Ok(Some(comparison)) => self.found(group, comparison),
                 // Not now: maybe it is linked soon.
                 Ok(None) => match self.tells.recv_timeout(TRY_PAUSE) {
                     Ok(tell) => self.take(tell),
@@ -187,12 +191,32 @@ impl<A: Ask> Inquiry<A> {
         self.own.details.result.of_seq
     }
 
+    /// How often a group was asked since the last pause or news, which may have come while it was.
+    fn tries(&self, group: &ExecResult) -> u32 {
+        self.tries.get(group).copied().unwrap_or(0)
+    }
+
+    /// A group is compared. Where a node was not ready to tell all, this counts when it was asked often enough, and until
+    /// it has told more.
+    fn found(&mut self, group: ExecResult, comparison: Comparison) {
+        if !std::mem::take(&mut self.missed) {
+            self.poor.remove(&group);
+        } else {
+            self.poor.insert(group.clone());
+            if self.tries(&group) < TRIES {
+                return;
+            }
+        }
+        self.compared.retain(|(known, _)| *known != group);
+        self.compared.push((group, comparison));
+    }
+
     /// The next result to be looked into: the agreed one first.
     fn next(&self) -> Option<ExecResult> {
         let open = |result: &&ExecResult| {
             **result != self.own.details.result
-                && !self.compared.iter().any(|(known, _)| known == *result)
-                && self.tries.get(*result).copied().unwrap_or(0) < TRIES
+                && (self.poor.contains(*result) || !self.compared.iter().any(|(known, _)| known == *result))
+                && self.tries(result) < TRIES
         };
         if self.compared.len() >= GROUPS_MAX {
             return None;
@@ -200,8 +224,11 @@ impl<A: Ask> Inquiry<A> {
         self.facts.agreed.iter().chain(self.facts.results.values()).find(open).cloned()
     }
 
-    /// Whether there is a result of which nobody has told yet.
+    /// Whether there is a result of which nobody has told yet, or not all of it.
     fn is_open(&self) -> bool {
+        if self.again < POOR_AGAIN_MAX && !self.poor.is_empty() {
+            return true;
+        }
         let known = |result: &ExecResult| self.compared.iter().any(|(known, _)| known == result);
         self.facts.results.values().any(|result| *result != self.own.details.result && !known(result))
     }
@@ -218,6 +245,7 @@ impl<A: Ask> Inquiry<A> {
             Tell::Kept(own) => {
                 self.own = own;
                 self.compared.clear();
+                self.poor.clear();
                 self.tries.clear();
                 self.told = false;
             }

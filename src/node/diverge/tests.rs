@@ -289,6 +289,61 @@ fn bytes_that_do_not_lead_to_the_signed_result_are_not_shown() {
     assert_eq!(of(&silent), of(&proven));
 }
 
+/// A node that is not ready at first, while something new is heard with each answer.
+struct Late {
+    tells: Sender<Tell>,
+    facts: Facts,
+    side: (std::path::PathBuf, KeptRun),
+    not_ready: std::cell::Cell<u32>,
+}
+
+impl Ask for Late {
+    fn ask(&self, to: NodeKey, get: Get) {
+        let tell = match get {
+            Get::Details(SEQ) => Tell::Details(to, self.side.1.details.clone()),
+            Get::Piece(asked) if self.not_ready.get() > 0 => {
+                self.not_ready.set(self.not_ready.get() - 1);
+                let _ = self.tells.send(Tell::Facts(self.facts.clone()));
+                Tell::Piece(to, asked, Piece::Gone)
+            }
+            Get::Piece(asked) => {
+                let piece = answer(&self.side.0, &self.side.1, &asked);
+                Tell::Piece(to, asked, piece)
+            }
+            other => panic!("{other:?} is not asked"),
+        };
+        let _ = self.tells.send(tell);
+    }
+
+    fn linked(&self) -> Vec<NodeKey> {
+        vec![THEM]
+    }
+}
+
+#[test]
+fn a_node_that_was_not_ready_is_asked_again_though_there_was_news_meanwhile() {
+    let mine = ran(|top| write(top, "file", "mine"), b"output", true);
+    let theirs = ran(|top| write(top, "file", "theirs"), b"output", true);
+    let (tells, told) = channel();
+    let results = BTreeMap::from([(ME, mine.kept.details.result.clone()), (THEM, theirs.kept.details.result.clone())]);
+    let facts = Facts { results, members: vec![ME, THEM], quorum: 2, agreed: None, is_split: true };
+    let side = (theirs.dir.path().to_path_buf(), theirs.kept.clone());
+    let dir = mine.dir.path().to_path_buf();
+    let late = Late { tells, facts: facts.clone(), side, not_ready: 4.into() };
+    let inquiry = Inquiry::new(dir.clone(), ME, Arc::new(mine.kept.clone()), facts, late, told);
+    let asking = std::thread::spawn(move || inquiry.run());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let is_known = || {
+        let report = folder::read_report(&dir, SEQ).ok().flatten()?;
+        report.compared.first()?.paths.first()?.what.theirs_bytes.clone()
+    };
+    while is_known().is_none() {
+        assert!(!asking.is_finished(), "it goes on asking");
+        assert!(Instant::now() < deadline, "it finds out");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn lists_that_were_cut_are_compared_up_to_where_both_know_all() {
     let list = |keys: &[u32]| keys.iter().map(|key| (*key, ())).collect::<BTreeMap<_, _>>();
