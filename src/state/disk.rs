@@ -200,7 +200,7 @@ pub(super) mod test {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use rustix::fs::{IFlags, ioctl_setflags};
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
     use super::*;
 
@@ -208,7 +208,10 @@ mod tests {
     fn what_root_has_frozen_is_changed_and_removed_all_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (folder, disk) = (dir.path().join("folder"), Disk::default());
-        let freeze = |path: &Path, mark| ioctl_setflags(open_read(path).unwrap(), mark).is_ok();
+        let freeze = |path: &Path, mark| {
+            let file = open_read(path).unwrap();
+            ioctl_getflags(&file).and_then(|flags| ioctl_setflags(&file, flags | mark)).is_ok()
+        };
         std::fs::create_dir(&folder).unwrap();
         for name in ["a", "b", "c"] {
             std::fs::write(folder.join(name), "x").unwrap();
