@@ -333,13 +333,13 @@ impl Node {
 
     fn on_mesh(&mut self, event: MeshEvent) -> Result<(), NodeError> {
         match event {
-            MeshEvent::LinkUp { peer, hello } => {
+            MeshEvent::LinkUp { peer, hello, connected } => {
                 info!(peer = %peer.short(), "linked");
                 self.report.linked(peer);
                 self.linked.insert(peer);
                 self.tell_sync_of_peers();
                 self.handle(Event::LinkUp(peer))?;
-                self.watch_for_twins(peer, &hello);
+                self.watch_for_twins(peer, &hello, connected);
                 self.ask_for_line(Some(peer));
                 Ok(())
             }

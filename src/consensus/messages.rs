@@ -429,10 +429,11 @@ pub struct Evidence {
     pub second: Vec<u8>,
 }
 
-/// Two processes run with the receiver's key: the second came back after the first had. By what their hellos said.
+/// Two processes run with the receiver's key: the older one made a connection after the newer one had. By what their hellos
+/// said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Twins {
-    /// The one that the sender saw first.
+    /// The one that connected to the sender first.
     pub older: Hash,
     /// The other one.
     pub newer: Hash,

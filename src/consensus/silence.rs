@@ -2,7 +2,7 @@
 //!
 //! What binds a node is in its journal. Where the journal was lost, is an older copy, or lacks something that the node's
 //! key did sign, a vote could contradict one that was given. So the node follows, closes ledgers by the others' votes and
-//! runs them, and signs nothing that is counted: [`Consensus::may_vote`] stands before every such signature.
+//! runs them, and signs nothing that is counted: `Consensus::may_vote` stands before every such signature.
 //!
 //! It ends when it is certain that everything unknown is about ledgers that are closed. A node signs about ledger s when
 //! it has closed s - 1, which q members signed for; of any q - 1 others at least one of these is sound, as long as no more

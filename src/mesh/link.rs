@@ -54,6 +54,8 @@ pub(super) struct Link {
     pub(super) remote: SocketAddr,
     pub(super) outbound: bool,
     pub(super) boot: [u8; 16],
+    /// When the connection was made; the link is up later.
+    connected: Instant,
     pub(super) since: Instant,
     pub(super) vote: Queue,
     pub(super) bulk: Queue,
@@ -81,6 +83,7 @@ impl Link {
             remote: connection.remote,
             outbound: connection.outbound,
             boot,
+            connected: connection.since,
             since: Instant::now(),
             vote: Queue::new(VOTE_QUEUE_FRAMES_MAX, VOTE_QUEUE_BYTES_MAX, shared.clone()),
             bulk: Queue::new(BULK_QUEUE_FRAMES_MAX, BULK_QUEUE_BYTES_MAX, shared),
@@ -157,6 +160,8 @@ pub(super) struct Connection {
     pub(super) peer: NodeKey,
     pub(super) remote: SocketAddr,
     pub(super) outbound: bool,
+    /// When both keys were proven.
+    pub(super) since: Instant,
     /// Our key is the lower one: we decide which connection is the link.
     pub(super) decider: bool,
     /// Why this peer is refused whatever its hello says.
@@ -365,7 +370,12 @@ impl Ends {
             if let Some(predecessor) = predecessor {
                 let _ = predecessor.await; // Ends by being dropped.
             }
-            if context.events.send(MeshEvent::LinkUp { peer: link.peer, hello: hello.app }).await.is_err() {
+            if context
+                .events
+                .send(MeshEvent::LinkUp { peer: link.peer, hello: hello.app, connected: link.connected })
+                .await
+                .is_err()
+            {
                 return "the node takes no more events".to_owned();
             }
             *announced = true;

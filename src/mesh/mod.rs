@@ -139,6 +139,8 @@ pub enum MeshEvent {
         peer: NodeKey,
         /// The application's part of its hello.
         hello: Vec<u8>,
+        /// When the connection was made: its process lived then. It may be gone by now.
+        connected: tokio::time::Instant,
     },
     /// The link ended. The mesh tries to get it back.
     LinkDown {

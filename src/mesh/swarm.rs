@@ -367,7 +367,8 @@ impl Manager {
             self.book.identified(target, peer);
         }
         let refused = refusal.is_some();
-        let connection = Connection { id, peer, remote, outbound, decider: self.own < peer, refusal };
+        let since = Instant::now();
+        let connection = Connection { id, peer, remote, outbound, since, decider: self.own < peer, refusal };
         let (to_task, streams) = oneshot::channel();
         let held = Held { peer, outbound, refused, target, streams: Some(to_task), why_no_streams: None };
         self.held.insert(id, held);

@@ -342,7 +342,9 @@ async fn the_lower_key_takes_the_other_connection_when_its_own_does_not_come_to_
     for kind in [Kind::Hello, Kind::Accept, Kind::Go] {
         assert_eq!(from_a.next().await.unwrap().0, kind);
     }
-    assert_eq!(a.next().await, MeshEvent::LinkUp { peer: key(high), hello: b"puppet".to_vec() });
+    assert!(
+        matches!(a.next().await, MeshEvent::LinkUp { peer, hello, .. } if (peer, &hello[..]) == (key(high), b"puppet"))
+    );
     assert!(start_time.elapsed() < Timing::default().handshake / 2, "before its own has timed out");
 }
 
@@ -684,7 +686,9 @@ async fn a_hello_that_is_too_long_is_refused_at_the_start() {
     longest.config.hello = vec![7; HELLO_BYTES_MAX];
     let a = longest.start().await;
     let mut b = start(2, &[a.addr()]).await;
-    assert_eq!(b.next().await, MeshEvent::LinkUp { peer: a.key, hello: vec![7; HELLO_BYTES_MAX] });
+    assert!(
+        matches!(b.next().await, MeshEvent::LinkUp { peer, hello, .. } if (peer, &hello) == (a.key, &vec![7; HELLO_BYTES_MAX]))
+    );
 }
 
 #[tokio::test]
