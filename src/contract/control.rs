@@ -116,6 +116,12 @@ pub enum Step {
     Tmp,
     /// Taking from it what its programs might have more of.
     NoNewPrivs,
+    /// Making a place of its own for it.
+    Space,
+    /// Showing it its own processes alone.
+    Proc,
+    /// Taking the rights of root from it that it does not need.
+    Capabilities,
     /// Keeping it to its files.
     Files,
     /// Keeping it from system calls.
@@ -135,6 +141,9 @@ impl std::fmt::Display for Step {
             Step::Mount => "mount the state for",
             Step::Tmp => "empty the folder tmp/ of",
             Step::NoNewPrivs => "set no_new_privs for",
+            Step::Space => "make namespaces for",
+            Step::Proc => "mount /proc for",
+            Step::Capabilities => "drop the capabilities of",
             Step::Files => "restrict the files (Landlock) of",
             Step::Calls => "filter the system calls (seccomp) of",
         })

@@ -41,6 +41,10 @@ pub struct Containment {
 pub enum Name {
     /// Nothing that the contract starts has more rights than it (`no_new_privs`).
     NoNewPrivs,
+    /// Processes, files and queues of its own.
+    Namespaces,
+    /// Root is not all-powerful.
+    Capabilities,
     /// Only some files (Landlock).
     Landlock,
     /// Only some system calls (seccomp).
@@ -51,13 +55,16 @@ pub enum Name {
 
 impl Name {
     /// All of them, in the order in which people read them.
-    pub const ALL: [Name; 4] = [Name::NoNewPrivs, Name::Landlock, Name::Seccomp, Name::Network];
+    pub const ALL: [Name; 6] =
+        [Name::NoNewPrivs, Name::Landlock, Name::Seccomp, Name::Network, Name::Namespaces, Name::Capabilities];
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Name::NoNewPrivs => "no_new_privs",
+            Name::Namespaces => "namespaces",
+            Name::Capabilities => "capabilities",
             Name::Landlock => "landlock",
             Name::Seccomp => "seccomp",
             Name::Network => "network",
@@ -84,6 +91,11 @@ pub(super) struct Guards {
     /// Paths, for Landlock.
     #[cfg(target_os = "linux")]
     pub(super) files: Option<super::files::Files>,
+    /// Its namespaces.
+    #[cfg(target_os = "linux")]
+    pub(super) space: Option<super::space::Space>,
+    /// Whether it is root without what only root can do.
+    pub(super) capabilities: bool,
     /// The filter of system calls.
     pub(super) calls: Option<Calls>,
 }
@@ -93,6 +105,8 @@ pub(super) struct Guards {
 pub(super) struct Calls {
     /// Sockets are allowed.
     pub(super) network: bool,
+    /// Queues and shared memory are the run's own.
+    pub(super) own_ipc: bool,
 }
 
 /// What was found out about the guards here, for all runs of a launcher.
@@ -115,6 +129,9 @@ impl Kept {
             files.read.extend([bytes(&dir.join("bin")), bytes(&dir.join(binary))]);
             files.read.extend(private.map(bytes));
             files.write.extend([bytes(&dir.join("state")), bytes(&dir.join(TMP))]);
+            if guards.space.is_some() {
+                files.write.push(b"/dev/shm".to_vec());
+            }
         }
         #[cfg(not(target_os = "linux"))]
         let _ = (dir, binary, private);
@@ -187,11 +204,17 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
             None
         }
     };
-    let calls = calls::target().map(|_| Calls { network: wanted.network });
+    let calls = calls::target().map(|_| Calls { network: wanted.network, own_ipc: true });
+    let hide = secrets.iter().map(|path| bytes(path)).collect();
+    let space = Some(super::space::Space { hide, network: wanted.network, own_proc: true });
+    let capabilities = nix::unistd::geteuid().is_root();
+    if !capabilities {
+        off.push((Name::Capabilities, "not needed: the node is not root".to_owned()));
+    }
     if calls.is_none() {
         off.push((Name::Seccomp, format!("no list of system calls for {}", std::env::consts::ARCH)));
     }
-    Plan { kept: Kept { guards: Guards { files, calls }, read }, off }
+    Plan { kept: Kept { guards: Guards { files, space, capabilities, calls }, read }, off }
 }
 
 /// The guards as they should be: none, and why.
@@ -208,6 +231,20 @@ impl Plan {
         let name = match step {
             #[cfg(target_os = "linux")]
             Step::Files if guards.files.take().is_some() => Name::Landlock,
+            #[cfg(target_os = "linux")]
+            Step::Space | Step::View if guards.space.take().is_some() => {
+                // What it leaves behind would outlive it.
+                if let Some(calls) = &mut guards.calls {
+                    calls.own_ipc = false;
+                }
+                Name::Namespaces
+            }
+            #[cfg(target_os = "linux")]
+            Step::Proc if guards.space.as_ref().is_some_and(|space| space.own_proc) => {
+                guards.space.iter_mut().for_each(|space| space.own_proc = false);
+                return true;
+            }
+            Step::Capabilities if std::mem::take(&mut guards.capabilities) => Name::Capabilities,
             Step::Calls if guards.calls.take().is_some() => Name::Seccomp,
             _ => return false,
         };
@@ -223,12 +260,25 @@ impl Plan {
         let files = guards.files.as_ref().map(|_| super::files::version().unwrap_or(0));
         #[cfg(not(target_os = "linux"))]
         let files: Option<u32> = None;
+        #[cfg(target_os = "linux")]
+        let space = guards.space.as_ref().map(|space| space.own_proc);
+        #[cfg(not(target_os = "linux"))]
+        let space: Option<bool> = None;
         let on = |name: Name| match name {
             Name::NoNewPrivs => cfg!(target_os = "linux").then(|| "set".to_owned()),
             Name::Landlock => files.map(|version| format!("version {version}: {}", landlock_does(version))),
+            Name::Namespaces => space.map(|own_proc| match own_proc {
+                true => "processes, files and queues of its own".to_owned(),
+                false => "processes, files and queues of its own, but /proc shows those of all".to_owned(),
+            }),
+            Name::Capabilities => guards.capabilities.then(|| "root without what only root can do".to_owned()),
             Name::Seccomp => calls.then(|| "a list of system calls is refused with EPERM".to_owned()),
             Name::Network => {
-                let ways = [(calls, "no sockets"), (files.is_some_and(|version| version >= 4), "no TCP")];
+                let ways = [
+                    (space.is_some(), "own network without interfaces"),
+                    (calls, "no sockets"),
+                    (files.is_some_and(|version| version >= 4), "no TCP"),
+                ];
                 let ways: Vec<&str> = ways.into_iter().filter_map(|(on, way)| on.then_some(way)).collect();
                 (!wanted.network && !ways.is_empty()).then(|| ways.join(", "))
             }
@@ -237,12 +287,16 @@ impl Plan {
             let tried = self.off.iter().find(|(off, _)| *off == name).map(|(_, why)| why.clone());
             match name {
                 Name::Network if wanted.network => "allowed: [contract] network = true".to_owned(),
-                _ => tried.unwrap_or_else(|| "needs landlock or seccomp".to_owned()),
+                _ => tried.unwrap_or_else(|| "needs landlock, seccomp or namespaces".to_owned()),
             }
         };
         let guard = |name: Name| {
             let done = on(name);
-            let wanted = !(name == Name::Network && wanted.network);
+            let wanted = match name {
+                Name::Network => !wanted.network,
+                Name::Capabilities => nix::unistd::geteuid().is_root(),
+                _ => true,
+            };
             Guard { name, wanted, on: done.is_some(), why: done.unwrap_or_else(|| off(name)) }
         };
         Name::ALL.into_iter().map(guard).collect()

@@ -8,8 +8,8 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read as _, Write as _},
-    os::fd::{AsFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd},
-    sync::atomic::{AtomicI32, Ordering},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd},
+    sync::atomic::{AtomicBool, AtomicI32, Ordering},
 };
 
 use nix::{
@@ -28,7 +28,7 @@ use nix::{
 use std::rc::Rc;
 
 #[cfg(target_os = "linux")]
-use super::{calls, files, guards::Calls};
+use super::{calls, files, guards::Calls, space};
 use super::{
     control::{Exit, FIRST_FD, Header, Line, Reply, Request, Step},
     guards::Guards,
@@ -65,6 +65,18 @@ extern "C" fn on_child(_: libc::c_int) {
     Errno::set_raw(errno);
 }
 
+/// Where the launcher has what it needs for a run in a place of its own; the last numbers below the contract's.
+#[cfg(target_os = "linux")]
+const NETWORK_FD: RawFd = FIRST_FD - 3;
+#[cfg(target_os = "linux")]
+const REPORT_OUT: RawFd = FIRST_FD - 2;
+#[cfg(target_os = "linux")]
+const REPORT_IN: RawFd = FIRST_FD - 1;
+
+/// This process is the first of a place of its own, in which it may end everything else.
+#[cfg(target_os = "linux")]
+static ALONE: AtomicBool = AtomicBool::new(false);
+
 struct Resident {
     line: Line,
     child_pipe: File,
@@ -73,6 +85,11 @@ struct Resident {
     /// The filter that the last run had, which is usually that of the next.
     #[cfg(target_os = "linux")]
     filter: Option<(Calls, Rc<seccompiler::BpfProgram>)>,
+    #[cfg(target_os = "linux")]
+    network: space::Network,
+    /// Only as the lord of his own users this user can make namespaces.
+    #[cfg(target_os = "linux")]
+    own_users: bool,
 }
 
 /// Killing what runs is also done when the launcher fails, by panic or by error.
@@ -119,6 +136,10 @@ impl Resident {
             processes_before: processes_of_user(),
             #[cfg(target_os = "linux")]
             filter: None,
+            #[cfg(target_os = "linux")]
+            network: space::Network::default(),
+            #[cfg(target_os = "linux")]
+            own_users: false,
         })
     }
 
@@ -131,6 +152,14 @@ impl Resident {
             let Some(body) = self.line.body(header)? else { break };
             let Some(in_place) = self.line.descriptors(header)? else { break };
             let request: Request = borsh::from_slice(&body)?;
+            #[cfg(target_os = "linux")]
+            if in_place && let Some(space) = request.guards.space.clone() {
+                match self.run_apart(&request, &space, header.fds)? {
+                    Some(reply) => self.line.answer(&reply)?,
+                    None => break,
+                }
+                continue;
+            }
             let started =
                 if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
             spawn::close_from(FIRST_FD as u32);
@@ -150,12 +179,141 @@ impl Resident {
         Ok(())
     }
 
+    /// Has a copy of this process run the request in a place of its own. `None`: supervisor gone.
+    #[cfg(target_os = "linux")]
+    fn run_apart(&mut self, request: &Request, space: &space::Space, fds: u32) -> io::Result<Option<Reply>> {
+        let ended = self.fork_apart(request, space, fds);
+        spawn::close_from(FIRST_FD as u32);
+        let reply = match ended {
+            Err((step, errno)) => Some(Reply::NotStarted { step, errno: errno as i32 }),
+            Ok(first) => {
+                let exit = spawn::reap(first);
+                // Nothing that could write is left, so that this comes to its end.
+                let mut told = Vec::new();
+                // SAFETY: `fork_apart` has put the reading end there, and whoever closes it owns it.
+                let mut report = unsafe { File::from_raw_fd(REPORT_IN) };
+                report.read_to_end(&mut told)?;
+                // Never free, not for a moment: see `Resident::new`.
+                let _ = report.into_raw_fd();
+                occupy(REPORT_IN)?;
+                match (borsh::from_slice(&told), exit) {
+                    (Ok(reply), _) => Some(reply),
+                    // The kernel has ended the place, for want of memory.
+                    (Err(_), Some(exit @ Exit::Signal(_))) => Some(Reply::Ended { exit, left_over: 0 }),
+                    (Err(_), _) => None,
+                }
+            }
+        };
+        if let Some(tmp) = &request.tmp {
+            // The next run begins with it, and does not begin without.
+            let _ = empty(tmp);
+        }
+        Ok(reply)
+    }
+
+    /// The first process of the new place, which reports to `REPORT_IN`.
+    #[cfg(target_os = "linux")]
+    fn fork_apart(&mut self, request: &Request, space: &space::Space, fds: u32) -> Result<Pid, (Step, Errno)> {
+        let made = |errno: Errno| (Step::Space, errno);
+        if let Some(tmp) = &request.tmp {
+            empty(tmp).map_err(|errno| (Step::Tmp, errno))?;
+        }
+        let privileged = !self.own_users;
+        let entered = self.network.enter(privileged && !space.network, |file| {
+            put(&file, NETWORK_FD)?;
+            // SAFETY: the number is kept for it.
+            Ok(unsafe { File::from_raw_fd(NETWORK_FD) })
+        });
+        if entered == Err(Errno::EPERM) {
+            self.own_users = true;
+        } else {
+            entered.map_err(made)?;
+        }
+        if space.network {
+            occupy(NETWORK_FD).map_err(made)?; // it has left its place, if it was there
+        }
+        let (read, write) = unistd::pipe().map_err(made)?;
+        // Below the contract's, which are closed here as soon as the copy has them.
+        put(&read, REPORT_IN).and_then(|()| put(&write, REPORT_OUT)).map_err(made)?;
+        drop((read, write));
+        let mut forked = space::fork(self.own_users, self.own_users && !space.network);
+        if forked == Err(Errno::EPERM) && !self.own_users {
+            self.own_users = true;
+            forked = space::fork(true, !space.network);
+        }
+        if forked == Ok(0) {
+            self.first_process(request, space, fds);
+        }
+        occupy(REPORT_OUT).map_err(made)?;
+        forked.map(Pid::from_raw).map_err(|errno| {
+            let _ = occupy(REPORT_IN);
+            made(errno)
+        })
+    }
+
+    /// The copy: serves one request, and reports.
+    #[cfg(target_os = "linux")]
+    fn first_process(&mut self, request: &Request, space: &space::Space, fds: u32) -> ! {
+        let end = |code| -> ! {
+            // SAFETY: ends this process, without what its original has yet to do at its own end.
+            unsafe { libc::_exit(code) }
+        };
+        space::end_with_parent();
+        // SAFETY: `fork_apart` has just made this descriptor, and this process has a copy of it to itself.
+        let mut report = unsafe { File::from_raw_fd(REPORT_OUT) };
+        if occupy(REPORT_IN).is_err() {
+            end(1);
+        }
+        // An original that died before it could take this one along reads no more.
+        let mut readers = [PollFd::new(report.as_fd(), PollFlags::POLLOUT)];
+        let _ = poll(&mut readers, PollTimeout::ZERO);
+        if readers[0].revents().is_none_or(|events| events.contains(PollFlags::POLLERR)) {
+            end(1);
+        }
+        ALONE.store(true, Ordering::Relaxed);
+        let started = self.prepare_place(request, space).and_then(|()| self.start(request, fds));
+        spawn::close_from(FIRST_FD as u32);
+        let reply = match started {
+            Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
+            Ok(main) => match self.watch(main) {
+                Ok(Some(reply)) => reply,
+                Ok(None) | Err(_) => end(1),
+            },
+        };
+        let told = borsh::to_vec(&reply).expect("writing to memory does not fail");
+        end(report.write_all(&told).map_or(1, |()| 0))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn prepare_place(&mut self, request: &Request, space: &space::Space) -> Result<(), (Step, Errno)> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let made = |errno: Errno| (Step::Space, errno);
+        if self.own_users {
+            space::Users::own().set().map_err(made)?;
+        }
+        // Its children are its own.
+        let (read, write) = unistd::pipe().map_err(made)?;
+        for (end, number) in [(&read, self.child_pipe.as_raw_fd()), (&write, CHILD_PIPE.load(Ordering::Relaxed))] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(made)?;
+            put(end, number).map_err(made)?;
+        }
+        let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).map_err(|_| (Step::Text, Errno::EINVAL));
+        let overlay = match &request.mount {
+            Some((target, options)) => Some((text(target)?, text(options)?)),
+            None => None,
+        };
+        let overlay = overlay.as_ref().map(|(target, options)| (target.as_c_str(), options.as_c_str()));
+        // While /proc is still the machine's, whose this is.
+        spawn::prefer_as_oom_victim();
+        space::mount_view(space, std::path::Path::new(std::ffi::OsStr::from_bytes(&request.dir)), overlay)
+    }
+
     fn start(&mut self, request: &Request, fds: u32) -> Result<Pid, (Step, Errno)> {
         let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).map_err(|_| (Step::Text, Errno::EINVAL));
         let texts = |list: &Vec<Vec<u8>>| list.iter().map(text).collect::<Result<Vec<_>, _>>();
         // The last three are stdin, stdout and stderr.
         let std_fds = FIRST_FD + fds.saturating_sub(3) as RawFd;
-        let mount = match &request.mount {
+        let mount = match request.mount.as_ref().filter(|_| !ALONE.load(Ordering::Relaxed)) {
             Some((target, options)) => Some(spawn::Mount::new(text(target)?, text(options)?)),
             None => None,
         };
@@ -179,16 +337,19 @@ impl Resident {
     fn confined(&mut self, guards: &Guards) -> Result<spawn::Confined, (Step, Errno)> {
         let files = guards.files.as_ref().map(files::rules).transpose().map_err(|errno| (Step::Files, errno))?;
         let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(|errno| (Step::Files, errno))?;
-        let Some(wanted) = guards.calls else { return Ok(spawn::Confined { files, mounted, calls: None }) };
+        let capabilities = guards.capabilities;
+        let Some(wanted) = guards.calls else {
+            return Ok(spawn::Confined { files, mounted, capabilities, calls: None });
+        };
         let filter = match self.filter.take().filter(|(of, _)| *of == wanted) {
             Some((_, filter)) => filter,
             None => {
                 let target = calls::target().ok_or((Step::Calls, Errno::ENOTSUP))?;
-                Rc::new(calls::filter(target, wanted.network, false))
+                Rc::new(calls::filter(target, wanted.network, wanted.own_ipc))
             }
         };
         self.filter = Some((wanted, Rc::clone(&filter)));
-        Ok(spawn::Confined { files, mounted, calls: Some(filter) })
+        Ok(spawn::Confined { files, mounted, capabilities, calls: Some(filter) })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -262,6 +423,10 @@ fn kill_run(main: Pid) -> (Exit, u32) {
 
 /// Kills and reaps until this process has no child. Orphans become its children, so then nothing is left.
 fn end_descendants() -> u32 {
+    #[cfg(target_os = "linux")]
+    if ALONE.load(Ordering::Relaxed) {
+        return end_place();
+    }
     let mut killed = BTreeSet::new();
     loop {
         while let Some(pid) = spawn::dead_child() {
@@ -277,6 +442,37 @@ fn end_descendants() -> u32 {
         }
         spawn::wait_for_dead_child();
     }
+}
+
+/// As [`end_descendants`], for the first process of a place: who is in there is known to the kernel.
+#[cfg(target_os = "linux")]
+fn end_place() -> u32 {
+    while let Some(pid) = spawn::dead_child() {
+        spawn::reap(pid);
+    }
+    let mut killed = 0;
+    while spawn::has_children() {
+        // All at once, and none of them can fork any more.
+        let _ = signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+        spawn::wait_for_dead_child();
+        while let Some(pid) = spawn::dead_child() {
+            killed += u32::from(spawn::reap(pid) == Some(Exit::Signal(libc::SIGKILL)));
+        }
+    }
+    killed
+}
+
+/// Makes a number a copy of a descriptor, closed on exec, and closes what had it.
+#[cfg(target_os = "linux")]
+fn put(fd: &impl std::os::fd::AsRawFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: a plain call; the numbers that this is called with belong to the launcher's fixed places.
+    Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) }).map(drop)
+}
+
+/// Gives a number back to `/dev/null`, which stands at all those that nothing else has; see `Resident::new`.
+#[cfg(target_os = "linux")]
+fn occupy(number: RawFd) -> Result<(), Errno> {
+    put(&io::stdin(), number)
 }
 
 /// Kills a child that is not reaped yet, and the group it leads, if it does.

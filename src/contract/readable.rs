@@ -121,7 +121,10 @@ fn around(path: PathBuf, secrets: &[PathBuf], paths: &mut BTreeSet<PathBuf>) {
         return;
     }
     if !secrets.iter().any(|secret| secret.starts_with(&path)) {
-        paths.insert(path);
+        // Each costs every run a little.
+        if path.exists() && !paths.iter().any(|above| path.starts_with(above)) {
+            paths.insert(path);
+        }
         return;
     }
     for entry in fs::read_dir(&path).into_iter().flatten().flatten() {

@@ -14,6 +14,7 @@ use hotpocket::{
     },
     types::{Auth, Hash, NodeKey, Status, UserKey},
 };
+use nix::{sys::signal, unistd::Pid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -133,6 +134,15 @@ impl Rig {
     }
 }
 
+async fn wait_for(mut condition: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while !condition() {
+        assert!(begun.elapsed() < DEADLINE, "the condition came true in time");
+        ticks.tick().await;
+    }
+}
+
 const USER: UserKey = UserKey([0xee; 32]);
 
 #[tokio::test]
@@ -235,6 +245,146 @@ os.chmod(tmp + "/deep", 0)
     }
 }
 
+/// Processes on this machine whose command line has this word.
+fn processes_with(word: &str) -> usize {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| String::from_utf8_lossy(line).split('\0').any(|part| part == word)).count()
+}
+
+/// A process that nobody started: two forks and a session of its own. Goes on for ever, under the name of its argument.
+const DAEMON: &str = r#"
+ready = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(ready[1], b"x")
+        os.execv("/bin/sh", ["sh", "-c", "while :; do sleep 0.01; done", "WORD"])
+    os._exit(0)
+os.read(ready[0], 1)
+"#;
+
+#[tokio::test]
+async fn a_run_has_processes_of_its_own_and_none_outlives_it() {
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Namespaces) {
+        return;
+    }
+    let own = "pids = lambda: sorted(int(name) for name in os.listdir('/proc') if name.isdigit())\n";
+    let code = format!(
+        "{own}{}",
+        r#"
+seen["pid"], seen["parent"], seen["all"] = os.getpid(), os.getppid(), pids()
+for number in [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]:
+    attempt("signal %d" % number, lambda: os.kill(1, number))
+attempt("memory", lambda: open("/proc/1/mem", "r+b"))
+attempt("environment of the first", lambda: read("/proc/1/environ"))
+seen["interfaces"] = os.listdir("/sys/class/net") if False else [line.split(":")[0].strip() for line in open("/proc/net/dev").read().splitlines()[2:]]
+"#
+    );
+    let seen = rig.told(&code).await;
+    assert_eq!((&seen["pid"], &seen["parent"], &seen["all"]), (&json!(2), &json!(1), &json!([1, 2])), "{seen}");
+    assert_eq!(seen["interfaces"], json!(["lo"]), "and that is down");
+    for name in ["memory", "environment of the first"] {
+        assert!(seen[name].is_string(), "{name}: {seen}");
+    }
+    // One that got away is dead with the run, also when the launcher is.
+    let word = format!("daemon-of-{}", std::process::id());
+    let daemon = DAEMON.replace("WORD", &word);
+    let spec = rig.spec("/usr/bin/env", &["python3", "-I", "-S", "-c", &format!("{PRELUDE}{daemon}")]);
+    let report = rig.try_run(spec).await.expect("a result");
+    assert_eq!((report.end, report.left_over > 0), (End::Status(Status::Ok), true));
+    assert_eq!(processes_with(&word), 0);
+    let launcher = Pid::from_raw(rig.launcher.process_id().expect("idle") as i32);
+    let hang = format!("{PRELUDE}{daemon}\ntime.sleep(1000)");
+    let spec = rig.spec("/usr/bin/env", &["python3", "-I", "-S", "-c", &hang]);
+    let kill = async {
+        wait_for(|| processes_with(&word) > 0).await;
+        signal::kill(launcher, signal::Signal::SIGKILL).expect("it lives");
+    };
+    let (result, ()) = tokio::join!(rig.try_run(spec), kill);
+    assert!(matches!(result, Err(LaunchError::Died)), "{result:?}");
+    wait_for(|| processes_with(&word) == 0).await;
+    // Over its time it is killed from outside, and the next run is whole.
+    let spec = rig.spec("/usr/bin/env", &["python3", "-I", "-S", "-c", &hang]);
+    let limits = Limits { wall: Duration::from_millis(700), ..spec.limits.clone() };
+    let report = rig.try_run(RunSpec { limits, ..spec }).await.expect("a result");
+    assert_eq!((report.end, report.left_over > 0), (End::Overtime, true));
+    assert_eq!(processes_with(&word), 0);
+    assert_eq!(rig.told("seen['pid'] = os.getpid()").await, json!({ "pid": 2 }));
+}
+
+#[tokio::test]
+async fn what_a_contract_must_not_see_is_not_there_even_for_who_could_read_it() {
+    let key = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(key.path(), "secret").unwrap();
+    let path = key.path().to_owned();
+    let rig = Rig::new(|wanted| wanted.secrets = vec![path]).await;
+    if !rig.has(Name::Namespaces) {
+        return;
+    }
+    let code = format!(
+        "key = {:?}\n{}",
+        key.path(),
+        r#"
+# Looking at names is not what Landlock is about.
+for name in ["cfg/hp.cfg", "hist/ledger.db"]:
+    attempt(name, lambda: os.stat(name).st_size)
+for name in ["bin/data", "state/file", "private/key", "other", key]:
+    seen[name.split("/")[-1]] = os.stat(name).st_size
+"#
+    );
+    let name = key.path().file_name().unwrap().to_str().unwrap();
+    let expected = json!({
+        "cfg/hp.cfg": "ENOENT", "hist/ledger.db": "ENOENT", "data": 8, "file": 10, "key": 11, "other": 5, name: 0,
+    });
+    assert_eq!(rig.told(&code).await, expected);
+    assert_eq!(fs::read_to_string(key.path()).unwrap(), "secret");
+}
+
+#[tokio::test]
+async fn temporary_files_and_shared_memory_are_bounded_and_gone_with_the_run() {
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Namespaces) {
+        return;
+    }
+    let code = r#"
+def fill(path):
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(600): file.write(bytes(1 << 20))
+attempt("fill", lambda: fill(os.environ["TMPDIR"] + "/big"))
+seen["mib"] = os.stat(os.environ["TMPDIR"] + "/big").st_size >> 20
+seen["before"] = os.listdir("/dev/shm")
+attempt("shared", lambda: open("/dev/shm/hp-left", "w").write("x"))
+segment = libc.shmget(77, 4096, 0o1600)
+seen["segment"] = segment >= 0
+"#;
+    for _ in 0..2 {
+        let expected = json!({ "fill": "ENOSPC", "mib": 256, "before": [], "shared": 1, "segment": true });
+        assert_eq!(rig.told(code).await, expected);
+    }
+    assert!(!Path::new("/dev/shm/hp-left").exists());
+    assert_eq!(fs::read_dir(rig.at("tmp")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_contract_that_runs_as_root_is_not_all_powerful() {
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Capabilities) {
+        return;
+    }
+    let code = r#"
+sets = dict(line.split(":\t") for line in open("/proc/self/status").read().splitlines() if line.startswith("Cap"))
+seen.update({name: int(value, 16) for name, value in sets.items()})
+"#;
+    let kept = 0b100_1111_1011;
+    let seen = rig.told(code).await;
+    for name in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(seen[name].as_u64().unwrap() & !kept, 0, "{name}: {seen}");
+    }
+    assert_eq!((&seen["CapInh"], &seen["CapAmb"]), (&json!(0), &json!(0)));
+}
+
 #[tokio::test]
 async fn calls_that_reach_out_of_the_run_are_refused_and_the_program_goes_on() {
     let rig = Rig::new(|_| {}).await;
@@ -327,4 +477,21 @@ async fn an_interpreter_out_of_reach_is_trouble_of_this_machine_with_a_way_out_a
     })
     .await;
     assert_eq!(rig.try_run(rig.spec("bin/contract", &[])).await.unwrap().end, End::Status(Status::Ok));
+}
+
+/// What a run costs with and without guards: `cargo test --release --test it cost_of -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "measures"]
+async fn the_cost_of_guards() {
+    for guarded in [false, true, false, true] {
+        let rig = Rig::new(|_| {}).await;
+        let bare = Launcher::start(Path::new(env!("CARGO_BIN_EXE_hp"))).expect("a launcher");
+        let rig = if guarded { rig } else { Rig { launcher: bare, ..rig } };
+        let mut times = Vec::new();
+        for _ in 0..300 {
+            times.push(rig.try_run(rig.spec("/bin/true", &[])).await.expect("a result").elapsed);
+        }
+        times.sort();
+        println!("guards {guarded}: p50 {:?}, p90 {:?}", times[150], times[270]);
+    }
 }
