@@ -8,7 +8,8 @@
 //! 4. [`node`]: the loop. Events from the adapters into the core, effects from the core to the adapters, in order.
 //! 5. The adapters: [`mesh`] (links to other nodes), [`gateway`] (users' websockets), [`contract`] (runs the
 //!    executable), [`state`] (the contract's files and their root), [`ledger`] (the database).
-//!    [`verify`] checks what is in the database, as a second implementation of the protocol.
+//!    [`verify`] checks what is in the database, as a second implementation of the protocol. [`divergence`] is what
+//!    `diag/` holds where results differ.
 //! 6. [`signed`]: frames of the user port's signed mode, and the proof that a user checks.
 //! 7. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
 //!
@@ -29,6 +30,7 @@ pub mod config;
 pub mod consensus;
 pub mod contract;
 pub mod crypto;
+pub mod divergence;
 pub mod gateway;
 pub mod ledger;
 pub mod mesh;

@@ -8,6 +8,7 @@
 mod backend;
 mod catchup;
 pub mod control;
+mod diverge;
 mod exec;
 mod guards;
 pub mod offline;
@@ -82,6 +83,8 @@ enum FromRun {
     Line(Hash, NplOut),
     Ended(Result<Ended, ExecError>),
     RolledBack(Result<(), ExecError>),
+    /// What the run of a ledger left is kept; nothing is when the state has moved on.
+    Kept(Seq, Result<Option<diverge::KeptRun>, ExecError>),
 }
 
 /// What waits for the runner.
@@ -91,6 +94,8 @@ enum Job {
     /// To the state of this root.
     Undo(Hash),
     Run(Arc<Execution>),
+    /// Copy what the run of this ledger left, where results differ.
+    Keep(Seq),
 }
 
 /// A node that is up.
@@ -165,6 +170,7 @@ pub struct Node {
     /// The last result that was agreed on, when its signatures are known.
     last_agreed: Option<ResultCert>,
     report: report::Report,
+    records: diverge::Records,
     state_kept: backend::Chosen,
     /// What keeps the contract from doing more than computing.
     guards: Vec<crate::contract::Guard>,
@@ -176,6 +182,8 @@ pub struct Node {
 struct Kept {
     /// `None` while it is under way.
     details: Option<Details>,
+    /// What it left, where that is little.
+    recent: Option<diverge::Recent>,
     /// Until they are delivered.
     outputs: Vec<(UserKey, Bytes)>,
     /// Leaves of `outputs_root`, one for each of them.
@@ -188,7 +196,14 @@ struct Kept {
 
 impl Kept {
     fn new(senders: Vec<UserKey>) -> Kept {
-        Kept { details: None, outputs: Vec::new(), leaves: Vec::new(), senders, compared: BTreeSet::new() }
+        Kept {
+            details: None,
+            recent: None,
+            outputs: Vec::new(),
+            leaves: Vec::new(),
+            senders,
+            compared: BTreeSet::new(),
+        }
     }
 }
 
@@ -232,7 +247,10 @@ impl Node {
                 Some(told) = self.told.recv() => self.on_told(told),
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
-                _ = looks.tick() => self.look(),
+                _ = looks.tick() => {
+                    self.look();
+                    self.look_for_halt();
+                }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
@@ -376,9 +394,14 @@ impl Node {
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
-            Message::Details(_) | Message::Evidence(_) if !member => Ok(()),
+            Message::Details(_) | Message::Evidence(_) | Message::Piece(_) if !member => Ok(()),
             Message::Details(details) => {
-                self.compare_details(peer, &details);
+                self.heard_details(peer, *details);
+                Ok(())
+            }
+            Message::Piece(answer) => {
+                let (asked, piece) = *answer;
+                self.heard_piece(peer, asked, piece);
                 Ok(())
             }
             Message::Evidence(evidence) => {
@@ -426,6 +449,12 @@ impl Node {
                 self.next_job();
                 Ok(())
             }
+            FromRun::Kept(seq, kept) => {
+                self.running = None;
+                self.on_kept(seq, kept);
+                self.next_job();
+                Ok(())
+            }
             FromRun::Ended(ended) => {
                 self.running = None;
                 self.end_run = None;
@@ -452,6 +481,7 @@ impl Node {
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
                 let kept = self.runs.get_mut(&seq).expect("noted when the run began");
                 kept.details = Some(ran.details);
+                kept.recent = ran.recent;
                 kept.leaves = ran.leaves;
                 kept.outputs = outputs.into_iter().map(|(user, output)| (user, output.into())).collect();
                 while self.runs.len() > RUNS_KEPT {
@@ -534,11 +564,9 @@ impl Node {
                 Effect::Load(first) => self.load(first),
                 Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
+                Effect::Differ(results) => self.differ(&results),
                 Effect::Split(results) => self.split(&results),
-                Effect::SplitHealed(seq) => {
-                    warn!(seq, "a missing result completed a quorum; going on");
-                    self.report.split_healed();
-                }
+                Effect::SplitHealed(_) => self.resume(),
                 Effect::Refuse(input, why) => self.refuse(&input, why),
                 Effect::Expired(inputs) => self.expired(&inputs),
                 Effect::Serve(to, query) => self.serve(to, query),
@@ -614,6 +642,7 @@ impl Node {
                 let rolled_back = executor.undo(root).await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
+            Job::Keep(seq) => self.keep_job(seq),
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);

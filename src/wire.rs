@@ -58,7 +58,12 @@ pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
     // vote waits for.
     let aside = matches!(
         message,
-        Message::Input(_) | Message::Candidate(_) | Message::Details(_) | Message::Evidence(_) | Message::Range(_)
+        Message::Input(_)
+            | Message::Candidate(_)
+            | Message::Details(_)
+            | Message::Evidence(_)
+            | Message::Range(_)
+            | Message::Piece(_)
     );
     aside && encoded_bytes > BULK_BYTES_MIN
 }
@@ -130,7 +135,8 @@ impl Edge {
             | Message::Get(_)
             | Message::Candidate(_)
             | Message::Details(_)
-            | Message::Range(_) => Ok(()),
+            | Message::Range(_)
+            | Message::Piece(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }

@@ -7,6 +7,7 @@ mod author;
 pub mod client;
 mod config_check;
 mod dev;
+mod diverge;
 mod ledger;
 mod new;
 mod progress;
@@ -97,6 +98,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp diverge show mynode                        why do results differ?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
@@ -125,6 +127,7 @@ enum Command {
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
+    Diverge(diverge::Diverge),
     Recover(recover::Recover),
     Rekey(rekey::Rekey),
     Config(config_check::Config),
@@ -155,6 +158,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
+        Command::Diverge(diverge) => diverge.run(),
         Command::Recover(recover) => recover.run(),
         Command::Rekey(rekey) => rekey.run(),
         Command::Config(config) => config.run(),

@@ -186,6 +186,7 @@ fn standing(status: &Value) -> &'static str {
     match (is("diverged"), is("split"), is("synced")) {
         (true, ..) => "DIVERGED: differs from the network's",
         (_, true, _) => "SPLIT: no result has a quorum",
+        _ if status["halted"].is_u64() => "HALTED: results differ, and none has a quorum yet",
         (_, _, true) => "in sync",
         _ => "catching up",
     }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
+    details::PieceRef,
     header::{ClosedLedger, ExecResult, Header, Input, UnlChange},
     journal::Record,
     messages::{Evidence, Message, ResultCert},
@@ -191,6 +192,9 @@ pub enum Effect {
         /// The quorum's.
         agreed: Box<ExecResult>,
     },
+    /// Not all members say the same about the run of the last ledger: what each of them says so far. A quorum may agree
+    /// on one of these all the same.
+    Differ(Vec<(NodeKey, ExecResult)>),
     /// No result can reach a quorum any more: what each node says.
     Split(Vec<(NodeKey, ExecResult)>),
     /// After a `Split`: a missing result completed a quorum.
@@ -268,6 +272,8 @@ pub enum Query {
     Range(Seq, Seq),
     /// What a run said on the party line.
     Npl(Hash),
+    /// A part of what a run left.
+    Piece(PieceRef),
 }
 
 /// Where this node stands, for people.

@@ -2,8 +2,10 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+pub use super::details::Details;
 use super::{
     Crypto,
+    details::{Piece, PieceRef},
     header::{Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
     mutation::mutated,
 };
@@ -319,6 +321,8 @@ pub enum Get {
     Range(Seq, Seq),
     /// NPL_GET: what the receiver's contract said on the party line in its run of this ledger.
     Npl(Hash),
+    /// A part of what the receiver's run of a ledger left, where results differ.
+    Piece(PieceRef),
 }
 
 /// Closed ledgers in a row: the answer to [`Get::Range`]. Empty when the sender has none of them, or not their contents.
@@ -332,17 +336,6 @@ pub struct Range {
     pub ledgers: Vec<ClosedLedger>,
     /// Inputs of these ledgers, in their order; those that did not fit are asked for by [`Get::Inputs`].
     pub inputs: Vec<Input>,
-}
-
-/// What one run did, for people who must find out why results differ.
-#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Details {
-    /// The sender's result.
-    pub result: ExecResult,
-    /// State paths and their leaf hashes after the run (before a roll back), ascending, cut at a bound.
-    pub leaves: Vec<(Vec<u8>, Hash)>,
-    /// Users and the hash of their output, ascending, cut at a bound.
-    pub outputs: Vec<(UserKey, Hash)>,
 }
 
 /// Two different messages of one signer in one slot. Encoded, so that evidence cannot nest evidence.
@@ -407,6 +400,8 @@ pub enum Message {
     Evidence(Evidence),
     /// Answer to [`Get::Range`].
     Range(Box<Range>),
+    /// Answer to [`Get::Piece`]: what was asked for, and what there is of it.
+    Piece(Box<(PieceRef, Piece)>),
 }
 
 impl Message {
@@ -432,6 +427,7 @@ impl Message {
             Message::Details(_) => "DETAILS",
             Message::Evidence(_) => "EVIDENCE",
             Message::Range(_) => "RANGE",
+            Message::Piece(_) => "PIECE",
         }
     }
 

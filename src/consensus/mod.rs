@@ -14,6 +14,7 @@
 //! (runs that take too long), `unl` (who decides), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
+pub mod details;
 mod event;
 mod fetch;
 pub mod header;
@@ -130,6 +131,8 @@ pub struct Consensus {
     /// Whether my state is the agreed one.
     trusted: bool,
     split: bool,
+    /// Of how many results that are not all equal the node was told.
+    differing_told: usize,
 
     links: BTreeSet<NodeKey>,
     /// How many ledgers in a row were closed without a member's NOVEL.
@@ -210,6 +213,7 @@ impl Consensus {
             state_root,
             trusted: true,
             split: false,
+            differing_told: 0,
             told_from: Hash::ZERO,
             links: BTreeSet::new(),
             missed: BTreeMap::new(),

@@ -417,14 +417,18 @@ impl Consensus {
                 let snapshot = self.sign(self.presence.snapshot());
                 self.effects.push(Effect::Send(from, Message::Presence(snapshot)));
             }
-            // A thousand paths of some tens of bytes, at the usual most.
+            // A thousand changed paths of some tens of bytes, at the usual most.
             Get::Details(seq) if self.is_member(&from) && self.may_answer(from, 64 << 10) => {
                 self.effects.push(Effect::Serve(from, Query::Details(seq)));
             }
             Get::Npl(hash) if self.is_member(&from) && hash == self.tip.hash => {
                 self.effects.push(Effect::Serve(from, Query::Npl(hash)));
             }
-            Get::Details(_) | Get::Npl(_) => {}
+            // A block, or the hashes of some thousands.
+            Get::Piece(piece) if self.is_member(&from) && self.may_answer(from, 128 << 10) => {
+                self.effects.push(Effect::Serve(from, Query::Piece(piece)));
+            }
+            Get::Details(_) | Get::Npl(_) | Get::Piece(_) => {}
             Get::Range(first, last) => {
                 let last = last.min(first.saturating_add(RANGE_LEDGERS_MAX as Seq - 1));
                 if first > 0 && first <= last {

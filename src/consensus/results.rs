@@ -190,10 +190,22 @@ impl Consensus {
 
     /// Looks for the tip's agreed result, and compares what is agreed with what I have.
     pub(super) fn compare_results(&mut self) {
+        self.tell_differing();
         if let Some(cert) = self.result_cert() {
             self.agree(cert);
         } else {
             self.look_for_split();
+        }
+    }
+
+    /// Says, once for each that comes, what the members' results are while these are not all equal.
+    fn tell_differing(&mut self) {
+        let mut values = self.results.values().map(|signed| &signed.body);
+        let first = values.next();
+        if self.results.len() > self.differing_told && values.any(|other| Some(other) != first) {
+            self.differing_told = self.results.len();
+            let all = self.results.values().map(|signed| (signed.from, signed.body.clone())).collect();
+            self.effects.push(Effect::Differ(all));
         }
     }
 

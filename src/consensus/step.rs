@@ -448,7 +448,7 @@ impl Consensus {
         self.tip = super::Tip::of(&header);
         self.results.clear();
         self.overtimes.clear();
-        self.split = false;
+        (self.split, self.differing_told) = (false, 0);
         // What this header says of the run before may show that mine went wrong: then nothing is run on top of it.
         while self.settle_results() {}
         if self.trusted {

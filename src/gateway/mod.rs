@@ -205,6 +205,7 @@ impl Gateway {
                 users: HashMap::new(),
                 signed: 0,
                 next_session: 0,
+                notice: None,
             }),
             unfinished: Arc::default(),
             outboxes: Arc::default(),
@@ -274,10 +275,11 @@ impl Gateway {
     /// Sends one session in signed mode its first frame. From now on it gets what [`Gateway::say`] says.
     pub fn welcome(&self, user: &UserKey, session: SessionId, welcome: &Reply) {
         let mut registry = self.shared.lock();
-        let Registry { users, signed, .. } = &mut *registry;
+        let Registry { users, signed, notice, .. } = &mut *registry;
         if let Some(line) = users.get_mut(user).and_then(|sessions| sessions.get_mut(&session)) {
             *signed += usize::from(!std::mem::replace(&mut line.welcomed, true));
             line.outbox.push(Message::text(welcome.to_json()));
+            notice.iter().for_each(|notice| line.outbox.push(notice.clone()));
         }
     }
 
@@ -293,6 +295,16 @@ impl Gateway {
         if let Some(outbox) = self.shared.lock().sessions.get(&session) {
             outbox.push(Message::text(error_frame(code, message)));
         }
+    }
+
+    /// Tells every session something about the network, whatever its mode, and those that open while it stands too. The
+    /// one before does not stand any more.
+    pub fn announce(&self, code: ErrorCode, message: &str, stands: bool) {
+        let notice = Message::text(error_frame(code, message));
+        let mut registry = self.shared.lock();
+        let lines = registry.users.values().flat_map(BTreeMap::values).filter(|line| line.welcomed);
+        lines.for_each(|line| line.outbox.push(notice.clone()));
+        registry.notice = stands.then_some(notice);
     }
 
     /// Keys with at least one open session.
@@ -342,6 +354,8 @@ struct Registry {
     /// Welcomed sessions in signed mode.
     signed: usize,
     next_session: u64,
+    /// What each session is told when it opens.
+    notice: Option<Message>,
 }
 
 /// The way to one session.
@@ -382,6 +396,9 @@ impl Shared {
         let mut registry = self.lock();
         let id = SessionId(registry.next_session);
         registry.next_session += 1;
+        if mode == Mode::Raw {
+            registry.notice.iter().for_each(|notice| outbox.push(notice.clone()));
+        }
         registry.sessions.insert(id, outbox.clone());
         let sessions = registry.users.entry(user).or_default();
         sessions.insert(id, Line { outbox, mode, welcomed: mode == Mode::Raw });

@@ -30,6 +30,10 @@ pub enum ErrorCode {
     ContractFailed,
     /// The node takes no such inputs, for example because the network wants signed ones.
     Refused,
+    /// The network agrees on no result at present. Inputs are held, and nothing is lost.
+    Halted,
+    /// After `Halted`: it goes on.
+    Resumed,
 }
 
 impl ErrorCode {
@@ -47,6 +51,8 @@ impl ErrorCode {
             ErrorCode::Expired => "expired",
             ErrorCode::ContractFailed => "contract_failed",
             ErrorCode::Refused => "refused",
+            ErrorCode::Halted => "halted",
+            ErrorCode::Resumed => "resumed",
         }
     }
 }

@@ -15,24 +15,23 @@ use tokio::{
 };
 use tracing::{error, warn};
 
+use super::diverge::{self, KeptRun, Left, Recent, ToKeep};
 use crate::{
     config::{self, Config},
     consensus::{
         Execution,
+        details::{Changed, DETAILS_MAX, Details},
         header::{ExecResult, Input, Origin},
         merkle,
-        messages::Details,
     },
     contract::{
         End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
         fdlist::Facts, npl,
     },
     state::{RunMount, StateError, StateStore},
-    types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
+    types::{Auth, Hash, LimitKind, NodeKey, Status, UserKey},
 };
 
-/// Paths and users told of one run when results differ. Cut beyond it: a person needs the first few.
-pub(super) const DETAILS_MAX: usize = 1_000;
 /// For a run that may take its time: long enough for everybody, and short enough for arithmetic on clocks.
 const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Runs of one ledger that this machine, not the contract, made fail, before the node gives up.
@@ -114,6 +113,8 @@ pub struct Ran {
     pub leaves: Vec<Hash>,
     /// For comparing with other nodes.
     pub details: Details,
+    /// The same, to the byte, where it is little.
+    pub(super) recent: Option<Recent>,
     /// From the closed ledger to the post-state on disk.
     pub elapsed: Duration,
     /// The part of it in which the contract ran.
@@ -215,18 +216,22 @@ impl Executor {
         self.rollback().await
     }
 
-    /// Keeps state/ under diag/ for the operator. `fresh` says that it is as the run in question left it; else the
-    /// process began later, and what an earlier one kept is better.
-    pub async fn give_up(&self, seq: Seq, fresh: bool) -> Result<PathBuf, ExecError> {
-        let kept = self.plan.dir.join("diag").join(seq.to_string());
+    /// Keeps what a run left under diag/. `fresh` says that `state/` was left by that run in this process; else the process
+    /// began later. `None` when the state has moved on.
+    pub(super) async fn keep(&self, run: ToKeep, fresh: bool) -> Result<Option<KeptRun>, ExecError> {
+        let dir = self.plan.dir.clone();
         self.blocking(move |held| {
-            if !fresh {
-                if kept.is_dir() {
-                    return Ok(kept);
+            let recent = run.recent.clone();
+            let left = match &recent {
+                _ if !fresh => {
+                    held.state.scan(false)?;
+                    Left::State(&*held.state)
                 }
-                held.state.scan(false)?;
-            }
-            Ok(held.state.keep_diagnosis(seq)?)
+                _ if held.root == run.result.state_root => Left::State(&*held.state),
+                Some(recent) => Left::Memory(recent),
+                None => return Ok(None),
+            };
+            Ok(Some(diverge::keep(&dir, &left, run)?))
         })
         .await
     }
@@ -312,13 +317,17 @@ impl Executor {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
         };
-        let (root, leaves) = self
+        let top = self.plan.dir.join("state");
+        let (root, changed, recent) = self
             .blocking(move |held| {
                 if status == Status::Ok {
                     match held.state.scan(true) {
                         Ok(scan) => {
                             held.root = scan.root;
-                            return Ok((scan.root, held.state.leaves(DETAILS_MAX), status));
+                            let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
+                            let changed: Vec<Changed> = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
+                            let recent = Recent::of(&top, &*held.state, scan.files, &changed);
+                            return Ok((scan.root, changed, recent, status));
                         }
                         Err(StateError::Forbidden { path, kind }) => {
                             warn!(seq, ?path, %kind, "the contract left something in state/ that nodes cannot agree on");
@@ -327,14 +336,13 @@ impl Executor {
                         Err(other) => return Err(other.into()),
                     }
                 }
-                let leaves = held.state.leaves(DETAILS_MAX);
                 held.root = held.state.rollback()?;
-                Ok((held.root, leaves, status))
+                Ok((held.root, Vec::new(), None, status))
             })
             .await
-            .map(|(root, leaves, final_status)| {
+            .map(|(root, changed, recent, final_status)| {
                 status = final_status;
-                (root, leaves)
+                (root, changed, recent)
             })?;
 
         let outputs: Vec<(UserKey, Vec<u8>)> = match status {
@@ -348,11 +356,14 @@ impl Executor {
         let result =
             ExecResult { of_seq: seq, of_hash: execution.hash, state_root: root, outputs_root, status, unl_req };
         let told = outputs.iter().zip(&output_leaves).take(DETAILS_MAX);
-        let details =
-            Details { result: result.clone(), leaves, outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect() };
+        let details = Details {
+            result: result.clone(),
+            changed,
+            outputs: told.map(|((user, _), leaf)| (*user, *leaf)).collect(),
+        };
         let (elapsed, contract) = (started.elapsed(), report.elapsed);
         let hash = execution.hash;
-        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, elapsed, contract }))
+        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, recent, elapsed, contract }))
     }
 
     fn state_dir(&self) -> PathBuf {

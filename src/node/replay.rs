@@ -1,6 +1,6 @@
 //! Ledgers run again, one after the other, as a node runs them but in a copy of its folder and with nobody to talk to.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
     Executor,
@@ -25,8 +25,6 @@ pub struct Replayer {
     executor: Executor,
     me: NodeKey,
     root: Hash,
-    /// Paths of the state with the hash of each, the first thousand.
-    leaves: BTreeMap<Vec<u8>, Hash>,
 }
 
 /// Why ledgers cannot be run again.
@@ -50,7 +48,7 @@ pub struct Again {
     pub result: ExecResult,
     /// Outputs, ascending by user.
     pub outputs: Vec<(UserKey, Vec<u8>)>,
-    /// Paths that the run changed, made or removed, of the first thousand; those of a run that failed as it left them.
+    /// Paths that the run changed, made or removed, the first thousand; none of a run that failed.
     pub changed: Vec<Vec<u8>>,
     /// Messages the contract wrote on the party line.
     pub npl_messages: u64,
@@ -67,18 +65,17 @@ impl Replayer {
             StateBackend::Overlay => Backend::Overlay,
             StateBackend::Shadow | StateBackend::Auto => Backend::Shadow,
         };
-        let (state, root, leaves) = tokio::task::spawn_blocking(move || {
+        let (state, root) = tokio::task::spawn_blocking(move || {
             let mut state = state::open(&dir, backend, None)?;
             let root = state.scan(false)?.root;
-            let leaves = state.leaves(exec::DETAILS_MAX);
-            Ok::<_, StateError>((state, root, leaves))
+            Ok::<_, StateError>((state, root))
         })
         .await
         .expect("file work does not panic")?;
         let launcher = Launcher::start(exe)?;
         guards::contain(&config, &launcher).await?;
         let executor = Executor::new(launcher, state, root, &config);
-        Ok(Replayer { executor, me: config.key, root, leaves: leaves.into_iter().collect() })
+        Ok(Replayer { executor, me: config.key, root })
     }
 
     /// Root of the state as it is now.
@@ -122,11 +119,7 @@ impl Replayer {
             }
         };
         self.root = ran.result.state_root;
-        let leaves: BTreeMap<Vec<u8>, Hash> = ran.details.leaves.into_iter().collect();
-        let differs = |path: &&Vec<u8>| leaves.get(*path) != self.leaves.get(*path);
-        let gone = self.leaves.keys().filter(|path| !leaves.contains_key(*path));
-        let changed = leaves.keys().filter(differs).chain(gone).cloned().collect();
-        self.leaves = leaves;
+        let changed = ran.details.changed.into_iter().map(|changed| changed.path).collect();
         Ok(Again { result: ran.result, outputs: ran.outputs, changed, npl_messages })
     }
 

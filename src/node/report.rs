@@ -130,10 +130,8 @@ impl Report {
         new
     }
 
-    pub fn split(&mut self, seq: Seq, sides: usize) {
-        self.split = Some(format!(
-            "results of ledger {seq} are split {sides} ways; no ledger is closed until a missing result completes a quorum"
-        ));
+    pub fn split(&mut self, what: String) {
+        self.split = Some(what);
     }
 
     pub fn is_split(&self) -> bool {
@@ -328,6 +326,8 @@ impl Node {
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
         });
+        // The macro takes no more than that.
+        status["halted"] = json!(self.records.halted());
         status["guards"] = guards.into();
         status
     }

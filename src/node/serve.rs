@@ -2,35 +2,31 @@
 //!
 //! Answers are made beside the loop, a few a peer, so that serving never slows a round.
 
-use std::collections::BTreeMap;
-
 use serde_json::json;
 use tracing::{debug, error, warn};
 
 use super::{
     Node, NodeError, class,
     control::{self, Request},
+    diverge::{self, differences},
     unl::Refused,
 };
 use crate::{
     consensus::{
         Query,
+        details::{Details, Piece},
         header::ExecResult,
-        messages::{Details, Evidence, Get, Message},
+        messages::{Evidence, Get, Message},
     },
     ledger::Write,
     mesh::Class,
-    types::{Hash, NodeKey, Seq},
+    types::{NodeKey, Seq},
     wire,
 };
 
 /// Requests of one peer being answered. Past it a request is dropped; the peer asks again, or another. For ranges of
 /// ledgers it is one.
 const SERVING_MAX: usize = 16;
-/// Differing paths told to the operator; the rest is under diag/.
-const DIFFERENCES_SHOWN: usize = 20;
-/// Bytes of a path told to the operator; the rest is cut.
-const PATH_SHOWN_BYTES: usize = 256;
 
 /// What a peer was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +38,17 @@ pub(super) enum Served {
 impl Node {
     pub(super) fn serve(&mut self, to: NodeKey, query: Query) {
         if let Query::Details(seq) = query {
-            if let Some(details) = self.runs.get(&seq).and_then(|kept| kept.details.clone()) {
+            if let Some(details) = self.details(seq) {
+                self.keep_for(to, seq);
                 self.send(to, &Message::Details(Box::new(details)));
             }
             return;
         }
+        // Of a run that nobody keeps nothing need be read.
+        let kept = match &query {
+            Query::Piece(asked) => self.records.kept(asked.of_seq).cloned(),
+            _ => None,
+        };
         if let Query::Npl(ledger) = query {
             for message in self.line.again(ledger, to) {
                 if let Err(error) = self.mesh.send(&to, Class::Vote, message) {
@@ -68,6 +70,7 @@ impl Node {
         }
         *serving += 1;
         let (ledger, mesh, done) = (self.ledger.clone(), self.mesh.clone(), self.served_tx.clone());
+        let dir = self.config.dir.clone();
         tokio::spawn(async move {
             let send = |message: Message| {
                 let bytes = wire::encode(&message);
@@ -97,6 +100,14 @@ impl Node {
                     .inputs(ids)
                     .await
                     .map(|found| found.into_iter().for_each(|input| send(Message::Input(input)))),
+                Query::Piece(asked) => {
+                    let read = move || {
+                        let piece = kept.map_or(Piece::Gone, |kept| diverge::answer(&dir, &kept, &asked));
+                        Message::Piece(Box::new((asked, piece)))
+                    };
+                    send(tokio::task::spawn_blocking(read).await.expect("reading a block does not panic"));
+                    Ok(())
+                }
                 Query::Details(_) | Query::Npl(_) => Ok(()),
             };
             if let Err(error) = outcome {
@@ -123,6 +134,7 @@ impl Node {
     /// My run led to something else than the quorum's: no further one is of use.
     pub(super) fn diverged(&mut self, mine: &ExecResult, agreed: &ExecResult) {
         let seq = mine.of_seq;
+        self.resume();
         self.halted_runs = true;
         self.jobs.clear();
         let what = format!(
@@ -132,88 +144,35 @@ impl Node {
         );
         error!(seq, "{what}");
         self.report.alert(what);
-        let executor = self.executor.clone();
-        let fresh = self.runs.contains_key(&seq);
-        tokio::spawn(async move {
-            match executor.give_up(seq, fresh).await {
-                Ok(path) => error!(seq, path = %path.display(), "the differing state is kept"),
-                Err(error) => error!(seq, error = &error as &dyn std::error::Error, "cannot keep the differing state"),
-            }
+        let (me, mine, agreed) = (self.config.key, mine.clone(), agreed.clone());
+        self.look_into_own(seq, |facts| {
+            facts.results.insert(me, mine);
+            facts.agreed = Some(agreed);
         });
         self.broadcast(&Message::Get(Get::Details(seq)));
     }
 
     /// No result can reach a quorum: everybody tells everybody.
     pub(super) fn split(&mut self, results: &[(NodeKey, ExecResult)]) {
-        let mut by_result: BTreeMap<&ExecResult, Vec<String>> = BTreeMap::new();
-        for (node, result) in results {
-            by_result.entry(result).or_default().push(node.short());
-        }
-        let seq = results.first().map_or(0, |(_, result)| result.of_seq);
-        error!(
-            seq,
-            "results of ledger {seq} differ and no quorum is possible: no ledger is closed until a missing result completes one"
-        );
-        for (result, nodes) in &by_result {
-            error!(
-                seq,
-                nodes = nodes.join(" "),
-                state = %result.state_root.short(),
-                outputs = %result.outputs_root.short(),
-                status = %result.status,
-                "one side of the split"
-            );
-        }
-        self.report.split(seq, by_result.len());
-        self.tell_details(seq);
+        let waits =
+            "no quorum is possible: no ledger is closed until a missing result completes one, or operators decide";
+        self.halt(results, waits, |facts| {
+            facts.results.extend(results.iter().cloned());
+            facts.is_split = true;
+        });
     }
 
     /// Tells all what this node's run did, once it has ended, and asks what theirs did: some may have told too early.
     pub(super) fn tell_details(&mut self, seq: Seq) {
-        let Some(details) = self.runs.get(&seq).and_then(|kept| kept.details.clone()) else { return };
+        let Some(details) = self.details(seq) else { return };
         self.broadcast(&Message::Details(Box::new(details)));
         self.broadcast(&Message::Get(Get::Details(seq)));
     }
 
-    /// A peer says what its run did: where it differs from mine.
-    pub(super) fn compare_details(&mut self, peer: NodeKey, theirs: &Details) {
-        let Some(kept) = self.runs.get_mut(&theirs.result.of_seq) else { return };
-        let Some(mine) = &kept.details else { return };
-        if mine.result == theirs.result || mine.result.of_hash != theirs.result.of_hash {
-            return;
-        }
-        // Once a run: a peer must not fill the log.
-        if !kept.compared.insert(peer) {
-            return;
-        }
-        let ours: BTreeMap<&[u8], Hash> = mine.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
-        let other: BTreeMap<&[u8], Hash> = theirs.leaves.iter().map(|(path, hash)| (&path[..], *hash)).collect();
-        let paths = differing(&ours, &other);
-        let paths: Vec<String> =
-            paths.iter().take(DIFFERENCES_SHOWN).map(|path| format!("state/{}", shown(path))).collect();
-        let ours = mine.outputs.iter().copied().collect();
-        let other = theirs.outputs.iter().copied().collect();
-        let users: Vec<String> =
-            differing(&ours, &other).iter().take(DIFFERENCES_SHOWN).map(|user| user.to_string()).collect();
-        let seq: Seq = theirs.result.of_seq;
-        error!(
-            seq,
-            peer = %peer.short(),
-            what = differences(&mine.result, &theirs.result).join("; "),
-            paths = paths.join(", "),
-            users = users.join(", "),
-            "this run differs from the peer's"
-        );
-        if !paths.is_empty() {
-            self.report.alert(format!(
-                "ledger {seq}: the state differs from {}'s in {}",
-                peer.short(),
-                paths.join(", ")
-            ));
-        }
-        if !users.is_empty() {
-            self.report.alert(format!("ledger {seq}: outputs differ from {}'s for {}", peer.short(), users.join(", ")));
-        }
+    /// What this node's run of a ledger did, in this process or in one before it.
+    fn details(&self, seq: Seq) -> Option<Details> {
+        let ran = self.runs.get(&seq).and_then(|kept| kept.details.clone());
+        ran.or_else(|| Some(self.records.kept(seq)?.details.clone()))
     }
 
     pub(super) fn keep_evidence(&mut self, evidence: Evidence) {
@@ -253,35 +212,4 @@ impl Node {
             }
         }
     }
-}
-
-/// A path that a peer named, fit for a log: one line, no control characters, of a bounded length.
-fn shown(path: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&path[..path.len().min(PATH_SHOWN_BYTES)]);
-    text.escape_debug().collect()
-}
-
-/// Keys whose values differ or that only one side has.
-fn differing<'a, K: Ord + Copy + 'a>(ours: &BTreeMap<K, Hash>, theirs: &BTreeMap<K, Hash>) -> Vec<K> {
-    let mut keys: Vec<K> = ours.keys().filter(|key| ours.get(key) != theirs.get(key)).copied().collect();
-    keys.extend(theirs.keys().filter(|key| !ours.contains_key(key)));
-    keys.sort_unstable();
-    keys
-}
-
-fn differences(mine: &ExecResult, theirs: &ExecResult) -> Vec<String> {
-    let mut found = Vec::new();
-    if mine.status != theirs.status {
-        found.push(format!("run: {} here, {} there", mine.status, theirs.status));
-    }
-    if mine.state_root != theirs.state_root {
-        found.push(format!("state: {} here, {} there", mine.state_root.short(), theirs.state_root.short()));
-    }
-    if mine.outputs_root != theirs.outputs_root {
-        found.push(format!("outputs: {} here, {} there", mine.outputs_root.short(), theirs.outputs_root.short()));
-    }
-    if mine.unl_req != theirs.unl_req {
-        found.push("the UNL change asked for".to_owned());
-    }
-    found
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, guards, report::Report,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, report::Report,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -259,6 +259,7 @@ impl Node {
         let (served_tx, served) = mpsc::channel(LINE_MAX);
         let (told_tx, told) = mpsc::channel(LINE_MAX);
         let (found_tx, found) = mpsc::channel(LINE_MAX);
+        let records = diverge::Records::load(&config.dir);
         let node = Node {
             config,
             secret,
@@ -313,6 +314,7 @@ impl Node {
             delivering: false,
             last_agreed: None,
             report,
+            records,
             _lock: lock,
         };
         Ok((node, banner))

@@ -332,6 +332,7 @@ impl Node {
     pub(super) fn deliver(&mut self, agreed: ResultCert) {
         let result = &agreed.result;
         self.report.agreed(result);
+        self.settled(result);
         self.last_agreed = (!agreed.sigs.is_empty()).then(|| agreed.clone());
         // Not there: executed before a restart, and its sessions ended with that process.
         let kept = self.runs.get_mut(&result.of_seq).map(|kept| {

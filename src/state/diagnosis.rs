@@ -1,10 +1,14 @@
 //! A bounded copy of `state/` for an operator to look at. Nothing else depends on it.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fmt::Write as _,
     fs, io,
-    os::unix::ffi::OsStrExt,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -13,68 +17,101 @@ use super::{
     disk::{at, open_read},
     scan::{PATH_BYTES_MAX, join},
 };
-use crate::types::Seq;
-
-/// Bytes of files in one diagnosis. A file that would go past it is left out, and listed.
-pub const DIAGNOSIS_BYTES_MAX: u64 = 256 << 20;
 
 /// Paths in one diagnosis. Further ones are neither copied nor listed.
 pub const DIAGNOSIS_ENTRIES_MAX: usize = 10_000;
 
-/// Diagnoses kept in `diag/`. Past it the one of the lowest ledger is removed.
-pub const DIAGNOSES_MAX: usize = 8;
+/// Bytes of one file as it was before the run. A longer one is not kept.
+pub const BEFORE_FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// See `StateStore::keep_diagnosis`; `top` is the folder, `same` says which of its paths are as before the run.
-pub(super) fn keep(dir: &Path, top: &Path, same: &dyn Fn(&[u8]) -> bool, seq: Seq) -> Result<PathBuf, StateError> {
-    let diag = dir.join("diag");
-    fs::create_dir_all(&diag).map_err(at("create folder", &diag))?;
-    let kept = diag.join(seq.to_string());
-    remove_oldest(&diag, seq)?;
-    let target = kept.join("state");
+/// Bytes of all files as they were before the run. Past it no further one is kept.
+pub const BEFORE_BYTES_MAX: u64 = 16 << 20;
+
+/// How much of the state is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Also what the run did not change, as far as there is room.
+    pub whole: bool,
+    /// Bytes of files. One that would go past it is left out, and listed.
+    pub bytes_max: u64,
+}
+
+/// What was at a path before the run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Before {
+    /// There is no pre-state to ask.
+    Unknown,
+    /// Nothing.
+    Nothing,
+    /// A folder.
+    Folder,
+    /// A symlink.
+    Symlink,
+    /// The file that is kept here.
+    File(PathBuf),
+}
+
+/// What is copied, and from where.
+pub(super) struct Source<'a> {
+    /// The state's folder.
+    pub top: &'a Path,
+    /// What the run changed in it.
+    pub changed: &'a BTreeSet<Vec<u8>>,
+    /// What was at a path before the run.
+    pub before: &'a dyn Fn(&[u8]) -> Before,
+}
+
+/// See `StateStore::keep_diagnosis`.
+pub(super) fn keep(source: &Source<'_>, into: &Path, extent: Extent) -> Result<(), StateError> {
+    let Source { top, changed, before } = source;
+    let target = into.join("state");
     fs::create_dir_all(&target).map_err(at("create folder", &target))?;
 
     let mut omitted = String::new();
-    let (mut paths, whole) = list(top, &mut omitted);
-    if !whole {
+    let mut paths: Vec<Vec<u8>> = changed.iter().take(DIAGNOSIS_ENTRIES_MAX).cloned().collect();
+    let mut all = paths.len() == changed.len();
+    if extent.whole {
+        let (mut rest, listed) = list(top, &mut omitted);
+        rest.retain(|path| !changed.contains(path));
+        rest.sort();
+        all &= listed && paths.len() + rest.len() <= DIAGNOSIS_ENTRIES_MAX;
+        paths.extend(rest);
+        paths.truncate(DIAGNOSIS_ENTRIES_MAX);
+    }
+    if !all {
         omitted.push_str("more than is listed here\n");
     }
-    paths.sort_by_cached_key(|path| (same(path), path.clone()));
-    let mut bytes_left = DIAGNOSIS_BYTES_MAX;
-    for path in paths {
-        let (from, to) = (top.join(OsStr::from_bytes(&path)), target.join(OsStr::from_bytes(&path)));
-        match keep_one(&from, &to, bytes_left) {
-            Ok(bytes) => bytes_left = bytes_left.saturating_sub(bytes),
-            Err(reason) if reason.kind() == io::ErrorKind::StorageFull => return Err(at("write", &to)(reason)),
-            Err(reason) => omit(&mut omitted, &path, &reason.to_string()),
+    let copy =
+        |path: &[u8], from: &Path, to: &Path, bytes_max: u64, omitted: &mut String| match keep_one(from, to, bytes_max)
+        {
+            Ok(bytes) => Ok(bytes),
+            Err(full) if full.kind() == io::ErrorKind::StorageFull => Err(at("write", to)(full)),
+            // The run removed it.
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(reason) => {
+                omit(omitted, path, &reason.to_string());
+                Ok(0)
+            }
+        };
+    let mut bytes_left = extent.bytes_max;
+    for path in &paths {
+        let (from, to) = (top.join(OsStr::from_bytes(path)), target.join(OsStr::from_bytes(path)));
+        bytes_left -= copy(path, &from, &to, bytes_left, &mut omitted)?.min(bytes_left);
+    }
+    // What another node's run may have left as it was.
+    let mut bytes_left = BEFORE_BYTES_MAX;
+    for path in changed.iter().take(DIAGNOSIS_ENTRIES_MAX) {
+        if let Before::File(from) = before(path) {
+            let to = into.join("before").join(OsStr::from_bytes(path));
+            let bytes_max = bytes_left.min(BEFORE_FILE_BYTES_MAX);
+            bytes_left -= copy(path, &from, &to, bytes_max, &mut String::new())?.min(bytes_left);
         }
     }
     if !omitted.is_empty() {
-        let list = kept.join("omitted.txt");
+        let list = into.join("omitted.txt");
         fs::write(&list, omitted).map_err(at("write", &list))?;
     }
-    Ok(kept)
-}
-
-/// Removes what is there of `seq`, and the oldest until there is room for one more.
-fn remove_oldest(diag: &Path, seq: Seq) -> Result<(), StateError> {
-    let mut seqs: Vec<Seq> = fs::read_dir(diag)
-        .map_err(at("list", diag))?
-        .filter_map(|entry| {
-            let entry = entry.ok().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))?;
-            let name = entry.file_name().into_string().ok()?;
-            name.parse().ok().filter(|seq: &Seq| seq.to_string() == name)
-        })
-        .collect();
-    seqs.sort_unstable();
-    let remove = |old: Seq| {
-        let path = diag.join(old.to_string());
-        fs::remove_dir_all(&path).map_err(at("remove", &path))
-    };
-    if let Some(at) = seqs.iter().position(|&old| old == seq) {
-        remove(seqs.remove(at))?;
-    }
-    let too_many = (seqs.len() + 1).saturating_sub(DIAGNOSES_MAX);
-    seqs.into_iter().take(too_many).try_for_each(remove)
+    Ok(())
 }
 
 /// Up to [`DIAGNOSIS_ENTRIES_MAX`] paths below `top`, and whether these are all.
@@ -123,7 +160,13 @@ fn keep_one(from: &Path, to: &Path, bytes_max: u64) -> io::Result<u64> {
         fs::create_dir_all(folder)?;
     }
     let mut source = open_read(from)?;
-    io::copy(&mut source, &mut fs::File::create(to)?)
+    let mut target = fs::File::create(to)?;
+    let bytes = io::copy(&mut source, &mut target)?;
+    // The one mode bit that is part of the state.
+    if meta.mode() & 0o100 != 0 {
+        target.set_permissions(fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(bytes)
 }
 
 fn omit(omitted: &mut String, path: &[u8], reason: &str) {

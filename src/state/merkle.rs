@@ -7,7 +7,13 @@ use std::sync::LazyLock;
 use blake3::Hasher;
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::types::Hash;
+use crate::{
+    consensus::{
+        details::{PathKind, PathState},
+        merkle::Proof,
+    },
+    types::Hash,
+};
 
 /// Bytes of one block of a file. The last block of a file is as long as what is left.
 pub const BLOCK_BYTES: usize = 64 * 1024;
@@ -52,12 +58,49 @@ impl Leaf {
     }
 }
 
+impl From<Leaf> for PathState {
+    fn from(leaf: Leaf) -> PathState {
+        let kind = match leaf.kind {
+            Kind::File => PathKind::File,
+            Kind::Folder => PathKind::Folder,
+            Kind::Symlink => PathKind::Symlink,
+        };
+        PathState { kind, executable: leaf.executable, size: leaf.size, root: leaf.root }
+    }
+}
+
+impl From<PathState> for Leaf {
+    fn from(state: PathState) -> Leaf {
+        let kind = match state.kind {
+            PathKind::File => Kind::File,
+            PathKind::Folder => Kind::Folder,
+            PathKind::Symlink => Kind::Symlink,
+        };
+        Leaf { kind, executable: state.executable, size: state.size, root: state.root }
+    }
+}
+
+/// Whether a state of this root has `state` at `path`, as `proof` says.
+pub fn is_in_tree(root: &Hash, path: &[u8], state: PathState, proof: &Proof) -> bool {
+    let mut position = proof.index;
+    let mut node = Leaf::from(state).hash(path);
+    for sibling in &proof.siblings {
+        node = match sibling {
+            None => node,
+            Some(right) if position.is_multiple_of(2) => node_hash(&node, right),
+            Some(left) => node_hash(left, &node),
+        };
+        position /= 2;
+    }
+    node == *root
+}
+
 fn finish(tagged: &Hasher, bytes: &[u8]) -> Hash {
     Hash(*tagged.clone().update(bytes).finalize().as_bytes())
 }
 
 /// Hash of one block of at most [`BLOCK_BYTES`].
-pub(super) fn block_hash(block: &[u8]) -> Hash {
+pub fn block_hash(block: &[u8]) -> Hash {
     debug_assert!(block.len() <= BLOCK_BYTES, "a block is cut before it is hashed");
     finish(&BLOCK, block)
 }
@@ -70,7 +113,7 @@ fn node_hash(left: &Hash, right: &Hash) -> Hash {
 }
 
 /// Root of the tree over `hashes`: `Hash::ZERO` for none, the hash itself for one.
-pub(super) fn root_of(hashes: &[Hash]) -> Hash {
+pub fn root_of(hashes: &[Hash]) -> Hash {
     match hashes {
         [] => return Hash::ZERO,
         [one] => return *one,
@@ -105,6 +148,14 @@ pub(super) struct Tree {
 impl Tree {
     pub fn root(&self) -> Hash {
         self.levels.last().map_or(Hash::ZERO, |level| level[0])
+    }
+
+    /// From the leaf at `index`, which there must be, to the root.
+    pub fn proof(&self, index: usize) -> Proof {
+        let below_root = self.levels.len().saturating_sub(1);
+        let sibling = |(height, level): (usize, &Vec<Hash>)| level.get((index >> height) ^ 1).copied();
+        let siblings = self.levels[..below_root].iter().enumerate().map(sibling).collect();
+        Proof { index: u32::try_from(index).expect("fewer paths than that"), siblings }
     }
 
     /// Makes `leaves` the leaves, and hashes again only what stands above a leaf that differs.
@@ -172,6 +223,22 @@ mod tests {
             leaves.push(Hash([9; 32]));
             tree.set(leaves.clone());
             assert_eq!(tree.root(), root_of(&leaves), "{count} leaves and one more");
+        }
+    }
+
+    #[test]
+    fn each_leaf_of_a_tree_is_proven_and_at_no_other_place() {
+        let state = |at: u8| Leaf { kind: Kind::File, executable: false, size: 1, root: Hash([at; 32]) };
+        for count in 1..20_u8 {
+            let mut tree = Tree::default();
+            tree.set((0..count).map(|at| state(at).hash(&[at])).collect());
+            for at in 0..count {
+                let proof = tree.proof(at.into());
+                let is = |path: u8, state: Leaf| is_in_tree(&tree.root(), &[path], state.into(), &proof);
+                assert!(is(at, state(at)), "leaf {at} of {count}");
+                assert!(!is(at, state(at + 1)) && !is(at + 1, state(at)), "leaf {at} of {count}");
+                assert!(!is(at, Leaf { executable: true, ..state(at) }), "leaf {at} of {count}");
+            }
         }
     }
 

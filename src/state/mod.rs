@@ -54,6 +54,7 @@ mod tests;
 mod upper;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -63,8 +64,8 @@ use std::{
 use tracing::info;
 
 pub use self::{
-    diagnosis::{DIAGNOSES_MAX, DIAGNOSIS_BYTES_MAX, DIAGNOSIS_ENTRIES_MAX},
-    merkle::BLOCK_BYTES,
+    diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
+    merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
     scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
 };
 use self::{
@@ -72,7 +73,10 @@ use self::{
     mirror::remove_tree,
     shadow::Shadow,
 };
-use crate::types::{Hash, Seq};
+use crate::{
+    consensus::details::{Known, PathState},
+    types::{Hash, Seq},
+};
 
 /// What `state/` must not hold, because nodes could not agree on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
@@ -265,15 +269,27 @@ pub trait StateStore: fmt::Debug + Send {
     /// again, or open again.
     fn rollback(&mut self) -> Result<Hash, StateError>;
 
-    /// The first `max` leaves of the last scan as (path, leaf hash), by path: what tells two nodes where they differ.
+    /// The first `max` leaves of the last scan as (path, leaf hash), by path: what tells two states apart.
     fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)>;
 
-    /// Copies `state/` to `diag/<seq>/state/`, so that an operator can look at it after a roll back, and returns
-    /// `diag/<seq>`. What differs from the pre-state comes first; `diag/<seq>/omitted.txt` lists what was left out.
+    /// What the last scan found at `path`; `None` for nothing.
+    fn leaf(&self, path: &[u8]) -> Option<PathState>;
+
+    /// The same of each of `paths`, with its blocks and the way from there to the root. Goes through all of the state.
+    fn found(&self, paths: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, Known>;
+
+    /// Paths at which `state/` is not the pre-state, by the last scan; `None` when there is no pre-state.
+    fn changed(&self) -> Option<BTreeSet<Vec<u8>>>;
+
+    /// What was at a path of [`StateStore::changed`] in the pre-state.
+    fn before(&self, path: &[u8]) -> Before;
+
+    /// Copies the files of `changed` to `into/state/`, as they are now, and with [`Extent::whole`] all others behind them;
+    /// and to `into/before/` the small ones of `changed` as they were before the run. `into/omitted.txt` lists what was
+    /// left out: what is no file or folder, and what is too much.
     ///
-    /// Bounded by [`DIAGNOSIS_ENTRIES_MAX`] and [`DIAGNOSIS_BYTES_MAX`]; of all diagnoses the last [`DIAGNOSES_MAX`]
-    /// are kept. Not durable.
-    fn keep_diagnosis(&self, seq: Seq) -> Result<PathBuf, StateError>;
+    /// Bounded by [`DIAGNOSIS_ENTRIES_MAX`] and `extent`. Not durable.
+    fn keep_diagnosis(&self, into: &Path, changed: &BTreeSet<Vec<u8>>, extent: Extent) -> Result<(), StateError>;
 
     /// Keeps what is known of the files for the next `open`, which then reads only what changed. For an orderly stop;
     /// without it the next `open` is slower, and no different. Linux only: elsewhere it does nothing.

@@ -13,7 +13,7 @@
 //! is made durable at its end; and the first change of a file costs a copy of it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
@@ -24,7 +24,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use super::{
     Backend, Forbidden, RunMount, Scan, StateError, StateStore, cache,
     clock::Clock,
-    diagnosis,
+    diagnosis::{self, Before, Extent},
     disk::{Disk, at},
     ensure_dir, expect_root,
     intent::{IntentFile, Record},
@@ -34,7 +34,10 @@ use super::{
     scan::{Index, SYNC_EACH_MAX, Totals, parent},
     upper,
 };
-use crate::types::{Hash, Seq};
+use crate::{
+    consensus::details::{Known, PathState},
+    types::{Hash, Seq},
+};
 
 /// Where a run finds its state, and where what it changes goes.
 const MOUNT: RunMount =
@@ -354,9 +357,40 @@ impl StateStore for Overlay {
         self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
     }
 
-    fn keep_diagnosis(&self, seq: Seq) -> Result<PathBuf, StateError> {
-        let changed: BTreeSet<&[u8]> = self.steps.iter().map(Step::path).collect();
-        diagnosis::keep(&self.dir, self.live.top(), &|path| !changed.contains(path), seq)
+    fn leaf(&self, path: &[u8]) -> Option<PathState> {
+        self.live.entries.get(path).map(|entry| entry.leaf.into())
+    }
+
+    fn found(&self, paths: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, Known> {
+        self.live.found(paths)
+    }
+
+    fn changed(&self) -> Option<BTreeSet<Vec<u8>>> {
+        self.snapshot_info()?;
+        Some(self.steps.iter().map(|step| step.path().to_vec()).collect())
+    }
+
+    fn before(&self, path: &[u8]) -> Before {
+        // What goes is in the plan before what comes to its place.
+        let Some(first) = self.steps.iter().find(|step| step.path() == path) else { return Before::Unknown };
+        let aside = |undo: &u32| {
+            let file = self.folders.undo.join(undo.to_string());
+            match std::fs::symlink_metadata(&file) {
+                Ok(meta) if meta.is_file() => Before::File(file),
+                Ok(_) => Before::Symlink,
+                Err(_) => Before::Unknown,
+            }
+        };
+        match first {
+            Step::RemoveFile { undo, .. } | Step::Place { undo: Some(undo), .. } => aside(undo),
+            Step::RemoveFolder { .. } => Before::Folder,
+            Step::MakeFolder { .. } | Step::Place { undo: None, .. } => Before::Nothing,
+        }
+    }
+
+    fn keep_diagnosis(&self, into: &Path, changed: &BTreeSet<Vec<u8>>, extent: Extent) -> Result<(), StateError> {
+        let source = diagnosis::Source { top: self.live.top(), changed, before: &|path| self.before(path) };
+        diagnosis::keep(&source, into, extent)
     }
 
     fn save_cache(&self) -> Result<(), StateError> {

@@ -22,7 +22,10 @@ use super::{
     disk::{Disk, at, open_read},
     merkle::{self, BLOCK_BYTES, Kind, Leaf, block_hash},
 };
-use crate::types::Hash;
+use crate::{
+    consensus::details::{BLOCKS_MAX, Known},
+    types::Hash,
+};
 
 /// Bytes of a path below `state/`. A longer one is forbidden, so that a node in a deep folder judges like one in `/`.
 pub const PATH_BYTES_MAX: usize = 2048;
@@ -267,6 +270,22 @@ impl Index {
             self.tree.set(self.entries.values().map(|entry| entry.hash).collect());
             self.tree_stale = false;
         }
+    }
+
+    /// What is known of those of `paths` that are there, and the way from each to the root.
+    pub fn found(&self, paths: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, Known> {
+        debug_assert!(!self.tree_stale, "the tree is asked after it is brought up to date");
+        let there = self.entries.iter().enumerate().filter(|(_, (path, _))| paths.contains(*path));
+        there
+            .map(|(at, (path, entry))| {
+                let blocks = match entry.leaf.kind {
+                    // A symlink's target is its one block.
+                    Kind::Symlink => vec![entry.leaf.root],
+                    _ => entry.blocks.iter().take(BLOCKS_MAX).copied().collect(),
+                };
+                (path.clone(), Known { state: entry.leaf.into(), proof: self.tree.proof(at), blocks })
+            })
+            .collect()
     }
 
     /// The paths that changed since the last call.

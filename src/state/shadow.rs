@@ -12,7 +12,7 @@
 //! each round makes the rounds slow; the same in files of a megabyte does not.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -22,14 +22,18 @@ use tracing::warn;
 use super::{
     Backend, RunMount, Scan, StateError, StateStore, cache,
     clock::Clock,
-    diagnosis,
+    diagnosis::{self, Before, Extent},
     disk::Disk,
     ensure_dir, expect_root,
     intent::{IntentFile, Record},
+    merkle::Kind,
     mirror::{Modes, mirror, prune},
     scan::{Index, Totals},
 };
-use crate::types::{Hash, Seq};
+use crate::{
+    consensus::details::{Known, PathState},
+    types::{Hash, Seq},
+};
 
 /// What the copy is worth. It is written, and durable, before the first change that it announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize)]
@@ -252,12 +256,31 @@ impl StateStore for Shadow {
         self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
     }
 
-    fn keep_diagnosis(&self, seq: Seq) -> Result<PathBuf, StateError> {
-        let same = |path: &[u8]| {
-            let leaf = |index: &Index| index.entries.get(path).map(|entry| entry.leaf);
-            leaf(&self.live).is_some() && leaf(&self.live) == self.copy.as_ref().and_then(leaf)
-        };
-        diagnosis::keep(&self.dir, self.live.top(), &same, seq)
+    fn leaf(&self, path: &[u8]) -> Option<PathState> {
+        self.live.entries.get(path).map(|entry| entry.leaf.into())
+    }
+
+    fn found(&self, paths: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, Known> {
+        self.live.found(paths)
+    }
+
+    fn changed(&self) -> Option<BTreeSet<Vec<u8>>> {
+        Some(differing(&self.live, self.copy.as_ref()?))
+    }
+
+    fn before(&self, path: &[u8]) -> Before {
+        let Some(copy) = &self.copy else { return Before::Unknown };
+        match copy.entries.get(path).map(|entry| entry.leaf.kind) {
+            None => Before::Nothing,
+            Some(Kind::Folder) => Before::Folder,
+            Some(Kind::Symlink) => Before::Symlink,
+            Some(Kind::File) => Before::File(copy.full(path)),
+        }
+    }
+
+    fn keep_diagnosis(&self, into: &Path, changed: &BTreeSet<Vec<u8>>, extent: Extent) -> Result<(), StateError> {
+        let source = diagnosis::Source { top: self.live.top(), changed, before: &|path| self.before(path) };
+        diagnosis::keep(&source, into, extent)
     }
 
     fn save_cache(&self) -> Result<(), StateError> {

@@ -193,7 +193,7 @@ fn names_are_bytes() {
     let name = OsStr::from_bytes(b"\xff\xfe \n");
     fs::write(contract.path("").join(name), "x").unwrap();
     let root = contract.keep(1);
-    assert_eq!(contract.state.leaves(9)[0].0, b"\xff\xfe \n");
+    assert!(contract.state.leaf(b"\xff\xfe \n").is_some() && contract.state.leaf(b"x").is_none());
     fs::remove_file(contract.path("").join(name)).unwrap();
     assert_eq!(contract.state.rollback().unwrap(), root);
     assert_eq!(fs::read(contract.path("").join(name)).unwrap(), b"x");
@@ -753,26 +753,48 @@ fn a_durable_scan_syncs_each_changed_file_and_folder() {
 }
 
 #[test]
-fn a_diagnosis_holds_the_files_lists_what_it_left_out_and_the_oldest_go() {
+fn a_diagnosis_holds_the_files_now_and_before_and_lists_what_it_left_out() {
     let mut contract = Contract::new();
     contract.write("folder/file", "content");
-    symlink("/etc/passwd", contract.path("link")).unwrap();
+    contract.write("same", "same");
+    contract.write("gone", "was here");
+    contract.keep(1);
+    contract.write("folder/file", "other content");
+    contract.write("new", "new");
+    fs::remove_file(contract.path("gone")).unwrap();
+    symlink("new", contract.path("link")).unwrap();
+    contract.write("big", "x".repeat(1001));
+    let root = contract.state.scan(true).unwrap().root;
     nix::unistd::mkfifo(&contract.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let big = contract.path("big");
-    fs::File::create(&big).unwrap().set_len(DIAGNOSIS_BYTES_MAX + 1).unwrap();
-    contract.forbidden();
-    for seq in 1..=10 {
-        let kept = contract.state.keep_diagnosis(seq).unwrap();
-        assert_eq!(kept, contract.dir.path().join(format!("diag/{seq}")));
-        assert_eq!(fs::read(kept.join("state/folder/file")).unwrap(), b"content");
-        let omitted = fs::read_to_string(kept.join("omitted.txt")).unwrap();
-        assert!(omitted.contains("link: symlink to \"/etc/passwd\"") && omitted.contains("fifo: "), "{omitted}");
-        if seq == 1 {
-            fs::remove_file(&big).unwrap();
-        }
+
+    let changed = contract.state.changed().unwrap();
+    let names = ["big", "folder/file", "gone", "link", "new"].map(|name| name.as_bytes().to_vec());
+    assert_eq!(changed, BTreeSet::from(names));
+    let before = |path: &str| contract.state.before(path.as_bytes());
+    assert_eq!((before("new"), before("gone")), (Before::Nothing, Before::File(contract.copy("gone"))));
+    for (whole, same) in [(false, false), (true, true)] {
+        let into = contract.dir.path().join(format!("kept-{whole}"));
+        contract.state.keep_diagnosis(&into, &changed, Extent { whole, bytes_max: 1000 }).unwrap();
+        let read = |path: &str| fs::read_to_string(into.join(path)).ok();
+        assert_eq!(read("state/folder/file").as_deref(), Some("other content"));
+        assert_eq!(read("before/folder/file").as_deref(), Some("content"));
+        assert_eq!((read("state/gone"), read("before/gone").as_deref()), (None, Some("was here")));
+        assert_eq!((read("state/new").as_deref(), read("before/new")), (Some("new"), None));
+        assert_eq!(read("state/same").is_some(), same, "what did not change, with the rest");
+        let omitted = read("omitted.txt").unwrap();
+        assert!(omitted.contains("link: symlink to \"new\"") && omitted.contains("big: 1001 bytes"), "{omitted}");
+        assert_eq!(omitted.contains("fifo: "), whole, "{omitted}");
+        assert!(into.join("state/link").symlink_metadata().is_err(), "nobody is led elsewhere");
     }
-    assert_eq!(fs::read_dir(contract.dir.path().join("diag")).unwrap().count(), DIAGNOSES_MAX);
-    assert!(!contract.dir.path().join("diag/2").exists());
+
+    // What is known of each path leads to the root, and to no other.
+    let found = contract.state.found(&changed);
+    assert_eq!(found.len(), 4, "all but what is gone");
+    for (path, known) in &found {
+        assert!(is_in_tree(&root, path, known.state, &known.proof));
+        assert!(!is_in_tree(&Hash([1; 32]), path, known.state, &known.proof));
+        assert_eq!(root_of(&known.blocks), known.state.root);
+    }
 }
 
 /// One thing that a contract may do. Names are few, so that things meet.

@@ -5,11 +5,12 @@ use std::{collections::BTreeSet, env, fs, path::PathBuf};
 use hotpocket::{
     config::{Inputs, SharedConfig},
     consensus::{
+        details::{Changed, Known, PathKind, PathState, Piece, PieceRef, Thing},
         header::{
             Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange,
             inputs_root, keys_root, unl_hash, users_root,
         },
-        merkle,
+        merkle::{self, Proof},
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
             Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StatusMsg, Tc,
@@ -257,7 +258,10 @@ fn examples() -> Vec<(&'static str, Message)> {
     };
     let details = Details {
         result: ExecResult { status: Status::Limit(LimitKind::Output), unl_req: None, ..result() },
-        leaves: vec![(b"a/file".to_vec(), hash(0x1e))],
+        changed: vec![
+            Changed { path: b"a/file".to_vec(), now: Some(path_state()) },
+            Changed { path: b"gone".to_vec(), now: None },
+        ],
         outputs: vec![(user().user_key(), hash(0x0f))],
     };
     vec![
@@ -289,7 +293,29 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("evidence", Message::Evidence(evidence())),
         ("get-range", Message::Get(Get::Range(5, 68))),
         ("range", Message::Range(Box::new(range()))),
+        ("get-piece", Message::Get(Get::Piece(piece_ref(Thing::Path(b"a/file".to_vec()), None)))),
+        ("get-piece-block", Message::Get(Get::Piece(piece_ref(Thing::Output(user().user_key()), Some(2))))),
+        ("piece-known", piece(Thing::Path(b"a/file".to_vec()), None, Piece::Known(known()))),
+        ("piece-block", piece(Thing::Output(user().user_key()), Some(2), Piece::Block(b"bytes".to_vec()))),
+        ("piece-gone", piece(Thing::Output(user().user_key()), None, Piece::Gone)),
     ]
+}
+
+fn path_state() -> PathState {
+    PathState { kind: PathKind::File, executable: true, size: 70_000, root: hash(0x1e) }
+}
+
+fn known() -> Known {
+    let proof = Proof { index: 2, siblings: vec![None, Some(hash(0x51))] };
+    Known { state: path_state(), proof, blocks: vec![hash(0xb1), hash(0xb2)] }
+}
+
+fn piece_ref(of: Thing, block: Option<u32>) -> PieceRef {
+    PieceRef { of_seq: 4, of_hash: hash(4), of, block }
+}
+
+fn piece(of: Thing, block: Option<u32>, piece: Piece) -> Message {
+    Message::Piece(Box::new((piece_ref(of, block), piece)))
 }
 
 /// The number a kind of message has on the wire: its first byte. A new kind needs a line here and an example above.
@@ -314,10 +340,11 @@ fn number(message: &Message) -> u8 {
         Message::Details(_) => 16,
         Message::Evidence(_) => 17,
         Message::Range(_) => 18,
+        Message::Piece(_) => 19,
     }
 }
 
-const KINDS: u8 = 19;
+const KINDS: u8 = 20;
 
 /// What is signed in a message: the digest as `Signable` makes it, then its tag, whether it covers the UNL, and the
 /// body's bytes, so that the digest can be made by hand.
@@ -351,7 +378,8 @@ fn signed_part(message: &Message) -> Option<SignedPart> {
         | Message::Candidate(_)
         | Message::Details(_)
         | Message::Evidence(_)
-        | Message::Range(_) => None,
+        | Message::Range(_)
+        | Message::Piece(_) => None,
     }
 }
 
@@ -784,6 +812,26 @@ fn any_propose() -> impl Strategy<Value = Propose> {
     })
 }
 
+fn any_path_state() -> impl Strategy<Value = PathState> {
+    let kind = prop_oneof![Just(PathKind::File), Just(PathKind::Folder), Just(PathKind::Symlink)];
+    (kind, any::<bool>(), any::<u64>(), any_hash()).prop_map(|(kind, executable, size, root)| PathState {
+        kind,
+        executable,
+        size,
+        root,
+    })
+}
+
+fn any_piece_ref() -> impl Strategy<Value = PieceRef> {
+    let of = prop_oneof![any_bytes().prop_map(Thing::Path), any_user().prop_map(Thing::Output)];
+    (any::<u64>(), any_hash(), of, option::of(any::<u32>())).prop_map(|(of_seq, of_hash, of, block)| PieceRef {
+        of_seq,
+        of_hash,
+        of,
+        block,
+    })
+}
+
 fn any_message() -> impl Strategy<Value = Message> {
     let presence = (any_hash(), any::<u64>(), any::<bool>(), vec(any_user(), 0..3), vec(any_user(), 0..3))
         .prop_map(|(boot, counter, full, up, down)| Presence { boot, counter, full, up, down });
@@ -803,14 +851,19 @@ fn any_message() -> impl Strategy<Value = Message> {
         Just(Get::Presence),
         any::<u64>().prop_map(Get::Details),
         any_hash().prop_map(Get::Npl),
+        any_piece_ref().prop_map(Get::Piece),
     ];
     let lists = (vec(any_hash(), 0..3), vec(any_user(), 0..3), vec(any_user(), 0..3));
     let candidate = (any_header(), lists, any_change()).prop_map(|(header, lists, unl_change)| {
         let (inputs, users_add, users_del) = lists;
         Candidate { header, inputs, users_add, users_del, unl_change }
     });
-    let details = (any_result(), vec((any_bytes(), any_hash()), 0..3), vec((any_user(), any_hash()), 0..3))
-        .prop_map(|(result, leaves, outputs)| Details { result, leaves, outputs });
+    let changed = (any_bytes(), option::of(any_path_state())).prop_map(|(path, now)| Changed { path, now });
+    let details = (any_result(), vec(changed, 0..3), vec((any_user(), any_hash()), 0..3))
+        .prop_map(|(result, changed, outputs)| Details { result, changed, outputs });
+    let known = (any_path_state(), any::<u32>(), vec(option::of(any_hash()), 0..3), vec(any_hash(), 0..3))
+        .prop_map(|(state, index, siblings, blocks)| Known { state, proof: Proof { index, siblings }, blocks });
+    let piece = prop_oneof![Just(Piece::Gone), known.prop_map(Piece::Known), any_bytes().prop_map(Piece::Block),];
     prop_oneof![
         any_input().prop_map(Message::Input),
         any_signed(presence).prop_map(Message::Presence),
@@ -834,6 +887,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any_signed(npl).prop_map(Message::Npl),
         any_signed(npl_end).prop_map(Message::NplEnd),
         details.prop_map(|details| Message::Details(Box::new(details))),
+        (any_piece_ref(), piece).prop_map(|both| Message::Piece(Box::new(both))),
         (any_node(), any_bytes(), any_bytes()).prop_map(|(signer, first, second)| Message::Evidence(Evidence {
             signer,
             first,

@@ -16,6 +16,7 @@ use super::{
     no_answer,
     terminal::{LINE_BYTES_MAX, Line, print_output, show_output},
 };
+use crate::gateway::ErrorCode;
 
 /// With whom, and for how long an answer is waited for.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +35,13 @@ pub(super) async fn once(
 ) -> anyhow::Result<i32> {
     let answer = async {
         client.send(input).await?;
-        client.recv().await
+        loop {
+            match client.recv().await {
+                // The input is held meanwhile.
+                Ok(Frame::Error { code, message }) if is_notice(&code) => eprintln!("{code}: {message}"),
+                answer => break answer,
+            }
+        }
     };
     let code = tokio::select! {
         answer = timeout(talk.timeout, answer) => match answer {
@@ -105,8 +112,13 @@ pub(super) async fn converse(
             tokio::select! {
                 frame = next_frame(&mut messages) => {
                     state.last.set(Instant::now());
+                    let frame = frame?;
+                    if let Frame::Error { code, message } = &frame && is_notice(code) {
+                        eprintln!("{code}: {message}");
+                        continue;
+                    }
                     state.unanswered.update(|count| count.saturating_sub(1));
-                    match frame? {
+                    match frame {
                         Frame::Error { code, message } => eprintln!("error: {code}: {message}"),
                         output if terminal => show_output(out, &output)?,
                         output => print_output(out, &output)?,
@@ -125,6 +137,11 @@ pub(super) async fn converse(
     let websocket = messages.reunite(sink).context("the two halves of a connection fit")?;
     close(websocket).await;
     Ok(code)
+}
+
+/// Whether an error tells of the network, and not of an input.
+fn is_notice(code: &str) -> bool {
+    [ErrorCode::Halted, ErrorCode::Resumed].iter().any(|notice| notice.as_str() == code)
 }
 
 #[cfg(test)]
@@ -200,6 +217,32 @@ mod tests {
         let mut out = Vec::new();
         let code = converse(client, with(url, seconds), receiver, interrupts(), &mut out, false).await.unwrap();
         (code, String::from_utf8(out).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_a_node_says_of_the_network_is_no_answer_and_comes_at_once_to_whoever_connects() {
+        let (sender, mut events) = mpsc::channel(16);
+        let config = GatewayConfig::new("127.0.0.1:0".parse().unwrap());
+        let gateway = Gateway::start(config, sender).await.unwrap();
+        gateway.announce(ErrorCode::Halted, "wait", true);
+        let url = gateway.local_addr().to_string();
+        let mut early = RawClient::connect(&url, &SecretKey::from_seed([2; 32])).await.unwrap();
+        let told = |code: &str, message: &str| Frame::Error { code: code.into(), message: message.into() };
+        assert_eq!(early.recv().await.unwrap(), told("halted", "wait"));
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if let GatewayEvent::Input { user, .. } = event {
+                    gateway.announce(ErrorCode::Resumed, "on", false);
+                    gateway.deliver(&user, Bytes::from_static(b"answer"));
+                }
+            }
+        });
+        let (code, out) = ask(&url, "hello", 20.0).await;
+        assert_eq!((code.unwrap(), out), (OK, b"answer\n".to_vec()));
+        assert_eq!(early.recv().await.unwrap(), told("resumed", "on"));
+        // From now on nobody is told when it connects.
+        let (code, out) = ask(&url, "hello", 20.0).await;
+        assert_eq!((code.unwrap(), out), (OK, b"answer\n".to_vec()));
     }
 
     #[tokio::test]

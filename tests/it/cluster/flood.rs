@@ -12,7 +12,9 @@ use std::{
 use bytes::Bytes;
 use hotpocket::{
     consensus::{
+        details::{Changed, Known, PathKind, PathState, Piece, PieceRef, Thing},
         header::{Candidate, ExecResult, Genesis, Header, Input, Origin},
+        merkle::Proof,
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
             Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StatusMsg, Tc,
@@ -64,7 +66,7 @@ struct Voice {
 }
 
 /// Everything that a peer can say.
-const KINDS: [&str; 21] = [
+const KINDS: [&str; 22] = [
     "INPUT",
     "INPUT, empty",
     "PRESENCE",
@@ -84,6 +86,7 @@ const KINDS: [&str; 21] = [
     "NPL_END",
     "DETAILS",
     "RANGE",
+    "PIECE",
     "EVIDENCE",
     "noise",
 ];
@@ -242,12 +245,20 @@ impl Voice {
                 Message::Propose(self.sign(Propose { seq, attempt, ledger_hash: self.hash(), tc, basis }))
             }
             "CLOSED" => Message::Closed(Closed { header: header(), qc: certificate(10_000) }),
-            "GET" => Message::Get(match number % 6 {
+            "PIECE" => {
+                let piece = match number % 2 {
+                    0 => Piece::Block(vec![7; 64 << 10]),
+                    _ => Piece::Known(known(self.hashes(16_384))),
+                };
+                Message::Piece(Box::new((piece_ref(tip, lcl, number), piece)))
+            }
+            "GET" => Message::Get(match number % 7 {
                 0 => Get::Candidate(self.hash()),
                 1 => Get::Novel(self.hash()),
                 2 => Get::Inputs(self.hashes(1_024)),
                 3 => Get::Presence,
                 4 => Get::Range(1, u64::MAX),
+                5 => Get::Piece(piece_ref(tip, lcl, number)),
                 _ => Get::Details(tip),
             }),
             "BODY" => {
@@ -266,7 +277,11 @@ impl Voice {
             "NPL_END" => Message::NplEnd(self.sign(NplEnd { ledger_hash: self.hash(), frames: number })),
             "DETAILS" => Message::Details(Box::new(Details {
                 result: self.result(tip, lcl),
-                leaves: self.hashes(5_000).into_iter().map(|hash| (vec![b'x'; 100], hash)).collect(),
+                changed: self
+                    .hashes(1_000)
+                    .into_iter()
+                    .map(|hash| changed([vec![b'x'; 100], hash.0.to_vec()].concat(), hash))
+                    .collect(),
                 outputs: Vec::new(),
             })),
             "RANGE" => {
@@ -312,6 +327,26 @@ impl Voice {
 }
 
 /// The most memory that a process has ever had.
+fn changed(path: Vec<u8>, root: Hash) -> Changed {
+    Changed { path, now: Some(path_state(root)) }
+}
+
+fn path_state(root: Hash) -> PathState {
+    PathState { kind: PathKind::File, executable: false, size: 1, root }
+}
+
+fn known(blocks: Vec<Hash>) -> Known {
+    Known { state: path_state(blocks[0]), proof: Proof { index: 0, siblings: vec![None; 32] }, blocks }
+}
+
+/// Of the last ledger, of one that never was, of a path that nobody has.
+fn piece_ref(tip: Seq, of_hash: Hash, number: u64) -> PieceRef {
+    let of_seq = if number.is_multiple_of(3) { number } else { tip };
+    let path = [&b"../../cfg/hp.cfg"[..], &[b'/'; 4_000], b"inputs"][usize::try_from(number % 3).expect("small")];
+    let block = number.is_multiple_of(2).then_some(u32::MAX);
+    PieceRef { of_seq, of_hash, of: Thing::Path(path.to_vec()), block }
+}
+
 fn rss_peak_mib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");

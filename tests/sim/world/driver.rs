@@ -376,6 +376,7 @@ impl World {
                 }
             }
             Effect::TooFarBehind { .. } => panic!("node {node}: nobody deletes anything here"),
+            Effect::Differ(_) => self.watch.seen.hit("results differ"),
             Effect::Split(_) => self.watch.seen.hit("splits"),
             Effect::SplitHealed(_) => self.watch.seen.hit("splits healed"),
             Effect::Refuse(..) => self.watch.seen.hit("refused inputs"),
@@ -428,7 +429,7 @@ impl World {
             Query::Range(first, last) => {
                 answers.push(Message::Range(Box::new(range(history, *first, *last))));
             }
-            Query::Details(_) | Query::Npl(_) => {}
+            Query::Details(_) | Query::Npl(_) | Query::Piece(_) => {}
         }
         if self.nodes[node].manner == Manner::Forges {
             answers = answers.into_iter().map(|answer| forged(answer, &mut self.rng)).collect();
