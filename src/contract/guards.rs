@@ -248,7 +248,11 @@ impl Plan {
             Step::Calls if guards.calls.take().is_some() => Name::Seccomp,
             _ => return false,
         };
-        self.off.push((name, format!("cannot {step} a contract here: {why}")));
+        let hint = match name {
+            Name::Namespaces => "; who is not root needs user namespaces, see the system's user.max_user_namespaces",
+            _ => "",
+        };
+        self.off.push((name, format!("cannot {step} a contract here: {why}{hint}")));
         true
     }
 

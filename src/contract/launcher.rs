@@ -224,13 +224,13 @@ impl Resident {
             // SAFETY: the number is kept for it.
             Ok(unsafe { File::from_raw_fd(NETWORK_FD) })
         });
+        if space.network || entered.is_err() {
+            occupy(NETWORK_FD).map_err(made)?; // what was there is closed
+        }
         if entered == Err(Errno::EPERM) {
             self.own_users = true;
         } else {
             entered.map_err(made)?;
-        }
-        if space.network {
-            occupy(NETWORK_FD).map_err(made)?; // it has left its place, if it was there
         }
         let (read, write) = unistd::pipe().map_err(made)?;
         // Below the contract's, which are closed here as soon as the copy has them.

@@ -211,7 +211,6 @@ async fn a_state_that_is_mounted_for_the_run_is_written_like_any_other() {
         eprintln!("not tried: {why}");
         return;
     }
-    fs::remove_dir_all(rig.at("hist/work/work")).unwrap();
     let code = r#"
 open("state/file", "w").write("changed")
 open("state/new", "w").write("new")
