@@ -13,12 +13,14 @@ mod exec;
 mod guards;
 pub mod offline;
 mod party_line;
+mod pins;
 pub mod progress;
 pub mod recover;
 pub mod replay;
 mod report;
 mod serve;
 mod start;
+mod sync;
 mod unl;
 mod users;
 
@@ -36,7 +38,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::{catchup::Draw, report::Banner, start::NodeError};
+pub use self::{catchup::Draw, report::Banner, start::NodeError, sync::SyncProgress};
 use self::{
     catchup::Found,
     control::{Asked, Control},
@@ -47,7 +49,7 @@ use self::{
 use crate::{
     config::Config,
     consensus::{
-        Consensus, Effect, Event, Execution, SignedRef, Timer,
+        Consensus, Effect, Event, Execution, Lost, SignedRef, Timer,
         header::ClosedLedger,
         journal::Record,
         messages::{Details, Get, Message, Npl, NplEnd, ResultCert, Signable, Signed},
@@ -96,6 +98,8 @@ enum Job {
     Run(Arc<Execution>),
     /// Copy what the run of this ledger left, where results differ.
     Keep(Seq),
+    /// Begin to fetch the state from before the run of this ledger, or of a later one.
+    Sync(Seq, Lost),
 }
 
 /// A node that is up.
@@ -141,7 +145,16 @@ pub struct Node {
     running: Option<JoinHandle<()>>,
     /// Ends the run of this ledger.
     end_run: Option<(Seq, oneshot::Sender<()>)>,
-    halted_runs: bool,
+    /// The state is being fetched, and no ledger is run.
+    syncing: Option<sync::Syncing>,
+    from_sync_tx: mpsc::Sender<sync::FromSync>,
+    from_sync: mpsc::Receiver<sync::FromSync>,
+    /// `state/` was found to be another than the chain's when the process began.
+    state_was_lost: bool,
+    /// The state as other nodes fetch it.
+    offers: pins::Offers,
+    state_served_tx: mpsc::Sender<pins::Served>,
+    state_served: mpsc::Receiver<pins::Served>,
 
     line: PartyLine,
     line_counters: BTreeMap<Hash, u64>,
@@ -222,6 +235,9 @@ impl Node {
 
     async fn work(&mut self) -> Result<(), NodeError> {
         self.handle(Event::Start)?;
+        if std::mem::take(&mut self.state_was_lost) {
+            self.handle(Event::StateLost)?;
+        }
         let mut looks = catchup::looks();
         loop {
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
@@ -243,6 +259,8 @@ impl Node {
                 }
                 Some(from_run) = self.from_runs.recv() => self.on_run(from_run)?,
                 Some(found) = self.found.recv() => self.on_found(found)?,
+                Some(from_sync) = self.from_sync.recv() => self.on_sync(from_sync)?,
+                Some(served) = self.state_served.recv() => self.on_state_served(served),
                 Some((peer, served)) = self.served.recv() => self.on_served(peer, served),
                 Some(told) = self.told.recv() => self.on_told(told),
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
@@ -260,6 +278,9 @@ impl Node {
         if let Some(running) = self.running.take() {
             running.abort();
             let _ = running.await;
+        }
+        if let Some(syncing) = self.syncing.take() {
+            syncing.stop().await;
         }
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
@@ -315,6 +336,7 @@ impl Node {
                 self.report.linked(peer);
                 self.watch_for_twins(peer, &hello);
                 self.linked.insert(peer);
+                self.tell_sync_of_peers();
                 self.handle(Event::LinkUp(peer))?;
                 self.ask_for_line(Some(peer));
                 Ok(())
@@ -322,6 +344,7 @@ impl Node {
             MeshEvent::LinkDown { peer, reason } => {
                 info!(peer = %peer.short(), reason, "link lost");
                 self.linked.remove(&peer);
+                self.tell_sync_of_peers();
                 self.handle(Event::LinkDown(peer))
             }
             MeshEvent::Refused { peer, reason } => {
@@ -360,6 +383,10 @@ impl Node {
             self.check_range(peer, bytes.clone());
             return Ok(());
         }
+        if wire::is_state_part(bytes) {
+            self.on_state_part(peer, bytes.clone());
+            return Ok(());
+        }
         let message: Message = match wire::decode(bytes) {
             Ok(message) => message,
             Err(error) => {
@@ -394,6 +421,10 @@ impl Node {
                 Ok(())
             }
             Message::Npl(_) | Message::NplEnd(_) => Ok(()),
+            Message::StateGet(get) => {
+                self.on_state_get(peer, get);
+                Ok(())
+            }
             Message::Details(_) | Message::Evidence(_) | Message::Piece(_) if !member => Ok(()),
             Message::Details(details) => {
                 self.heard_details(peer, *details);
@@ -445,7 +476,9 @@ impl Node {
             FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
             FromRun::RolledBack(done) => {
                 self.running = None;
-                done?;
+                if let Err(error) = done {
+                    return self.heal(error);
+                }
                 self.next_job();
                 Ok(())
             }
@@ -458,7 +491,11 @@ impl Node {
             FromRun::Ended(ended) => {
                 self.running = None;
                 self.end_run = None;
-                let ran = match ended? {
+                let ended = match ended {
+                    Ok(ended) => ended,
+                    Err(error) => return self.heal(error),
+                };
+                let ran = match ended {
                     Ended::Ran(ran) => *ran,
                     Ended::Cut(execution) => {
                         self.line.end(execution.hash);
@@ -495,6 +532,20 @@ impl Node {
                 Ok(())
             }
         }
+    }
+
+    /// `state/` is not what it should be: other nodes may have it. What else can go wrong with a run ends the node.
+    fn heal(&mut self, error: ExecError) -> Result<(), NodeError> {
+        if self.core.unl().len() == 1 || !error.is_lost_state() {
+            return Err(error.into());
+        }
+        let what = format!("{error:#}; it is fetched from other nodes");
+        error!(
+            error = &error as &dyn std::error::Error,
+            "state/ is not what it should be; it is fetched from other nodes"
+        );
+        self.report.alert(what);
+        self.handle(Event::StateLost)
     }
 
     fn speak_on_line(&mut self, ledger_hash: Hash, out: NplOut) {
@@ -564,6 +615,7 @@ impl Node {
                 Effect::Load(first) => self.load(first),
                 Effect::Deliver(agreed) => self.deliver(*agreed),
                 Effect::Diverged { mine, agreed } => self.diverged(&mine, &agreed),
+                Effect::SyncState { from, why } => self.sync_state(from, why),
                 Effect::Differ(results) => self.differ(&results),
                 Effect::Split(results) => self.split(&results),
                 Effect::SplitHealed(_) => self.resume(),
@@ -619,9 +671,6 @@ impl Node {
     }
 
     fn enqueue(&mut self, job: Job) {
-        if self.halted_runs {
-            return;
-        }
         self.jobs.push_back(job);
         self.next_job();
     }
@@ -631,6 +680,10 @@ impl Node {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
+        if let Job::Sync(from, why) = job {
+            self.begin_sync(from, why);
+            return self.next_job();
+        }
         let executor = self.executor.clone();
         let done = self.from_runs_tx.clone();
         self.running = Some(match job {
@@ -643,6 +696,7 @@ impl Node {
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
             Job::Keep(seq) => self.keep_job(seq),
+            Job::Sync(..) => unreachable!("begun above"),
             Job::Run(execution) => {
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);

@@ -65,7 +65,8 @@ pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
             | Message::Range(_)
             | Message::Piece(_)
     );
-    aside && encoded_bytes > BULK_BYTES_MIN
+    // Of the state everything, so that its parts stay in order.
+    matches!(message, Message::StateGet(_) | Message::StatePart(_)) || aside && encoded_bytes > BULK_BYTES_MIN
 }
 
 /// The first byte of a RANGE.
@@ -74,6 +75,14 @@ const RANGE_NUMBER: u8 = 18;
 /// Whether bytes claim to be a RANGE: to read and check one takes long, so that it is done beside the loop.
 pub fn is_range(bytes: &[u8]) -> bool {
     bytes.first() == Some(&RANGE_NUMBER)
+}
+
+/// The first byte of a STATE_PART.
+const STATE_PART_NUMBER: u8 = 21;
+
+/// Whether bytes claim to be a STATE_PART: they are read beside the loop, by whoever asked for them.
+pub fn is_state_part(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&STATE_PART_NUMBER)
 }
 
 /// Reads a RANGE and checks all of it that can be checked without knowing where the chain stands: see
@@ -136,7 +145,9 @@ impl Edge {
             | Message::Candidate(_)
             | Message::Details(_)
             | Message::Range(_)
-            | Message::Piece(_) => Ok(()),
+            | Message::Piece(_)
+            | Message::StateGet(_)
+            | Message::StatePart(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }

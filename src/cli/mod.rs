@@ -13,6 +13,7 @@ mod new;
 mod progress;
 mod recover;
 mod rekey;
+mod replay;
 mod run;
 mod scratch;
 mod status;
@@ -98,10 +99,12 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp replay mynode --from 100 --binary ./new    what would another contract have changed?
   hp diverge show mynode                        why do results differ?
   hp unl list mynode                            which nodes decide, and who votes for another one?
   hp client ws://127.0.0.1:8080                 talk to the contract through a node's user port
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
+  hp check mycontract                           does it come to the same on every node?
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
   hp config check mynode                        is the configuration right, what does it tolerate?
 
@@ -124,9 +127,11 @@ enum Command {
     Client(client::ClientArgs),
     Dev(dev::Dev),
     Exec(author::exec::Exec),
+    Check(author::check::Check),
     Status(status::Status),
     Ledger(ledger::Ledger),
     Unl(unl::Unl),
+    Replay(replay::Replay),
     Diverge(diverge::Diverge),
     Recover(recover::Recover),
     Rekey(rekey::Rekey),
@@ -155,9 +160,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Client(args) => client::main(args),
         Command::Dev(dev) => dev.run(),
         Command::Exec(exec) => exec.run(),
+        Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
         Command::Unl(unl) => unl.run(),
+        Command::Replay(replay) => replay.run(),
         Command::Diverge(diverge) => diverge.run(),
         Command::Recover(recover) => recover.run(),
         Command::Rekey(rekey) => rekey.run(),

@@ -6,25 +6,50 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::node::{
-    Draw,
+    Draw, SyncProgress,
     progress::{Part, Progress},
 };
 
-/// Two bars, while the node is behind.
+/// Two bars, while the node is behind, and one, while it fetches the state.
 pub(super) fn draw(bars: MultiProgress) -> Draw {
     let mut shown: Option<[ProgressBar; 2]> = None;
-    Box::new(move |progress: Option<&Progress>| match progress {
-        None => {
-            if let Some(old) = shown.take() {
-                old.iter().for_each(ProgressBar::finish_and_clear);
+    let mut state: Option<ProgressBar> = None;
+    Box::new(move |progress: Option<&Progress>, fetching: Option<&SyncProgress>| {
+        match progress {
+            None => {
+                if let Some(old) = shown.take() {
+                    old.iter().for_each(ProgressBar::finish_and_clear);
+                }
+            }
+            Some(Progress { verified, executed }) => {
+                let [first, second] = shown.get_or_insert_with(|| ["fetched", "run"].map(|name| bars.add(bar(name))));
+                set(first, verified);
+                set(second, executed);
             }
         }
-        Some(Progress { verified, executed }) => {
-            let [first, second] = shown.get_or_insert_with(|| ["fetched", "run"].map(|name| bars.add(bar(name))));
-            set(first, verified);
-            set(second, executed);
+        match fetching {
+            None => {
+                if let Some(old) = state.take() {
+                    old.finish_and_clear();
+                }
+            }
+            Some(fetching) => set_state(state.get_or_insert_with(|| bars.add(state_bar())), fetching),
         }
     })
+}
+
+fn state_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix:>8} {bar:30} {bytes}/{total_bytes}, {msg}");
+    ProgressBar::new(0).with_prefix("state").with_style(style.expect("the template is one"))
+}
+
+fn set_state(bar: &ProgressBar, fetching: &SyncProgress) {
+    bar.set_length(fetching.fetched.bytes_total);
+    bar.set_position(fetching.fetched.bytes);
+    bar.set_message(match fetching.next {
+        None => "no node offers it yet".to_owned(),
+        Some(_) => format!("{:.1} MB a second from {} nodes", fetching.bytes_per_s / 1e6, fetching.peers),
+    });
 }
 
 fn bar(name: &'static str) -> ProgressBar {
@@ -68,6 +93,19 @@ impl Write for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bar_of_the_state_shows_bytes_and_from_how_many_nodes_they_come() {
+        let bar = state_bar();
+        let mut fetching = SyncProgress::default();
+        set_state(&bar, &fetching);
+        assert_eq!((bar.length(), bar.message()), (Some(0), "no node offers it yet".to_owned()));
+        (fetching.next, fetching.peers, fetching.bytes_per_s) = (Some(7), 3, 2_500_000.0);
+        (fetching.fetched.bytes, fetching.fetched.bytes_total) = (40, 100);
+        set_state(&bar, &fetching);
+        let message = "2.5 MB a second from 3 nodes".to_owned();
+        assert_eq!((bar.position(), bar.length(), bar.message()), (40, Some(100), message));
+    }
 
     #[test]
     fn a_bar_counts_from_where_the_node_fell_behind_and_says_how_long_it_takes() {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::Failure;
 
 /// What a node has in its folder that a run of the contract does not need, or must not touch.
-const LEFT_OUT: [&str; 6] = ["state", "hist", "log", "run", "diag", "cfg"];
+const LEFT_OUT: [&str; 7] = ["state", "hist", "log", "run", "diag", "cfg", "tmp"];
 
 /// The copy; dropping it removes it.
 pub(super) struct Scratch(TempDir);
@@ -26,7 +26,7 @@ impl Scratch {
             None => TempDir::with_prefix("hp-scratch-"),
         };
         let scratch = Scratch(made.context("cannot make a folder for the copy (see --scratch)")?);
-        fill(dir, state, &scratch.dir())?;
+        fill(dir, state, &scratch.dir(), false)?;
         Ok(scratch)
     }
 
@@ -36,12 +36,13 @@ impl Scratch {
     }
 }
 
-/// Copies what the contract in `dir` may look at to the empty folder `to`, and `state` to its state/.
-pub(super) fn fill(dir: &Path, state: Option<&Path>, to: &Path) -> Result<(), Failure> {
+/// Copies what the contract in `dir` may look at to the empty folder `to`, and `state` to its state/. `reversed`: in the
+/// opposite order of names.
+pub(super) fn fill(dir: &Path, state: Option<&Path>, to: &Path, reversed: bool) -> Result<(), Failure> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let entry = entry.with_context(|| format!("cannot list {}", dir.display()))?;
         if !LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
-            copy(&entry.path(), &to.join(entry.file_name()))?;
+            copy(&entry.path(), &to.join(entry.file_name()), reversed)?;
         }
     }
     let into = to.join("state");
@@ -49,14 +50,16 @@ pub(super) fn fill(dir: &Path, state: Option<&Path>, to: &Path) -> Result<(), Fa
         Some(given) => {
             // Not a link to it: the copy is written to.
             let given = given.canonicalize().with_context(|| format!("cannot read {}", given.display()))?;
-            copy(&given, &into)
+            copy(&given, &into, reversed)
         }
         None => Ok(fs::create_dir(&into).with_context(|| format!("cannot create {}", into.display()))?),
     }
 }
 
 /// Copies a file, a folder with everything in it, or a symlink. Sockets and the like are left out.
-pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+///
+/// Files are made in the order of their names, or in the opposite one: how a folder is listed may follow from that.
+pub(super) fn copy(from: &Path, to: &Path, reversed: bool) -> Result<(), Failure> {
     let mut waiting = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = waiting.pop() {
         let copied = (|| -> io::Result<()> {
@@ -69,8 +72,13 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
             }
             if meta.is_dir() {
                 fs::create_dir(&to)?;
-                for entry in fs::read_dir(&from)? {
-                    let entry = entry?;
+                let mut entries = fs::read_dir(&from)?.collect::<io::Result<Vec<_>>>()?;
+                entries.sort_by_key(fs::DirEntry::file_name);
+                // The last one waiting is the next one copied.
+                if !reversed {
+                    entries.reverse();
+                }
+                for entry in entries {
                     waiting.push((entry.path(), to.join(entry.file_name())));
                 }
             }

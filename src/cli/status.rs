@@ -106,6 +106,10 @@ fn text(status: &Value) -> String {
             lines.push((name, format!("ledger {at} of {to} ({percent} %), {per_s} a second, {left}")));
         }
     }
+    let fetching = &status["fetching_state"];
+    if let Some(why) = fetching["why"].as_str() {
+        lines.push(("fetching", format!("{}, because {why}", fetched(fetching))));
+    }
     let missing = missing(status);
     if !missing.is_empty() {
         lines.push(("missing", missing));
@@ -162,6 +166,19 @@ fn kept_by(kept: &Value) -> String {
     format!("{} ({})", word("by"), word("why"))
 }
 
+/// How far the fetching of the state is.
+fn fetched(fetching: &Value) -> String {
+    let count = |key: &str| fetching[key].as_u64().unwrap_or(0);
+    let mb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+    let Some(next) = fetching["next"].as_u64() else { return "the state: no node offers it yet".to_owned() };
+    let of = match count("bytes_total") {
+        0 => format!("the list, {} of {} files", count("entries"), count("entries_total")),
+        total => format!("{} of {} MB ({} %)", mb(count("bytes")), mb(total), 100 * count("bytes") / total),
+    };
+    let rate = mb(fetching["bytes_per_s"].as_f64().unwrap_or(0.0) as u64);
+    format!("the state before ledger {next}: {of} from {} nodes, {rate} MB a second", count("peers"))
+}
+
 /// What keeps the contract from doing more than computing: what is on, and what is off, with the reason.
 fn guards(guards: &Value) -> String {
     let all = guards.as_array().map_or(&[][..], Vec::as_slice);
@@ -185,6 +202,7 @@ fn standing(status: &Value) -> &'static str {
     let is = |key: &str| status[key].as_bool().unwrap_or(false);
     match (is("diverged"), is("split"), is("synced")) {
         (true, ..) => "DIVERGED: differs from the network's",
+        _ if is("diverging") => "DIVERGING: differs from the network's again and again",
         (_, true, _) => "SPLIT: no result has a quorum",
         _ if status["halted"].is_u64() => "HALTED: results differ, and none has a quorum yet",
         (_, _, true) => "in sync",
@@ -242,6 +260,13 @@ liar      cc sent a false certificate (1 times)
 ALERT     look
 ";
         assert_eq!(text(&status), expected);
+        let fetching = json!({ "synced": false, "fetching_state": {
+            "why": "state/ was changed or damaged", "next": 9, "peers": 3, "bytes": 500_000_000, "bytes_total": 1_000_000_000,
+            "entries": 7, "entries_total": 7, "bytes_per_s": 81_000_000.0,
+        }});
+        assert!(text(&fetching).contains(
+            "the state before ledger 9: 500.0 of 1000.0 MB (50 %) from 3 nodes, 81.0 MB a second, because state/ was"
+        ));
         let diverged = json!({ "diverged": true, "state_root": "12" });
         assert!(text(&diverged).contains("state     12, DIVERGED"));
     }

@@ -70,6 +70,19 @@ pub enum Event {
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
     /// at once.
     Loaded(Vec<(ClosedLedger, Vec<Input>)>),
+    /// `state/` is not what my last run left, and nothing here leads back to that: somebody changed it. What was to be run
+    /// was not, and will not be before [`Event::Synced`].
+    StateLost,
+    /// Answers [`Effect::SyncState`]: the state after the ledger of this result, which the next header tells, is on disk.
+    /// With the users and the UNL as that ledger left them. `from` is that of the effect answered.
+    Synced {
+        /// The agreed result of the ledger after which the state is.
+        result: Box<ExecResult>,
+        /// Users of that ledger.
+        users: BTreeSet<UserKey>,
+        /// The UNL that it fixed, ascending.
+        unl: Vec<NodeKey>,
+    },
     /// A link to a node is usable.
     LinkUp(NodeKey),
     /// It is not any more.
@@ -185,12 +198,20 @@ pub enum Effect {
     /// The run of this ledger is agreed on and mine is the same: hand its outputs to the users. Without signatures where
     /// the next ledger, which is stored, said what was agreed.
     Deliver(Box<ResultCert>),
-    /// My run led to something else than the quorum's. No further run, and no result, comes from this node.
+    /// My run led to something else than the quorum's. `SyncState` follows.
     Diverged {
         /// Mine.
         mine: Box<ExecResult>,
         /// The quorum's.
         agreed: Box<ExecResult>,
+    },
+    /// My state is none to run ledgers on. Fetch the agreed one from before the run of this ledger, or of a later one that
+    /// is closed here; [`Event::Synced`] answers. What was to be run is not any more. Until then no run is handed out.
+    SyncState {
+        /// The first ledger of which that state will do.
+        from: Seq,
+        /// Why.
+        why: Lost,
     },
     /// Not all members say the same about the run of the last ledger: what each of them says so far. A quorum may agree
     /// on one of these all the same.
@@ -217,6 +238,17 @@ pub enum Effect {
         /// The oldest ledger that any of them keeps.
         oldest: Seq,
     },
+}
+
+/// Why a node has no state to run ledgers on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// Its run led to something else than the quorum's.
+    Diverged,
+    /// `state/` was changed, or damaged.
+    Damaged,
+    /// So many ledgers wait for their run that fetching the state is quicker.
+    Behind,
 }
 
 /// Names an input that a user of this node sent, or may have sent.
@@ -303,8 +335,10 @@ pub struct Summary {
     pub overtimes: usize,
     /// The last ledger that the network has closed, as far as this node knows; its own last one when it is in sync.
     pub network_seq: Seq,
-    /// Whether this node's state is the agreed one.
+    /// Whether this node has all ledgers that are closed, and a state to run them on.
     pub synced: bool,
+    /// Whether it has such a state: false while it is being fetched.
+    pub has_state: bool,
     /// Whether no result can reach a quorum.
     pub split: bool,
     /// State root after the last run.

@@ -392,6 +392,8 @@ fn ledgers_are_closed_however_many_wait_for_their_run_and_a_bounded_number_waits
         assert!(bench.core.runs.len() <= EXECUTIONS_MAX, "{}", bench.core.runs.len());
     }
     assert_eq!((bench.core.summary().seq, bench.core.summary().unexecuted), (count, count));
+    // Alone it has to run them all: there is nobody to fetch the state from.
+    bench.on(Event::LinkDown(key(2)));
     while let Some(next) = waiting.pop_front() {
         run += 1;
         assert_eq!(next.header.seq, run);
@@ -401,6 +403,48 @@ fn ledgers_are_closed_however_many_wait_for_their_run_and_a_bounded_number_waits
         assert!(bench.core.mine.len() + bench.core.agreed.len() <= 2 * EXECUTIONS_MAX);
     }
     assert_eq!((run, bench.core.summary().unexecuted, loads > 2), (count, 0, true));
+}
+
+#[test]
+fn when_too_many_runs_wait_the_state_is_fetched_and_nothing_is_signed_of_what_was_not_run() {
+    let mut bench = Bench::new(&[2], 80);
+    let mut journal = Journal::new(bench.core.genesis.clone());
+    let last = 2 * SYNC_LEDGERS_MIN;
+    let mut first = None;
+    for _ in 0..last {
+        for effect in bench.close_next() {
+            match effect {
+                Effect::Persist(record) => journal.apply(record, 65_536),
+                Effect::Execute(run) => first = Some(run),
+                _ => {}
+            }
+        }
+    }
+    let first = first.expect("handed out");
+    let effects = bench.on(Event::ExecDone(result_of(1, first.hash)));
+    let syncs = |effect: &Effect| matches!(effect, Effect::SyncState { from, why: Lost::Behind } if *from > last / 2);
+    assert_eq!((count(&effects, syncs), count(&effects, |it| matches!(it, Effect::Execute(_)))), (1, 0));
+    assert!(!bench.core.summary().has_state && bench.core.summary().unexecuted == last - 1);
+    for effect in effects {
+        if let Effect::Persist(record) = effect {
+            journal.apply(record, 65_536);
+        }
+    }
+    // What was on its way comes too late.
+    assert_eq!(bench.on(Event::ExecDone(result_of(2, Hash::ZERO))), []);
+    bench.on(Event::Loaded(journal.load(2).to_vec()));
+    let agreed = journal.unexecuted.last().expect("the last").0.candidate.header.result.clone();
+    journal.apply(Record::Synced(Box::new(agreed.clone())), 65_536);
+    let (users, unl) = (journal.executed_users.clone(), journal.executed_unl.clone());
+    let effects = bench.on(Event::Synced { result: Box::new(agreed.clone()), users, unl });
+    let persisted = |it: &Effect| *it == Effect::Persist(Record::Synced(Box::new(agreed.clone())));
+    let is_result = |it: &Effect| matches!(it, Effect::Broadcast(Message::Result(_)));
+    assert_eq!((count(&effects, persisted), count(&effects, is_result)), (1, 0));
+    let loaded = bench.on(Event::Loaded(journal.load(last).to_vec()));
+    let runs = |it: &Effect| matches!(it, Effect::Execute(run) if run.header.seq == last);
+    assert_eq!(count(&loaded, runs), 1, "the last is run on top");
+    // A process that begins there goes on there.
+    assert_eq!((journal.state_root(), journal.unexecuted.len()), (agreed.state_root, 1));
 }
 
 #[test]

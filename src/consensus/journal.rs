@@ -39,6 +39,9 @@ pub enum Record {
     Adopted(Box<ExecResult>),
     /// What my operator votes for, `None` when the vote is withdrawn or has done its work.
     UnlVote(Option<UnlChange>),
+    /// The agreed result of a ledger that is not the last one, and not older than that of my last result: the state after
+    /// it was fetched from others and is on disk. The ledgers up to it are not run here any more.
+    Synced(Box<ExecResult>),
 }
 
 /// Everything durable, as one value.
@@ -79,6 +82,8 @@ pub struct Journal {
     pub result: Option<Signed<ExecResult>>,
     /// The agreed result of the same ledger, where mine was another and the state is the agreed one's.
     pub adopted: Option<ExecResult>,
+    /// The agreed result of the ledger after which the state was fetched, while I have none of a later one.
+    pub synced: Option<ExecResult>,
     /// The ledger of my last result and its inputs, where the result is that its time was up: it is run after all when
     /// a quorum says otherwise.
     pub limited: Option<(ClosedLedger, Vec<Input>)>,
@@ -113,14 +118,16 @@ impl Journal {
             executed_unl: unl,
             result: None,
             adopted: None,
+            synced: None,
             limited: None,
             overtime: None,
         }
     }
 
-    /// What my last run led to: my result of it, unless a quorum decided otherwise.
+    /// What my last run led to: my result of it, unless a quorum decided otherwise. Or what the run led to after which I
+    /// fetched the state.
     pub fn outcome(&self) -> Option<&ExecResult> {
-        self.adopted.as_ref().or(self.result.as_ref().map(|result| &result.body))
+        self.synced.as_ref().or(self.adopted.as_ref()).or(self.result.as_ref().map(|result| &result.body))
     }
 
     /// Root of the state after my last run; what a run that was cut left is not in it.
@@ -130,7 +137,7 @@ impl Journal {
 
     /// Whether state/ may be what a run left that does not count, and is to be put back before anything else.
     pub fn may_need_rollback(&self) -> bool {
-        !self.unexecuted.is_empty() || self.outcome().is_some_and(is_time_up)
+        !self.unexecuted.is_empty() || self.synced.is_none() && self.outcome().is_some_and(is_time_up)
     }
 
     /// Sequence number of the last closed ledger.
@@ -194,7 +201,7 @@ impl Journal {
                 self.executed_users = closed.candidate.users_after(&self.executed_users);
                 self.executed_unl = closed.candidate.unl_after(&self.executed_unl);
                 self.limited = is_time_up(&result.body).then_some((closed, inputs));
-                self.adopted = None;
+                (self.adopted, self.synced) = (None, None);
                 self.result = Some(*result);
             }
             Record::Overtime(overtime) => {
@@ -209,7 +216,24 @@ impl Journal {
                 self.adopted = Some(*result);
             }
             Record::UnlVote(vote) => self.unl_vote = vote,
+            Record::Synced(result) => self.sync(*result),
         }
+    }
+
+    fn sync(&mut self, result: ExecResult) {
+        let mine = self.outcome().map_or(0, |mine| mine.of_seq);
+        assert!(
+            (mine..self.seq()).contains(&result.of_seq),
+            "a state is fetched of a ledger not yet run, and not the last"
+        );
+        let is_before = |(closed, _): &(ClosedLedger, _)| closed.candidate.header.seq <= result.of_seq;
+        let run = self.unexecuted.iter().take_while(|ledger| is_before(ledger)).count();
+        for (closed, _) in self.unexecuted.drain(..run) {
+            self.executed_users = closed.candidate.users_after(&self.executed_users);
+            self.executed_unl = closed.candidate.unl_after(&self.executed_unl);
+        }
+        (self.adopted, self.limited) = (None, None);
+        self.synced = Some(result);
     }
 
     fn close(&mut self, closed: ClosedLedger, input_window: u64) {

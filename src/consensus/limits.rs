@@ -1,6 +1,6 @@
 //! Named bounds: what each is of, and what happens at it.
 
-use crate::types::Attempt;
+use crate::types::{Attempt, Seq};
 
 /// Inputs in one ledger, and ids in one NOVEL. More wait for the next.
 pub const INPUTS_MAX: usize = 16_384;
@@ -30,6 +30,11 @@ pub(super) const TOLD_BYTES_MAX: usize = 4 << 20;
 pub const EXECUTIONS_MAX: usize = 64;
 /// Payload bytes of the same. One ledger may be over it.
 pub const EXECUTIONS_BYTES_MAX: usize = 32 << 20;
+/// Closed ledgers waiting for their run past which the state from before a recent one is fetched from others instead of
+/// running them, once no further ledgers lack.
+pub const SYNC_LEDGERS_MIN: Seq = EXECUTIONS_MAX as Seq;
+/// Ledgers whose runs are still waiting after that, at most, when the state is fetched.
+pub(super) const SYNC_LEDGERS_LEFT: Seq = SYNC_LEDGERS_MIN / 2;
 /// Ledgers that are loaded at once for their runs.
 pub const LOADED_LEDGERS_MAX: usize = EXECUTIONS_MAX / 2;
 /// Payload bytes with which loading ends; the last ledger may be over it.
@@ -38,6 +43,10 @@ pub const LOADED_BYTES_MAX: usize = EXECUTIONS_BYTES_MAX / 2;
 pub const RANGE_LEDGERS_MAX: usize = 64;
 /// Bytes of one RANGE. A first ledger that is larger is sent alone, with such inputs as still fit.
 pub const RANGE_BYTES_MAX: usize = 1 << 20;
+/// Hashes in one request for blocks of the contract's state.
+pub const STATE_BLOCKS_MAX: usize = 64;
+/// Bytes of the blocks in one answer. Further ones are left out, and asked for again.
+pub const STATE_PART_BYTES_MAX: usize = 256 << 10;
 /// Peers asked for closed ledgers at a time, one RANGE each; and so, how far ahead of the last closed ledger others wait.
 pub(super) const RANGES_MAX: usize = 4;
 /// How long a peer has to answer a GET for closed ledgers before another is asked; twice as long each time it did not.

@@ -338,6 +338,82 @@ pub struct Range {
     pub inputs: Vec<Input>,
 }
 
+/// A request for a part of the contract's state, to a node that offered it.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StateGet {
+    /// The answer has the same.
+    pub id: u64,
+    /// The root that the receiver offered; anything when an offer is asked for.
+    pub root: Hash,
+    /// What.
+    pub want: StateWant,
+}
+
+/// What of a state.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum StateWant {
+    /// Which state the receiver has, and keeps readable for a while: the one before the run of this ledger, or of a later
+    /// one.
+    Offer(Seq),
+    /// The nodes 12 levels below a node of the tree over the leaves.
+    Nodes {
+        /// Levels of that node above the leaves: 18 or 30.
+        height: u32,
+        /// Its place in its level.
+        index: u64,
+    },
+    /// The leaves below a node 6 levels above them.
+    Leaves {
+        /// Its place in its level.
+        index: u64,
+    },
+    /// The nodes 12 levels below a node of the tree over a file's blocks, or the hashes of the blocks.
+    Hashes {
+        /// The root of that tree.
+        file: Hash,
+        /// Levels of that node above the blocks: 12 or 24.
+        height: u32,
+        /// Its place in its level.
+        index: u64,
+    },
+    /// Blocks, and targets of symlinks, by their hash; at most [`super::STATE_BLOCKS_MAX`].
+    Blocks(Vec<Hash>),
+}
+
+/// The answer to a [`StateGet`].
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StatePart {
+    /// As in the request.
+    pub id: u64,
+    /// What was asked for.
+    pub body: StateBody,
+}
+
+/// A part of a state.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum StateBody {
+    /// The sender has nothing of the kind, or not any more, or answers others now.
+    Nothing,
+    /// The state that the sender keeps readable.
+    Offer {
+        /// It is the one before the run of this ledger.
+        next: Seq,
+        /// Its root.
+        root: Hash,
+        /// Files, folders and symlinks.
+        entries: u64,
+        /// Bytes of all files.
+        bytes: u64,
+    },
+    /// Nodes of a tree, in their order.
+    Hashes(Vec<Hash>),
+    /// What is hashed to make each leaf, in their order: borsh (path, kind, executable, size, root).
+    Leaves(Vec<Vec<u8>>),
+    /// Blocks in the order asked for; one that the sender lacks, or that had no room, is empty. At most
+    /// [`super::STATE_PART_BYTES_MAX`] in all.
+    Blocks(Vec<Vec<u8>>),
+}
+
 /// Two different messages of one signer in one slot. Encoded, so that evidence cannot nest evidence.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Evidence {
@@ -402,6 +478,10 @@ pub enum Message {
     Range(Box<Range>),
     /// Answer to [`Get::Piece`]: what was asked for, and what there is of it.
     Piece(Box<(PieceRef, Piece)>),
+    /// Request for a part of the contract's state.
+    StateGet(StateGet),
+    /// Its answer.
+    StatePart(StatePart),
 }
 
 impl Message {
@@ -428,6 +508,8 @@ impl Message {
             Message::Evidence(_) => "EVIDENCE",
             Message::Range(_) => "RANGE",
             Message::Piece(_) => "PIECE",
+            Message::StateGet(_) => "STATE_GET",
+            Message::StatePart(_) => "STATE_PART",
         }
     }
 

@@ -160,7 +160,7 @@ impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
         let state_root = journal.state_root();
-        let executed = journal.result.as_ref().map_or(0, |result| result.body.of_seq);
+        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
         let genesis = journal.genesis;
         let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
@@ -170,7 +170,7 @@ impl Consensus {
             Some(closed) => Tip::of(&closed.candidate.header),
         };
         let last = LastRun {
-            result: journal.result,
+            result: journal.result.filter(|_| journal.synced.is_none()),
             adopted: journal.adopted,
             limited: journal.limited,
             overtime: journal.overtime,
@@ -267,6 +267,8 @@ impl Consensus {
             Event::Overtime(run) => self.cut_short(run),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::Range(from, range) => self.on_range(from, range),
+            Event::StateLost => self.state_lost(),
+            Event::Synced { result, users, unl } => self.synced(*result, users, unl),
             Event::LinkUp(peer) => self.link_up(peer),
             Event::LinkDown(peer) => {
                 self.links.remove(&peer);
@@ -358,6 +360,7 @@ impl Consensus {
             overtimes: if self.result_cert().is_none() { self.overtimes.len() } else { 0 },
             network_seq: self.tip.seq.max(self.best_peer_tip()),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
+            has_state: self.trusted,
             split: self.split,
             state_root: self.state_root,
             unl_vote: self.unl_vote,

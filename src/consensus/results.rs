@@ -6,10 +6,10 @@ use std::{
 };
 
 use super::{
-    Consensus, Effect, Execution,
+    Consensus, Effect, Execution, Lost,
     header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
     journal::{Record, is_time_up},
-    limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX},
+    limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX, SYNC_LEDGERS_LEFT, SYNC_LEDGERS_MIN},
     messages::{Message, Overtime, ResultCert, Scope, Signed},
     mutation::mutated,
     overtime::Verdict,
@@ -73,6 +73,11 @@ impl Runs {
             unl,
             loading: false,
         }
+    }
+
+    /// Whether nothing of a run that was handed out is undecided.
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && self.cut.is_none() && self.again.is_none()
     }
 
     fn push(&mut self, candidate: Candidate, inputs: Vec<Input>) {
@@ -256,13 +261,48 @@ impl Consensus {
     }
 
     pub(super) fn diverge(&mut self, mine: ExecResult, agreed: ExecResult) {
-        if std::mem::replace(&mut self.trusted, false) {
-            self.agreed.clear();
-            self.mine.clear();
-            self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
-            (self.limited, self.redo) = (None, None);
+        if self.trusted {
+            let from = agreed.of_seq + 1;
             self.effects.push(Effect::Diverged { mine: Box::new(mine), agreed: Box::new(agreed) });
+            self.lose_state(from, Lost::Diverged);
         }
+    }
+
+    /// There is no state to run ledgers on: one from before the run of `from`, or of a later ledger, is to be fetched.
+    fn lose_state(&mut self, from: Seq, why: Lost) {
+        self.trusted = false;
+        self.agreed.clear();
+        self.mine.clear();
+        self.runs = Runs::after(self.executed, BTreeSet::new(), Vec::new());
+        (self.limited, self.redo) = (None, None);
+        self.effects.push(Effect::SyncState { from, why });
+    }
+
+    /// The state on disk is none that a run left. What I have signed was right, as far as I know.
+    pub(super) fn state_lost(&mut self) {
+        if self.trusted {
+            self.lose_state(self.executed + 1, Lost::Damaged);
+        }
+    }
+
+    /// The agreed state after the ledger of this result was fetched and is on disk. It is vouched for by those who agreed
+    /// on it; I sign what my own runs on top of it lead to.
+    pub(super) fn synced(&mut self, result: ExecResult, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) {
+        assert!(!self.trusted, "a state is fetched when it is asked for");
+        let seq = result.of_seq;
+        assert!((self.executed..self.tip.seq).contains(&seq), "of a ledger with a next one, that was not run before");
+        (self.executed, self.settled, self.state_root) = (seq, seq, result.state_root);
+        self.runs = Runs::after(seq, users, unl);
+        self.trusted = true;
+        self.effects.push(Effect::Persist(Record::Synced(Box::new(result))));
+    }
+
+    /// Whether so many ledgers wait that fetching the state is quicker than running them: once none lacks any more, and
+    /// somebody is linked who can have it.
+    fn is_too_slow(&self) -> bool {
+        self.tip.seq - self.executed > SYNC_LEDGERS_MIN
+            && self.tip.seq + 1 >= self.best_peer_tip()
+            && self.links.iter().any(|peer| self.is_member(peer))
     }
 
     pub(super) fn look_for_split(&mut self) {
@@ -341,10 +381,11 @@ impl Consensus {
 
     /// The database has read them.
     pub(super) fn loaded(&mut self, ledgers: Vec<(ClosedLedger, Vec<Input>)>) {
+        assert!(!ledgers.is_empty(), "a closed ledger is in the database until it was run");
         // What was asked for before this node's state was found to be another is of no use.
-        if self.trusted {
-            assert!(std::mem::take(&mut self.runs.loading), "ledgers are loaded when they were asked for");
-            assert!(!ledgers.is_empty(), "a closed ledger is in the database until it was run");
+        let first = ledgers.first().map(|(closed, _)| closed.candidate.header.seq);
+        if self.trusted && self.runs.loading && first == Some(self.runs.last + 1) {
+            self.runs.loading = false;
             self.queue_runs(ledgers);
         }
     }
@@ -368,6 +409,9 @@ impl Consensus {
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
+        if self.runs.is_idle() && self.is_too_slow() {
+            return self.lose_state(self.tip.seq - SYNC_LEDGERS_LEFT, Lost::Behind);
+        }
         let Some(mut run) = self.runs.next() else { return };
         let seq = run.header.seq;
         let verdict = self.verdict(seq);
@@ -391,7 +435,7 @@ impl Consensus {
 
     /// Closed ledgers not run yet.
     pub(super) fn unexecuted(&self) -> Seq {
-        if self.trusted { self.tip.seq - self.executed } else { 0 }
+        self.tip.seq - self.executed
     }
 }
 

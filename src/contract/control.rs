@@ -177,11 +177,11 @@ impl Line {
         Ok(self.fill(&mut body)?.then_some(body))
     }
 
-    /// Receives the descriptors that the header announced. `Some(true)` when they are `FIRST_FD` and the numbers after
+    /// Receives the descriptors that the header announced. `Some(true)` when they are `first` and the numbers after
     /// it, which they are whenever all numbers below are taken and those above are free. `None`: supervisor gone.
-    pub(super) fn descriptors(&self, header: Header) -> io::Result<Option<bool>> {
+    pub(super) fn descriptors(&self, header: Header, first: RawFd) -> io::Result<Option<bool>> {
         let mut in_place = true;
-        let (mut next, mut left) = (FIRST_FD, header.fds as usize);
+        let (mut next, mut left) = (first, header.fds as usize);
         let mut space = nix::cmsg_space!([RawFd; FD_BATCH]);
         while left > 0 {
             let batch = left.min(FD_BATCH);

@@ -30,6 +30,8 @@ pub struct Containment {
     pub env: Vec<(String, String)>,
     /// Whether it may use the network.
     pub network: bool,
+    /// Whether its runs get namespaces, in which process numbers are always alike.
+    pub namespaces: bool,
     /// Files and folders that it may read beside the system's and its own.
     pub read: Vec<PathBuf>,
     /// Files and folders that it must not read, beside [`HIDDEN`].
@@ -206,7 +208,8 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
     };
     let calls = calls::target().map(|_| Calls { network: wanted.network, own_ipc: true });
     let hide = secrets.iter().map(|path| bytes(path)).collect();
-    let space = Some(super::space::Space { hide, network: wanted.network, own_proc: true });
+    let space = super::space::Space { hide, network: wanted.network, own_proc: true };
+    let space = Some(space).filter(|_| wanted.namespaces);
     let capabilities = nix::unistd::geteuid().is_root();
     if !capabilities {
         off.push((Name::Capabilities, "not needed: the node is not root".to_owned()));

@@ -33,7 +33,9 @@ use super::{
     control::{Exit, FIRST_FD, Header, Line, Reply, Request, Step},
     guards::Guards,
     limits::raise_nofile_limit,
-    spawn, tmp,
+    spawn,
+    surroundings::Surroundings,
+    tmp,
 };
 
 /// First argument that makes `hp` a launcher. Not for people.
@@ -43,7 +45,12 @@ pub const LAUNCHER_ARG: &str = "__launcher";
 ///
 /// The socket to the supervisor is standard input. Ends with the supervisor, and takes the running contract with it.
 pub fn launcher_main() -> ! {
-    let code = match Resident::new().and_then(|mut resident| resident.serve()) {
+    let (surroundings, is_try) = Surroundings::of_args(std::env::args_os().skip(2));
+    let done = match is_try {
+        true => surroundings.enter(),
+        false => Resident::new(surroundings).and_then(|mut resident| resident.serve()),
+    };
+    let code = match done {
         Ok(()) => 0,
         Err(error) => {
             // Stderr is the supervisor's, and may be closed.
@@ -80,6 +87,8 @@ static ALONE: AtomicBool = AtomicBool::new(false);
 struct Resident {
     line: Line,
     child_pipe: File,
+    /// The contract's first descriptor after stderr; below it are the launcher's own.
+    first_fd: RawFd,
     /// Processes of this user when the launcher started; see `Limits::processes`.
     processes_before: u64,
     /// The filter that the last run had, which is usually that of the next.
@@ -100,11 +109,12 @@ impl Drop for Resident {
 }
 
 impl Resident {
-    fn new() -> io::Result<Resident> {
+    fn new(surroundings: Surroundings) -> io::Result<Resident> {
         // A ctrl-c in the supervisor's terminal is for the supervisor, which then ends the run in its own order.
         let _ = unistd::setsid();
         spawn::become_subreaper()?;
         umask(Mode::from_bits_truncate(0o022));
+        surroundings.enter()?;
         raise_nofile_limit();
         spawn::close_from(3);
         let line = Line(high_copy(io::stdin().as_fd())?);
@@ -126,13 +136,15 @@ impl Resident {
             unsafe { signal::sigaction(signal, &ignore) }?;
         }
         signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        // With every number below FIRST_FD taken, received descriptors land where the contract expects them.
-        while null.as_fd().try_clone_to_owned()?.into_raw_fd() < FIRST_FD {}
+        let first_fd = surroundings.first_fd();
+        // With every number below it taken, received descriptors land where the contract expects them.
+        while null.as_fd().try_clone_to_owned()?.into_raw_fd() < first_fd {}
         let _ = null.into_raw_fd();
-        spawn::close_from(FIRST_FD as u32);
+        spawn::close_from(first_fd as u32);
         Ok(Resident {
             line,
             child_pipe: File::from(read),
+            first_fd,
             processes_before: processes_of_user(),
             #[cfg(target_os = "linux")]
             filter: None,
@@ -150,7 +162,7 @@ impl Resident {
                 continue; // the run it meant had just ended
             }
             let Some(body) = self.line.body(header)? else { break };
-            let Some(in_place) = self.line.descriptors(header)? else { break };
+            let Some(in_place) = self.line.descriptors(header, self.first_fd)? else { break };
             let request: Request = borsh::from_slice(&body)?;
             #[cfg(target_os = "linux")]
             if in_place && let Some(space) = request.guards.space.clone() {
@@ -162,7 +174,7 @@ impl Resident {
             }
             let started =
                 if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
-            spawn::close_from(FIRST_FD as u32);
+            spawn::close_from(self.first_fd as u32);
             let reply = match started {
                 Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
                 Ok(main) => match self.watch(main)? {
@@ -183,7 +195,7 @@ impl Resident {
     #[cfg(target_os = "linux")]
     fn run_apart(&mut self, request: &Request, space: &space::Space, fds: u32) -> io::Result<Option<Reply>> {
         let ended = self.fork_apart(request, space, fds);
-        spawn::close_from(FIRST_FD as u32);
+        spawn::close_from(self.first_fd as u32);
         let reply = match ended {
             Err((step, errno)) => Some(Reply::NotStarted { step, errno: errno as i32 }),
             Ok(first) => {
@@ -272,7 +284,7 @@ impl Resident {
         }
         ALONE.store(true, Ordering::Relaxed);
         let started = self.prepare_place(request, space).and_then(|()| self.start(request, fds));
-        spawn::close_from(FIRST_FD as u32);
+        spawn::close_from(self.first_fd as u32);
         let reply = match started {
             Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
             Ok(main) => match self.watch(main) {
@@ -312,7 +324,7 @@ impl Resident {
         let text = |bytes: &Vec<u8>| CString::new(bytes.as_slice()).map_err(|_| (Step::Text, Errno::EINVAL));
         let texts = |list: &Vec<Vec<u8>>| list.iter().map(text).collect::<Result<Vec<_>, _>>();
         // The last three are stdin, stdout and stderr.
-        let std_fds = FIRST_FD + fds.saturating_sub(3) as RawFd;
+        let std_fds = self.first_fd + fds.saturating_sub(3) as RawFd;
         let mount = match request.mount.as_ref().filter(|_| !ALONE.load(Ordering::Relaxed)) {
             Some((target, options)) => Some(spawn::Mount::new(text(target)?, text(options)?)),
             None => None,
@@ -325,6 +337,7 @@ impl Resident {
             argv: texts(&request.argv)?,
             env: texts(&request.env)?,
             dir: text(&request.dir)?,
+            first_fd: self.first_fd,
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
             limits: request.limits.to_set(self.processes_before),
             mount,

@@ -5,9 +5,10 @@
 //!
 //! In reading order: [`fdlist`], [`npl`] and [`request`] (pure), `run.rs` (one run) with `pipes.rs` and `sinks.rs`,
 //! `supervisor.rs` (the handle), `orphans.rs` (what a killed launcher leaves), `launcher.rs` (the resident process),
-//! `control.rs` (what the two say to each other), `spawn.rs` (system calls), `limits.rs`, `log.rs`; and what keeps a
-//! contract in its place: [`guards`] (which, and whether they work here), `readable.rs` and `files.rs` (what it may read
-//! and write), `calls.rs` (what it may ask of the system), `space.rs` (namespaces), `tmp.rs`.
+//! `control.rs` (what the two say to each other), `spawn.rs` (system calls), `limits.rs`, `log.rs`; what keeps a contract
+//! in its place: [`guards`] (which, and whether they work here), `readable.rs` and `files.rs` (what it may read and
+//! write), `calls.rs` (what it may ask of the system), `space.rs` (namespaces), `tmp.rs`; and `surroundings.rs` (other
+//! ones than a node's, for `hp check`).
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -41,6 +42,7 @@ mod sinks;
 mod space;
 mod spawn;
 mod supervisor;
+mod surroundings;
 mod tmp;
 
 pub use control::Step;
@@ -50,6 +52,7 @@ pub use limits::{Limits, raise_nofile_limit};
 pub use orphans::adopt_orphans;
 pub use run::stdin_of;
 pub use supervisor::{LaunchError, Launcher};
+pub use surroundings::Surroundings;
 
 /// All that one run needs.
 #[derive(Debug, Clone)]

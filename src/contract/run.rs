@@ -35,7 +35,9 @@ use super::{
 use crate::types::{LimitKind, Status};
 
 /// Descriptors of every run, as the contract sees them; those of users follow.
-const RUN_FDS: RunFds = RunFds { npl: [FIRST_FD, FIRST_FD + 1], control: FIRST_FD + 2 };
+const fn run_fds(first: RawFd) -> RunFds {
+    RunFds { npl: [first, first + 1], control: first + 2 }
+}
 
 /// Bytes of peers' messages waiting for a contract that does not read them. Past it no more are taken out of
 /// [`NplPort::incoming`], so that it fills up; at the end of the window what waits there is dropped.
@@ -66,7 +68,7 @@ pub(super) async fn run(
     let channel = connection.channel()?;
     let mut sinks = Sinks::new(&spec, log);
     // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
-    let start = timeout(START_TIME_MAX, start(&channel, &spec, kept, &mut sinks));
+    let start = timeout(START_TIME_MAX, start(&channel, &spec, (kept, connection.first_fd), &mut sinks));
     let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
     let moving = pump(&channel, &spec, npl, pumps, &mut sinks, started);
     let (reply, overtime) = tokio::select! {
@@ -147,9 +149,14 @@ fn refused(spec: &RunSpec, kept: &Kept, step: Step, errno: i32) -> Result<Status
 }
 
 /// Makes all pipes, hands their other ends over, and so starts the contract.
-async fn start(channel: &Channel<'_>, spec: &RunSpec, kept: &Kept, sinks: &mut Sinks) -> Result<Pumps, LaunchError> {
+async fn start(
+    channel: &Channel<'_>,
+    spec: &RunSpec,
+    (kept, first_fd): (&Kept, RawFd),
+    sinks: &mut Sinks,
+) -> Result<Pumps, LaunchError> {
     let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
-    let (json, users) = fdlist_of(spec, user_fds(spec)).await;
+    let (json, users) = fdlist_of(spec, first_fd).await;
     channel.request(&request(spec, kept), 6 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
@@ -208,9 +215,9 @@ async fn start(channel: &Channel<'_>, spec: &RunSpec, kept: &Kept, sinks: &mut S
 }
 
 /// The descriptors of each user, by position.
-fn user_fds(spec: &RunSpec) -> Vec<UserFds> {
+fn user_fds(spec: &RunSpec, fds: RunFds) -> Vec<UserFds> {
     let mut keys = BTreeSet::new();
-    let numbered = spec.users.iter().zip((RUN_FDS.control + 1..).step_by(2));
+    let numbered = spec.users.iter().zip((fds.control + 1..).step_by(2));
     let fds = numbered.map(|(user, input)| {
         assert!(keys.insert(user.key), "a ledger lists each user once");
         let auth = user.inputs.iter().any(|input| !input.is_empty()).then_some(user.auth);
@@ -221,16 +228,19 @@ fn user_fds(spec: &RunSpec) -> Vec<UserFds> {
 
 /// What the contract of this run reads from its stdin.
 pub fn stdin_of(spec: &RunSpec) -> Vec<u8> {
-    fdlist::to_json(&spec.facts, RUN_FDS, &user_fds(spec))
+    let fds = run_fds(FIRST_FD);
+    fdlist::to_json(&spec.facts, fds, &user_fds(spec, fds))
 }
 
 /// The text for stdin. That of a great many users takes too long for this thread.
-async fn fdlist_of(spec: &RunSpec, users: Vec<UserFds>) -> (Vec<u8>, Vec<UserFds>) {
+async fn fdlist_of(spec: &RunSpec, first_fd: RawFd) -> (Vec<u8>, Vec<UserFds>) {
+    let fds = run_fds(first_fd);
+    let users = user_fds(spec, fds);
     if users.len() <= PIPES_A_TURN {
-        return (fdlist::to_json(&spec.facts, RUN_FDS, &users), users);
+        return (fdlist::to_json(&spec.facts, fds, &users), users);
     }
     let facts = spec.facts.clone();
-    let made = tokio::task::spawn_blocking(move || (fdlist::to_json(&facts, RUN_FDS, &users), users));
+    let made = tokio::task::spawn_blocking(move || (fdlist::to_json(&facts, fds, &users), users));
     made.await.expect("making text does not panic")
 }
 

@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::control::{Exit, FIRST_FD, Step};
+use super::control::{Exit, Step};
 
 /// All that a child needs, made before it exists: in the child nothing may allocate.
 pub(super) struct Program {
@@ -20,6 +20,8 @@ pub(super) struct Program {
     pub(super) argv: Vec<CString>,
     pub(super) env: Vec<CString>,
     pub(super) dir: CString,
+    /// The program's first descriptor after stderr; those between are closed.
+    pub(super) first_fd: RawFd,
     /// These become stdin, stdout and stderr; they and all higher descriptors are closed.
     pub(super) std_fds: [RawFd; 3],
     pub(super) limits: Vec<(Resource, u64, u64)>,
@@ -205,7 +207,7 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
         return (step, errno);
     }
     close_from(program.std_fds[0] as u32);
-    close_range(3, FIRST_FD as u32 - 1);
+    close_range(3, program.first_fd as u32 - 1);
     reset_signals();
     #[cfg(target_os = "linux")]
     if let Err((step, errno)) = confine_calls(&program.guards) {

@@ -32,6 +32,7 @@ use super::{
     limits::OsLimits,
     log::LogQueue,
     orphans, run,
+    surroundings::Surroundings,
 };
 
 /// How long killing everything a run started may take. Only a process that hangs in the kernel takes longer; the run
@@ -116,6 +117,7 @@ pub struct Launcher(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     exe: PathBuf,
+    surroundings: Surroundings,
     /// Empty while a run has it, and after a run failed or was dropped.
     idle: Mutex<Option<Connection>>,
     /// Launchers that are not yet gone.
@@ -128,12 +130,18 @@ struct Inner {
 impl Launcher {
     /// Starts the resident process: `exe` with [`LAUNCHER_ARG`], which must call [`launcher_main`](super::launcher_main).
     pub fn start(exe: &Path) -> Result<Launcher, LaunchError> {
+        Launcher::start_in(exe, Surroundings::default())
+    }
+
+    /// The same in other surroundings. Where they cannot be entered every run fails: see [`Surroundings::probe`].
+    pub fn start_in(exe: &Path, surroundings: Surroundings) -> Result<Launcher, LaunchError> {
         let alive = Arc::new(watch::Sender::new(0));
         let failed = |source| LaunchError::Launcher { exe: exe.to_owned(), source };
-        let first = Connection::start(exe, &alive).map_err(failed)?;
+        let first = Connection::start(exe, surroundings, &alive).map_err(failed)?;
         let log = LogQueue::start().map_err(failed)?;
         Ok(Launcher(Arc::new(Inner {
             exe: exe.to_owned(),
+            surroundings,
             idle: Mutex::new(Some(first)),
             alive,
             log,
@@ -248,7 +256,8 @@ impl Launcher {
     async fn connect(&self) -> Result<Connection, LaunchError> {
         self.all_gone().await?;
         let exe = &self.0.exe;
-        Connection::start(exe, &self.0.alive).map_err(|source| LaunchError::Launcher { exe: exe.clone(), source })
+        Connection::start(exe, self.0.surroundings, &self.0.alive)
+            .map_err(|source| LaunchError::Launcher { exe: exe.clone(), source })
     }
 
     async fn all_gone(&self) -> Result<(), LaunchError> {
@@ -265,10 +274,12 @@ impl Launcher {
 pub(super) struct Connection {
     socket: Option<OwnedFd>,
     resident: Option<Resident>,
+    /// The contract's first descriptor after stderr.
+    pub(super) first_fd: RawFd,
 }
 
 impl Connection {
-    fn start(exe: &Path, alive: &Arc<watch::Sender<usize>>) -> io::Result<Connection> {
+    fn start(exe: &Path, surroundings: Surroundings, alive: &Arc<watch::Sender<usize>>) -> io::Result<Connection> {
         // Packets keep headers and descriptors apart by themselves; not every system has them.
         let kind = if cfg!(target_os = "linux") { SockType::SeqPacket } else { SockType::Stream };
         #[cfg(target_os = "linux")]
@@ -281,10 +292,16 @@ impl Connection {
         }
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let mut command = Command::new(exe);
-        command.arg(LAUNCHER_ARG).env_clear().stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        command
+            .arg(LAUNCHER_ARG)
+            .args(surroundings.args())
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null());
         let child = orphans::spawn(&mut command)?;
         alive.send_modify(|alive| *alive += 1);
-        Ok(Connection { socket: Some(ours), resident: Some(Resident { child, alive: Arc::clone(alive) }) })
+        let resident = Some(Resident { child, alive: Arc::clone(alive) });
+        Ok(Connection { socket: Some(ours), resident, first_fd: surroundings.first_fd() })
     }
 
     /// Lets a launcher go on that a contract has stopped. Means nothing to one that runs.

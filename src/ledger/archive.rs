@@ -8,10 +8,16 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{LedgerError, READ_BYTES_MAX, Trouble, decode, schema, store::seq_of};
+use super::{
+    LedgerError, READ_BYTES_MAX, Trouble, decode, schema,
+    store::{EXECUTED, seq_of},
+};
 use crate::{
     types::{Hash, Seq},
-    verify::{Head, Page, Stored, StoredBody, StoredClosed, StoredEvidence, StoredOutput, StoredRow, StoredWaiting},
+    verify::{
+        Head, Page, Stored, StoredBody, StoredClosed, StoredEvidence, StoredOutput, StoredRow, StoredSynced,
+        StoredWaiting,
+    },
 };
 
 /// Ledgers in one page; whoever wants more asks again.
@@ -107,7 +113,15 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         .prepare_cached("SELECT key, value FROM meta")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
-    let executed: Option<i64> = db.query_row("SELECT max(seq) FROM result", [], |row| row.get(0))?;
+    let executed: Option<i64> = db.query_row(EXECUTED, [], |row| row.get(0))?;
+    let rows: Vec<(i64, i64, Vec<u8>)> = db
+        .prepare_cached("SELECT first, last, result FROM synced ORDER BY last")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    let synced = rows
+        .into_iter()
+        .map(|(first, last, result)| Ok(StoredSynced { first: seq_of(first)?, last: seq_of(last)?, result }))
+        .collect::<Result<_, Trouble>>()?;
     let round = db
         .prepare_cached("SELECT kind, attempt, bytes FROM round ORDER BY kind, attempt")?
         .query_map([], |row| Ok(StoredRow { kind: row.get(0)?, attempt: row.get(1)?, bytes: row.get(2)? }))?
@@ -158,6 +172,7 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         waiting,
         inputs: db.query_row("SELECT count(*) FROM input", [], |row| row.get::<_, u32>(0))?.into(),
         evidence,
+        synced,
         stray,
     })
 }

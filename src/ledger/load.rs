@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Trouble,
+    Standing, Trouble,
     store::{
         Kind, Store, Users, ancestor_keys, body_hash, closed, column, genesis, input, seq_of, unl_changes, unl_vote,
     },
@@ -34,7 +34,9 @@ impl Store {
         let result = self.last_result()?;
         journal.result = result;
         journal.adopted = self.adopted()?;
+        journal.synced = self.synced()?;
         if journal.adopted.is_none()
+            && journal.synced.is_none()
             && let Some(result) = journal.result.as_ref().filter(|result| is_time_up(&result.body))
         {
             let ledger = self.whole(result.body.of_seq)?;
@@ -126,17 +128,38 @@ impl Store {
     }
 
     fn last_result(&self) -> Result<Option<Signed<ExecResult>>, Trouble> {
-        if self.known.executed == 0 {
-            return Ok(None);
-        }
-        let mut query = self.db.prepare("SELECT bytes FROM result WHERE seq = ?1")?;
-        let mut rows = query.query([self.known.executed as i64])?;
-        let Some(row) = rows.next()? else { return Trouble::damaged("the last result is missing") };
+        let mut query = self.db.prepare("SELECT bytes, seq FROM result ORDER BY seq DESC LIMIT 1")?;
+        let mut rows = query.query([])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
         let result: Signed<ExecResult> = column(row, 0, "the last result")?;
-        match result.body.of_seq == self.known.executed {
+        match result.body.of_seq == seq_of(row.get(1)?)? {
             true => Ok(Some(result)),
             false => Trouble::damaged("the last result is of another ledger"),
         }
+    }
+
+    /// The agreed result after which the state was fetched, unless later ledgers were run.
+    fn synced(&self) -> Result<Option<ExecResult>, Trouble> {
+        let mut query = self.db.prepare_cached("SELECT result FROM synced WHERE last = ?1")?;
+        let mut rows = query.query([self.known.executed as i64])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let result: ExecResult = column(row, 0, "the result after which the state was fetched")?;
+        match result.of_seq == self.known.executed {
+            true => Ok(Some(result)),
+            false => Trouble::damaged("the result after which the state was fetched is of another ledger"),
+        }
+    }
+
+    pub(super) fn read_standing(&self, seq: Seq) -> Result<Option<Standing>, Trouble> {
+        let Some(genesis) = genesis(&self.db)?.filter(|_| (self.known.executed..self.known.tip).contains(&seq)) else {
+            return Ok(None);
+        };
+        let mut users = self.read_users(&genesis, Users::Executed, self.known.executed)?;
+        for seq in self.known.executed + 1..=seq {
+            users = self.whole(seq)?.candidate.users_after(&users);
+        }
+        let unl = self.unl_after(&genesis, seq)?;
+        Ok(self.header(seq + 1)?.map(|next| Standing { result: next.result, users, unl }))
     }
 
     fn adopted(&self) -> Result<Option<ExecResult>, Trouble> {

@@ -20,7 +20,7 @@ mod store;
 mod tests;
 mod worker;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
@@ -31,10 +31,11 @@ pub use worker::Ledger;
 
 use crate::{
     consensus::{
+        header::ExecResult,
         journal::Record,
         messages::{Closed, Evidence},
     },
-    types::{Hash, Seq, UserKey},
+    types::{Hash, NodeKey, Seq, UserKey},
 };
 
 /// Ledgers below the tip whose bodies, outputs and own results are kept; older ones are deleted once they are executed.
@@ -94,6 +95,17 @@ pub struct PastOutput {
     pub leaves: Vec<Hash>,
     /// The next ledger, which says what was agreed; `None` when there is none yet.
     pub next: Option<Closed>,
+}
+
+/// What a node goes on from after a ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The agreed result of the ledger.
+    pub result: ExecResult,
+    /// Users of the ledger.
+    pub users: BTreeSet<UserKey>,
+    /// The UNL that it fixed, ascending.
+    pub unl: Vec<NodeKey>,
 }
 
 /// Outputs of one run, ascending by user.

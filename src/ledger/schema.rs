@@ -19,7 +19,7 @@ const APPLICATION_ID: i64 = 0x4850_4c47;
 /// A larger file is not read through at start: only [`CHECKED_ALWAYS`] and what is loaded are checked then.
 const CHECK_BYTES_MAX: u64 = 1 << 30;
 /// The small tables that voting rests on.
-const CHECKED_ALWAYS: [&str; 11] = [
+const CHECKED_ALWAYS: [&str; 12] = [
     "meta",
     "ancestor_user",
     "ancestor_key",
@@ -30,6 +30,7 @@ const CHECKED_ALWAYS: [&str; 11] = [
     "user_executed",
     "pooled",
     "result",
+    "synced",
     "input_key",
 ];
 /// Pages in the write-ahead log past which a commit moves them into the file itself, however busy the node is.
@@ -48,7 +49,9 @@ const BUSY_TIME: Duration = Duration::from_secs(10);
 ///
 /// Input bytes are written once: `input` holds them from the moment they arrive until the body of their ledger is
 /// deleted; `pooled` marks those that no ledger lists yet. `output.leaf` is the output's leaf of its ledger's
-/// `outputs_root`: a proof needs all leaves of a ledger, and must not read all outputs for them.
+/// `outputs_root`: a proof needs all leaves of a ledger, and must not read all outputs for them. `synced` names ledgers
+/// that were not run, or whose own result counts for nothing, because the state after the last of them was fetched;
+/// `result` is the agreed one of that last one.
 ///
 /// `ancestor_user` and `ancestor_key` (lists of keys, ascending from the first to the last) are what the genesis of a
 /// recovered chain names by `users_root` and `keys_root`; they are kept for ever, like the genesis.
@@ -70,6 +73,7 @@ CREATE TABLE round (
     ) STRICT, WITHOUT ROWID;
 CREATE TABLE candidate (hash BLOB PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE result (seq INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
+CREATE TABLE synced (last INTEGER PRIMARY KEY, first INTEGER NOT NULL, result BLOB NOT NULL) STRICT;
 CREATE TABLE run (seq INTEGER PRIMARY KEY, outputs INTEGER NOT NULL) STRICT;
 CREATE TABLE output (
     seq INTEGER NOT NULL, user BLOB NOT NULL, leaf BLOB NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (seq, user)

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use super::{
     ANCESTOR_KEYS_A_ROW, BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError,
     MISSING_MAX, Outputs, PAGE_BYTES_MAX, PAGE_LEAVES_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX,
-    PastOutput, PastOutputs, READ_BYTES_MAX, Trouble, Write, decode, encode, schema,
+    PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
 };
 use crate::{
     consensus::{
@@ -61,6 +61,9 @@ pub(super) struct Known {
     /// Inputs of the oldest body that are deleted already.
     pub(super) pruned_inputs: usize,
 }
+
+/// The last ledger with a result of mine, or after which the state was fetched.
+pub(super) const EXECUTED: &str = "SELECT max(seq) FROM (SELECT seq FROM result UNION ALL SELECT last FROM synced)";
 
 /// Kinds of the rows in `round`: what I said about the ledger after the tip.
 #[derive(Debug, Clone, Copy)]
@@ -335,6 +338,12 @@ impl Store {
         past_outputs(&self.db, &self.known, user, since, agreed).map_err(self.failed("read outputs"))
     }
 
+    /// Users and UNL as ledger `seq` left them, which is not older than the last one that was executed, and its result by
+    /// the next header; `None` when there is no next one.
+    pub fn standing(&self, seq: Seq) -> Result<Option<Standing>, LedgerError> {
+        self.read_standing(seq).map_err(self.failed("read the users and the UNL of a ledger"))
+    }
+
     /// Proofs of misbehaviour, oldest first, of which a bounded number is kept; ends early past [`READ_BYTES_MAX`] bytes.
     pub fn evidence(&self) -> Result<Vec<Evidence>, LedgerError> {
         let read = || -> Result<Vec<Evidence>, Trouble> {
@@ -407,7 +416,7 @@ impl Store {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
-        let executed: Option<i64> = self.db.query_row("SELECT max(seq) FROM result", [], |row| row.get(0))?;
+        let executed: Option<i64> = self.db.query_row(EXECUTED, [], |row| row.get(0))?;
         let known = Known {
             chain_id,
             tip: tip.map_or(Ok(0), |(seq, _)| seq_of(seq))?,
@@ -472,6 +481,7 @@ impl Change<'_> {
             Record::Overtime(overtime) => self.overtime(overtime),
             Record::Adopted(result) => self.adopted(result),
             Record::UnlVote(vote) => self.unl_vote(vote.as_ref()),
+            Record::Synced(result) => self.synced(result),
         }
     }
 
@@ -668,6 +678,32 @@ impl Change<'_> {
         Ok(())
     }
 
+    fn synced(&mut self, result: &ExecResult) -> Result<(), Trouble> {
+        let (last, executed) = (result.of_seq, self.known.executed);
+        if last < executed || last >= self.known.tip {
+            return Trouble::contradiction(format!(
+                "the state after ledger {last} was fetched, but {executed} was executed last and {} is the last ledger",
+                self.known.tip
+            ));
+        }
+        for seq in executed + 1..=last {
+            let Some(body) = body(self.db, seq)? else {
+                return Trouble::damaged(format!("ledger {seq} has no body but was not executed"));
+            };
+            self.users(Users::Executed, &body.users_add, &body.users_del)?;
+            // Of a run that went wrong before its result was signed.
+            self.db.prepare_cached("DELETE FROM output WHERE seq = ?1")?.execute([seq as i64])?;
+            self.db.prepare_cached("DELETE FROM run WHERE seq = ?1")?.execute([seq as i64])?;
+        }
+        let first = last.min(executed + 1);
+        self.db
+            .prepare_cached("INSERT OR REPLACE INTO synced (last, first, result) VALUES (?1, ?2, ?3)")?
+            .execute(params![last as i64, first as i64, encode(result)])?;
+        self.db.prepare_cached("DELETE FROM meta WHERE key = 'adopted'")?.execute([])?;
+        self.known.executed = last;
+        Ok(())
+    }
+
     fn outputs(&mut self, seq: Seq, outputs: &Outputs) -> Result<(), Trouble> {
         let users: BTreeSet<&UserKey> = outputs.iter().map(|(user, _)| user).collect();
         if users.len() != outputs.len() {
@@ -718,6 +754,12 @@ impl Change<'_> {
         let results_to = tip.saturating_sub(BODIES_KEPT).min(executed.saturating_sub(1));
         self.prune_rows(
             "DELETE FROM result WHERE seq IN (SELECT seq FROM result WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+            results_to,
+            ledgers,
+        )?;
+        // The last one is where the node may go on from, like a result.
+        self.prune_rows(
+            "DELETE FROM synced WHERE last IN (SELECT last FROM synced WHERE last <= ?1 ORDER BY last LIMIT ?2)",
             results_to,
             ledgers,
         )?;

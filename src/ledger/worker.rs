@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{LedgerError, Outputs, PastOutputs, Store, Write};
+use super::{LedgerError, Outputs, PastOutputs, Standing, Store, Write};
 use crate::{
     consensus::{
         header::{ClosedLedger, ExecResult, Input},
@@ -141,6 +141,11 @@ impl Ledger {
             drop(turn);
         });
         range
+    }
+
+    /// See [`Store::standing`].
+    pub async fn standing(&self, seq: Seq) -> Answer<Option<Standing>> {
+        self.read(move |store| store.standing(seq)).await
     }
 
     /// See [`Store::header_range`].

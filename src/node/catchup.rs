@@ -7,7 +7,11 @@ use bytes::Bytes;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
-use super::{Node, NodeError, progress::Progress};
+use super::{
+    Node, NodeError,
+    progress::Progress,
+    sync::{SyncProgress, Syncing},
+};
 use crate::{
     consensus::{
         Event,
@@ -24,8 +28,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Between two looks at where the node stands.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Draws how far a node that is behind has come; `None` when it is not behind any more.
-pub type Draw = Box<dyn FnMut(Option<&Progress>)>;
+/// Draws how far a node that is behind has come, and how far the state that it fetches; `None` when it is not behind, or
+/// fetches none, any more.
+pub type Draw = Box<dyn FnMut(Option<&Progress>, Option<&SyncProgress>)>;
 
 /// What was done beside the loop.
 #[derive(Debug)]
@@ -83,7 +88,7 @@ impl Node {
 
     pub(super) fn lied(&mut self, peer: NodeKey, lie: Lie) {
         warn!(peer = %peer, what = %lie, "a node sent something false as a closed ledger; it is not asked for any again");
-        self.report.lied(peer, lie);
+        self.report.lied(peer, lie.to_string());
     }
 
     pub(super) fn too_far_behind(&mut self, next: Seq, oldest: Seq) {
@@ -103,7 +108,7 @@ impl Node {
         let now = Instant::now();
         let progress = self.progress.look(now, summary.seq, executed, summary.network_seq);
         if let Some(draw) = &mut self.draw {
-            draw(progress.as_ref());
+            draw(progress.as_ref(), self.syncing.as_ref().map(Syncing::look).as_ref());
         }
         let told = &mut self.progress_told;
         match (progress, began) {
@@ -130,5 +135,6 @@ impl Node {
             _ => {}
         }
         self.report.progress = progress;
+        self.offers.look(now);
     }
 }

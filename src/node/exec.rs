@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,8 +28,11 @@ use crate::{
         End, LaunchError, Launcher, Limits, NplIn, NplOut, NplPort, Overlay, RunReport, RunSpec, UserInput,
         fdlist::Facts, npl,
     },
-    state::{RunMount, StateError, StateStore},
-    types::{Auth, Hash, LimitKind, NodeKey, Status, UserKey},
+    state::{
+        Pin, RunMount, StateError, StateStore,
+        sync::{Local, Stage, Target},
+    },
+    types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
 };
 
 /// For a run that may take its time: long enough for everybody, and short enough for arithmetic on clocks.
@@ -91,6 +94,25 @@ pub enum ExecError {
     },
 }
 
+impl ExecError {
+    /// Whether `state/`, or what is kept of the state before, is not what it should be, so that another node's is needed.
+    pub fn is_lost_state(&self) -> bool {
+        match self {
+            ExecError::WrongState { .. } => true,
+            ExecError::State(error) => matches!(
+                error,
+                StateError::Root { .. }
+                    | StateError::Changed { .. }
+                    | StateError::Forbidden { .. }
+                    | StateError::NoSnapshot
+                    | StateError::NotScanned
+                    | StateError::Unfinished { .. }
+            ),
+            ExecError::Launch(_) | ExecError::DiskFull { .. } => false,
+        }
+    }
+}
+
 /// How a run ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -125,7 +147,17 @@ pub struct Ran {
 struct Held {
     state: Box<dyn StateStore>,
     root: Hash,
+    /// The last ledger whose run was begun: the pre-state that is kept is the one before it.
+    begun: Option<Seq>,
+    /// When `state/` was last looked at, and how long that took.
+    looked: (Instant, Duration),
 }
+
+/// Between two looks at `state/` before a run, whether somebody changed it meanwhile. A change that is made between a look
+/// and the run shows as a result that differs.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Looks take at most this part of the time.
+const LOOK_SHARE: u32 = 50;
 
 /// Runs ledgers, one after the other.
 #[derive(Clone)]
@@ -179,7 +211,11 @@ impl Executor {
             contract: contract.id,
             private: private.is_dir().then_some(private),
         };
-        Executor { launcher, held: Arc::new(Mutex::new(Held { state, root })), plan: Arc::new(plan) }
+        Executor {
+            launcher,
+            held: Arc::new(Mutex::new(Held { state, root, begun: None, looked: (Instant::now(), Duration::ZERO) })),
+            plan: Arc::new(plan),
+        }
     }
 
     /// Whether state/ is what the chain says, after an orderly end or a crash between two runs.
@@ -202,6 +238,32 @@ impl Executor {
                     if found == held.root { Ok(()) } else { Err(ExecError::WrongState { expected: held.root, found }) }
                 }
             }
+        })
+        .await
+    }
+
+    /// Pins the state from before the last run that was begun, with that ledger; `None` when there was none.
+    pub async fn pin(&self) -> Result<Option<(Seq, Pin)>, ExecError> {
+        self.blocking(|held| {
+            let Some((kept, _)) = held.state.snapshot_info() else { return Ok(None) };
+            // Runs that changed nothing since then have the same pre-state.
+            let next = held.begun.map_or(kept, |begun| begun.max(kept));
+            Ok(Some((next, held.state.pin()?)))
+        })
+        .await
+    }
+
+    /// What is here of a state that is to be fetched.
+    pub async fn survey(&self) -> Result<Local, ExecError> {
+        self.blocking(|held| Ok(held.state.survey()?)).await
+    }
+
+    /// Makes a state that was fetched the one before the run of `next`.
+    pub async fn adopt(&self, next: Seq, target: Target, stage: Stage) -> Result<(), ExecError> {
+        self.blocking(move |held| {
+            held.state.adopt(next, &target, &stage)?;
+            (held.root, held.begun) = (target.root(), Some(next));
+            Ok(())
         })
         .await
     }
@@ -280,7 +342,9 @@ impl Executor {
         let room = self.check_room()?;
         let overlay = self
             .blocking(move |held| {
+                look(held)?;
                 let root = held.root;
+                held.begun = Some(seq);
                 // Where the runs since then changed nothing, what is kept is this run's pre-state too.
                 if held.state.snapshot_info().is_none_or(|(_, kept)| kept != root) {
                     match held.state.snapshot(seq, root) {
@@ -496,6 +560,33 @@ impl Executor {
             work(&mut held)
         };
         tokio::task::spawn_blocking(lock).await.expect("file work does not panic")
+    }
+}
+
+/// Looks now and then whether somebody changed `state/` since the last run, before a run takes it for its own.
+fn look(held: &mut Held) -> Result<(), ExecError> {
+    let (at, took) = held.looked;
+    if at.elapsed() < LOOK_AGAIN.max(took * LOOK_SHARE) {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let found = match held.state.scan(false) {
+        Ok(scan) => Some(scan.root),
+        Err(StateError::Forbidden { .. } | StateError::Changed { .. }) => None,
+        Err(other) => return Err(other.into()),
+    };
+    held.looked = (Instant::now(), begun.elapsed());
+    if found == Some(held.root) {
+        return Ok(());
+    }
+    match held.state.snapshot_info() {
+        // What is kept of it is as good as another node's.
+        Some((_, kept)) if kept == held.root => {
+            warn!("somebody changed state/; it is put back");
+            held.state.rollback()?;
+            Ok(())
+        }
+        _ => Err(ExecError::WrongState { expected: held.root, found: found.unwrap_or(Hash::ZERO) }),
     }
 }
 

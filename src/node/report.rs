@@ -13,22 +13,28 @@ use tracing::{debug, info, warn};
 use super::{
     Node,
     exec::Ran,
-    progress::{Part, Progress},
+    progress::{self, Part},
+    sync::{SyncProgress, why_text},
 };
 use crate::{
     config::{Config, Tolerance},
     consensus::{
+        Lost,
         header::{ClosedLedger, ExecResult},
-        range::Lie,
     },
     contract::Guard,
     ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
     mesh::peer_id_text,
+    state::sync::Progress,
     types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status},
 };
 
 /// Alerts shown in the status; the oldest make room.
 const ALERTS_MAX: usize = 20;
+/// Divergences that are remembered, and so many of them in [`DIVERGING_LEDGERS`] are no accident.
+const DIVERGENCES_MAX: usize = 3;
+/// See [`DIVERGENCES_MAX`].
+const DIVERGING_LEDGERS: Seq = 100;
 /// Nodes without a link shown in the status. Strangers can take any key, so the oldest make room.
 const REFUSED_MAX: usize = 10;
 /// Wrong frames of one peer that are logged one by one; then every hundredth.
@@ -56,17 +62,54 @@ pub(super) struct Report {
     inputs: u64,
     failed_runs: u64,
     /// Who sent something false as a closed ledger: what last, and how often.
-    liars: BTreeMap<NodeKey, (Lie, u64)>,
+    liars: BTreeMap<NodeKey, (String, u64)>,
+    /// The last ledgers of which this node's result was another than the network's.
+    divergences: VecDeque<Seq>,
+    /// Whether the state of the last of them was replaced by the network's.
+    healed: bool,
     /// Set while the node is behind.
-    pub progress: Option<Progress>,
+    pub progress: Option<progress::Progress>,
 }
 
 impl Report {
-    pub fn lied(&mut self, peer: NodeKey, lie: Lie) {
+    /// This node's result of a ledger differs. Thrice in a hundred ledgers is no accident.
+    pub fn diverged(&mut self, seq: Seq) {
+        self.healed = false;
+        if self.divergences.back() != Some(&seq) {
+            self.divergences.push_back(seq);
+        }
+        if self.divergences.len() > DIVERGENCES_MAX {
+            self.divergences.pop_front();
+        }
+        if self.is_diverging() {
+            self.alert(format!(
+                "diverging: the results of {DIVERGENCES_MAX} of the last {DIVERGING_LEDGERS} ledgers differ from the \
+                 network's; this node's contract, or what it runs on, is not the same as elsewhere"
+            ));
+        }
+    }
+
+    /// Whether the last few of them came close after each other.
+    pub fn is_diverging(&self) -> bool {
+        let (first, last) = (self.divergences.front(), self.divergences.back());
+        self.divergences.len() == DIVERGENCES_MAX && last.zip(first).is_some_and(|(l, f)| l - f < DIVERGING_LEDGERS)
+    }
+
+    /// The network's state replaced this node's.
+    pub fn state_fetched(&mut self) {
+        self.healed = true;
+    }
+
+    /// Whether this node goes without a state of its own since its result differed.
+    pub fn has_diverged(&self) -> bool {
+        !self.divergences.is_empty() && !self.healed
+    }
+
+    pub fn lied(&mut self, peer: NodeKey, lie: String) {
         if self.liars.len() >= BAD_PEERS_MAX {
             self.liars.clear();
         }
-        let (last, count) = self.liars.entry(peer).or_insert((lie, 0));
+        let (last, count) = self.liars.entry(peer).or_default();
         (*last, *count) = (lie, *count + 1);
     }
 
@@ -273,7 +316,7 @@ impl Node {
         alerts.extend(self.report.failing.clone());
         let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
-        alerts.extend(stuck(summary.synced || self.halted_runs || links.is_empty(), quiet));
+        alerts.extend(stuck(summary.synced || self.syncing.is_some() || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
         let guards: Vec<Value> = self.guards.iter().map(guard).collect();
         let mut status = json!({
@@ -290,7 +333,7 @@ impl Node {
             "stage": summary.stage.name(),
             "synced": summary.synced,
             "split": summary.split,
-            "diverged": self.halted_runs,
+            "diverged": self.report.has_diverged(),
             "state_root": summary.state_root.to_string(),
             "state_kept": state_kept,
             "unl": names(self.core.unl()),
@@ -314,7 +357,7 @@ impl Node {
                 "seq": slots.last().map(|(seq, _)| seq), "attempt": slots.last().map(|(_, attempt)| attempt),
             })).collect::<Vec<_>>(),
             "liars": self.report.liars.iter().map(|(node, (lie, count))| json!({
-                "node": node.to_string(), "what": lie.to_string(), "count": count,
+                "node": node.to_string(), "what": lie, "count": count,
             })).collect::<Vec<_>>(),
             "network_seq": summary.network_seq,
             "catching_up": self.report.progress.map(|progress| json!({
@@ -326,11 +369,22 @@ impl Node {
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
         });
+        status["diverging"] = self.report.is_diverging().into();
+        status["fetching_state"] =
+            self.syncing.as_ref().map(|syncing| fetching(&syncing.look(), syncing.why)).unwrap_or_default();
         // The macro takes no more than that.
         status["halted"] = json!(self.records.halted());
         status["guards"] = guards.into();
         status
     }
+}
+
+fn fetching(progress: &SyncProgress, why: Lost) -> Value {
+    let Progress { bytes, bytes_total, entries, entries_total } = progress.fetched;
+    json!({
+        "why": why_text(why), "next": progress.next, "peers": progress.peers, "bytes": bytes, "bytes_total": bytes_total,
+        "entries": entries, "entries_total": entries_total, "bytes_per_s": progress.bytes_per_s.round(),
+    })
 }
 
 fn guard(guard: &Guard) -> Value {

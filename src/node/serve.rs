@@ -135,15 +135,15 @@ impl Node {
     pub(super) fn diverged(&mut self, mine: &ExecResult, agreed: &ExecResult) {
         let seq = mine.of_seq;
         self.resume();
-        self.halted_runs = true;
         self.jobs.clear();
         let what = format!(
-            "ledger {seq}: this node's result differs from the network's ({}): it sends no results any more. Is the \
+            "ledger {seq}: this node's result differs from the network's ({}): it goes on with the network's state. Is the \
              contract deterministic, and its binary the same as everywhere?",
             differences(mine, agreed).join("; ")
         );
         error!(seq, "{what}");
         self.report.alert(what);
+        self.report.diverged(seq);
         let (me, mine, agreed) = (self.config.key, mine.clone(), agreed.clone());
         self.look_into_own(seq, |facts| {
             facts.results.insert(me, mine);

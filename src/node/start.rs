@@ -218,9 +218,19 @@ impl Node {
         report.restore_evidence(store.proven()?);
         let executor = Executor::new(launcher, state, root, &config);
         executor.check_room()?;
-        if !cut {
-            executor.verify().await?;
-        }
+        // Whatever a cut run left is put back first; then it shows whether that is possible.
+        let found = if cut { Ok(()) } else { executor.verify().await };
+        let state_was_lost = match found {
+            Ok(()) => false,
+            Err(error) if error.is_lost_state() && journal.unl.len() > 1 => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "state/ is not what it should be; it is fetched from other nodes"
+                );
+                true
+            }
+            Err(error) => return Err(error.into()),
+        };
 
         let boot = random_hash();
         let params = Params {
@@ -259,6 +269,8 @@ impl Node {
         let (served_tx, served) = mpsc::channel(LINE_MAX);
         let (told_tx, told) = mpsc::channel(LINE_MAX);
         let (found_tx, found) = mpsc::channel(LINE_MAX);
+        let (from_sync_tx, from_sync) = mpsc::channel(LINE_MAX);
+        let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
         let records = diverge::Records::load(&config.dir);
         let node = Node {
             config,
@@ -292,7 +304,13 @@ impl Node {
             jobs: VecDeque::new(),
             running: None,
             end_run: None,
-            halted_runs: false,
+            syncing: None,
+            from_sync_tx,
+            from_sync,
+            state_was_lost,
+            offers: Default::default(),
+            state_served_tx,
+            state_served,
             line,
             rerun,
             line_counters: Default::default(),

@@ -125,8 +125,10 @@ impl Node {
                 "this network takes signed inputs only ([user] inputs = \"signed\"): say helo with \"mode\":\"signed\", as \
                  hp client does without --raw",
             )
-        } else if self.halted_runs {
-            Some("this node's state differs from the network's, so it could not hand you the answer; use another node")
+        } else if self.syncing.is_some() {
+            Some(
+                "this node is fetching the network's state, so it could not hand you the answer; use another node, or try later",
+            )
         } else if !self.core.unl().contains(&self.config.key) {
             Some(
                 "this node is an observer, not a member of the UNL, so it cannot vouch for inputs that are not signed; \

@@ -28,7 +28,7 @@ const TOP: &str = "HP_TEST_TOP";
 const BACKENDS: [Backend; 2] = [Backend::Shadow, Backend::Overlay];
 
 /// Whether this machine lets a test mount an overlay.
-static MOUNTS: LazyLock<bool> = LazyLock::new(|| {
+pub(super) static MOUNTS: LazyLock<bool> = LazyLock::new(|| {
     let dir = folder();
     let mount = make_probe(dir.path()).unwrap();
     let works = mount.is_some_and(|mount| inside(dir.path(), mount, &["true"]).status().is_ok_and(|it| it.success()));
@@ -40,14 +40,14 @@ static MOUNTS: LazyLock<bool> = LazyLock::new(|| {
 });
 
 /// In memory, where there is enough of it: what a disk does is not what is tested.
-fn folder() -> TempDir {
+pub(super) fn folder() -> TempDir {
     const ROOM_BYTES: u64 = 1 << 30;
     let memory = Path::new("/dev/shm");
     let room = nix::sys::statvfs::statvfs(memory).map_or(0, |it| it.blocks_available() * it.fragment_size());
     if room > ROOM_BYTES { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
-fn backends() -> impl Iterator<Item = Backend> {
+pub(super) fn backends() -> impl Iterator<Item = Backend> {
     BACKENDS.into_iter().filter(|backend| *backend == Backend::Shadow || *MOUNTS)
 }
 
@@ -62,22 +62,22 @@ fn inside(dir: &Path, mount: RunMount, command: &[&str]) -> Command {
 }
 
 /// One backend on a folder of its own.
-struct Rig {
-    dir: TempDir,
-    backend: Backend,
-    store: Box<dyn StateStore>,
-    disk: Disk,
+pub(super) struct Rig {
+    pub dir: TempDir,
+    pub backend: Backend,
+    pub store: Box<dyn StateStore>,
+    pub disk: Disk,
 }
 
 impl Rig {
-    fn new(backend: Backend) -> Rig {
+    pub fn new(backend: Backend) -> Rig {
         let dir = folder();
         let disk = Disk::default();
         let store = Rig::open(dir.path(), backend, &disk).unwrap();
         Rig { dir, backend, store, disk }
     }
 
-    fn open(dir: &Path, backend: Backend, disk: &Disk) -> Result<Box<dyn StateStore>, StateError> {
+    pub fn open(dir: &Path, backend: Backend, disk: &Disk) -> Result<Box<dyn StateStore>, StateError> {
         Ok(match backend {
             Backend::Shadow => Box::new(Shadow::open_on(dir, disk.clone())?),
             Backend::Overlay => Box::new(Overlay::open_on(dir, disk.clone())?),
@@ -85,7 +85,7 @@ impl Rig {
     }
 
     /// As a new process would find it, which is itself cut after 0, 1, 2 ... steps before it succeeds.
-    fn reopen_cut(&mut self) {
+    pub fn reopen_cut(&mut self) {
         for cut in 0.. {
             let disk = Disk::default();
             disk.test.lock().unwrap().left = Some(cut);
@@ -96,32 +96,32 @@ impl Rig {
         self.reopen();
     }
 
-    fn reopen(&mut self) {
+    pub fn reopen(&mut self) {
         self.disk = Disk::default();
         self.store = Rig::open(self.dir.path(), self.backend, &self.disk).unwrap();
     }
 
-    fn cut_after(&self, steps: Option<usize>) {
+    pub fn cut_after(&self, steps: Option<usize>) {
         self.disk.test.lock().unwrap().left = steps;
     }
 
-    fn top(&self) -> PathBuf {
+    pub fn top(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    fn tree(&self) -> Tree {
+    pub fn tree(&self) -> Tree {
         tree_of(&self.top())
     }
 
     /// A snapshot of what is there.
-    fn keep(&mut self, seq: Seq) -> Hash {
+    pub fn keep(&mut self, seq: Seq) -> Hash {
         let root = self.store.scan(true).unwrap().root;
         self.store.snapshot(seq, root).unwrap();
         root
     }
 
     /// A run that does what a child process of this test does.
-    fn run(&mut self, acts: &[Act]) {
+    pub fn run(&mut self, acts: &[Act]) {
         match self.store.begin_run().unwrap() {
             None => act_all(&self.top(), acts),
             Some(mount) => {
@@ -136,7 +136,7 @@ impl Rig {
     }
 
     /// A run of any program, in the contract folder.
-    fn run_program(&mut self, command: &[&str]) {
+    pub fn run_program(&mut self, command: &[&str]) {
         let mut command = match self.store.begin_run().unwrap() {
             None => {
                 let mut plain = Command::new(command[0]);
@@ -150,7 +150,7 @@ impl Rig {
     }
 
     /// The run counts: its root is that of the files, by the slow and simple way.
-    fn commit(&mut self) -> Scan {
+    pub fn commit(&mut self) -> Scan {
         let scan = self.store.scan(true).unwrap();
         let tree = self.tree();
         assert_eq!(scan.root, root_by_the_book(&tree), "{}", self.backend);
@@ -283,8 +283,89 @@ proptest! {
     }
 }
 
+/// What a pin says the state is.
+fn pinned(pin: &Pin) -> Tree {
+    let dir = folder();
+    let made = dir.path().join("state");
+    pin.copy_to(&made).unwrap();
+    tree_of(&made)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_pinned_state_stays_what_it_is_whatever_later_runs_do(
+        runs in prop::collection::vec((prop::collection::vec(act(), 1..20), any::<bool>(), any::<bool>()), 2..6)
+    ) {
+        for mut rig in backends().map(Rig::new) {
+            let mut pins: Vec<(Pin, Tree)> = Vec::new();
+            for (number, (acts, early, is_taken_back)) in runs.iter().enumerate() {
+                let what = format!("run {number} on {}", rig.backend);
+                let root = rig.keep(number as Seq);
+                let old = rig.tree();
+                if pins.len() == PINS_MAX {
+                    prop_assert!(matches!(rig.store.pin(), Err(StateError::TooManyPins)));
+                    pins.remove(0);
+                }
+                if *early {
+                    pins.push((rig.store.pin().unwrap(), old.clone()));
+                }
+                rig.run(acts);
+                if rig.store.scan(true).is_err() {
+                    rig.store.rollback().unwrap();
+                }
+                if !early {
+                    pins.push((rig.store.pin().unwrap(), old.clone()));
+                }
+                prop_assert_eq!(pins.last().unwrap().0.root(), root, "{}", what);
+                if *is_taken_back {
+                    rig.store.rollback().unwrap();
+                }
+                for (pin, tree) in &pins {
+                    prop_assert_eq!(&pinned(pin), tree, "{}", what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pin_costs_what_changes_and_big_files_that_go_nothing() {
+    for backend in backends() {
+        let mut rig = Rig::new(backend);
+        let numbers = |from: u32, count: u32| (from..from + count).flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+        for (file, from, bytes) in [("removed", 0, 20 << 20), ("cut", 1 << 24, 20 << 20), ("patched", 1 << 28, 300_000)]
+        {
+            fs::write(rig.top().join(file), numbers(from, bytes / 4)).unwrap();
+        }
+        rig.keep(1);
+        let (pin, old) = (rig.store.pin().unwrap(), rig.tree());
+        rig.run_program(&[
+            "sh",
+            "-c",
+            "cd state; rm removed; truncate -s 5 cut; printf ! | dd of=patched bs=1 seek=70000 conv=notrunc status=none",
+        ]);
+        rig.commit();
+        rig.keep(2);
+        assert_eq!(pinned(&pin), old, "{backend}");
+        let copied = pin.copied();
+        assert!(copied <= 300_000, "{backend}: {copied}");
+        assert_eq!(pin.block(&Hash([9; 32])).unwrap(), None, "{backend}");
+        // Whoever damages what is pinned makes it unreadable, and never wrong.
+        let (place, path) = match backend {
+            Backend::Shadow => (rig.dir.path().join("hist/shadow/copy"), "patched"),
+            Backend::Overlay => (rig.top(), "patched"),
+        };
+        fs::File::options().write(true).open(place.join(path)).unwrap().write_all_at(b"?", 200_000).unwrap();
+        let scratch = folder();
+        let lost = pin.copy_to(&scratch.path().join("state"));
+        assert!(backend == Backend::Overlay || matches!(lost, Err(StateError::PinLost { .. })), "{backend}: {lost:?}");
+    }
+}
+
 /// A folder with one of everything, as a pre-state.
-fn before(backend: Backend) -> (Rig, Hash, Tree) {
+pub(super) fn before(backend: Backend) -> (Rig, Hash, Tree) {
     let mut rig = Rig::new(backend);
     let top = rig.top();
     let write = |path: &str, bytes: &[u8]| {
@@ -309,7 +390,7 @@ fn before(backend: Backend) -> (Rig, Hash, Tree) {
 }
 
 /// Changes everything about it.
-const CHANGE_ALL: &str = r#"
+pub(super) const CHANGE_ALL: &str = r#"
 set -e
 cd state
 printf '!' | dd of=changed bs=1 seek=70000 conv=notrunc status=none

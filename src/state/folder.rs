@@ -10,6 +10,7 @@ use super::{
     disk::{Disk, at},
     ensure_dir, expect_root,
     mirror::{Modes, mirror},
+    pin::Pins,
     scan::{Index, Totals},
 };
 use crate::types::Hash;
@@ -39,7 +40,7 @@ pub fn copy(from: &Path, to: &Path, root: Hash) -> Result<(), StateError> {
     disk.create_dir(to)?;
     let (mut copied, _) = read(to)?;
     let paths = from.entries.keys().cloned().collect();
-    mirror(&disk, &from, &mut copied, &paths, Modes::State)?;
+    mirror(&disk, &from, &mut copied, &paths, Modes::State, &mut Pins::default())?;
     expect_root(to, root, copied.root())
 }
 

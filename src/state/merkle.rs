@@ -50,11 +50,22 @@ impl Leaf {
 
     /// BLAKE3 of borsh(path, kind, executable, size, root).
     pub fn hash(&self, path: &[u8]) -> Hash {
+        finish(&LEAF, &self.preimage(path))
+    }
+
+    /// What is hashed.
+    pub fn preimage(&self, path: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(path.len() + 46);
         (path, self.kind, self.executable, self.size, self.root)
             .serialize(&mut bytes)
             .expect("writing into memory does not fail");
-        finish(&LEAF, &bytes)
+        bytes
+    }
+
+    /// Path and leaf out of that.
+    pub fn parse(preimage: &[u8]) -> Option<(Vec<u8>, Leaf)> {
+        let (path, kind, executable, size, root) = borsh::from_slice(preimage).ok()?;
+        Some((path, Leaf { kind, executable, size, root }))
     }
 }
 
@@ -139,7 +150,7 @@ fn pair(nodes: &[Hash]) -> Hash {
 }
 
 /// A tree that remembers its inner nodes, so that a changed leaf costs one path and not all of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Tree {
     /// `levels[0]` are the leaves; the last level is the root alone. Empty without leaves.
     levels: Vec<Vec<Hash>>,
@@ -148,6 +159,11 @@ pub(super) struct Tree {
 impl Tree {
     pub fn root(&self) -> Hash {
         self.levels.last().map_or(Hash::ZERO, |level| level[0])
+    }
+
+    /// The nodes so many levels above the leaves. Above the root there is the root, as an odd node moves up.
+    pub fn level(&self, height: usize) -> &[Hash] {
+        self.levels.get(height).or(self.levels.last()).map_or(&[], |level| level)
     }
 
     /// From the leaf at `index`, which there must be, to the root.

@@ -1,8 +1,9 @@
-//! Making one folder equal to another, and emptying folders of whatever a contract left there.
+//! Making a folder equal to what it should be, and emptying folders of whatever a contract left there.
 
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
+    fs::File,
     io,
     os::unix::{
         ffi::OsStrExt,
@@ -15,8 +16,10 @@ use super::{
     StateError,
     disk::{Disk, at, open_read, open_write},
     merkle::{BLOCK_BYTES, Kind, block_hash},
+    pin::Pins,
     scan::{Entry, Index, join, open_up, symlink_leaf},
 };
+use crate::types::Hash;
 
 /// How a folder's files are made: the copy is the supervisor's alone, `state/` is the contract's.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +39,59 @@ impl Modes {
     }
 }
 
-/// Makes `to` equal to `from` at `paths` and durable. Both must be as their folders are.
+/// Where the content of what is made comes from. Whatever it gives is checked before it is written.
+pub(super) trait Source {
+    /// Reads one block of a file into `block`, which has its length.
+    fn read(&mut self, path: &[u8], number: usize, hash: &Hash, block: &mut [u8]) -> Result<(), StateError>;
+
+    /// The target of a symlink.
+    fn target(&mut self, path: &[u8], entry: &Entry) -> Result<Vec<u8>, StateError>;
+
+    /// What is at fault when a block is not what it should be.
+    fn place(&self, path: &[u8]) -> PathBuf;
+}
+
+/// Another folder, which nobody changes meanwhile.
+pub(super) struct Folder<'a> {
+    index: &'a Index,
+    /// The file that was read last.
+    open: Option<(PathBuf, File)>,
+}
+
+impl<'a> Folder<'a> {
+    pub fn of(index: &'a Index) -> Folder<'a> {
+        Folder { index, open: None }
+    }
+}
+
+impl Source for Folder<'_> {
+    fn read(&mut self, path: &[u8], number: usize, _: &Hash, block: &mut [u8]) -> Result<(), StateError> {
+        let full = self.index.full(path);
+        if self.open.as_ref().is_none_or(|(open, _)| *open != full) {
+            let file = open_read(&full).map_err(at("open", &full))?;
+            self.open = Some((full.clone(), file));
+        }
+        let (_, file) = self.open.as_ref().expect("just opened");
+        match file.read_exact_at(block, number as u64 * BLOCK_BYTES as u64) {
+            Ok(()) => Ok(()),
+            Err(short) if short.kind() == io::ErrorKind::UnexpectedEof => Err(StateError::Changed { path: full }),
+            Err(other) => Err(at("read", &full)(other)),
+        }
+    }
+
+    fn target(&mut self, path: &[u8], _: &Entry) -> Result<Vec<u8>, StateError> {
+        let full = self.index.full(path);
+        let target = std::fs::read_link(&full).map_err(at("read symlink", &full))?;
+        Ok(target.into_os_string().into_encoded_bytes())
+    }
+
+    fn place(&self, path: &[u8]) -> PathBuf {
+        self.index.full(path)
+    }
+}
+
+/// Makes `to` equal to `from` at `paths` and durable. Both must be as their folders are. What pins need of `to` is kept
+/// for them first.
 ///
 /// After an error `to` is somewhere between, on the disk and in memory.
 pub(super) fn mirror(
@@ -45,14 +100,29 @@ pub(super) fn mirror(
     to: &mut Index,
     paths: &BTreeSet<Vec<u8>>,
     modes: Modes,
+    pins: &mut Pins,
+) -> Result<(), StateError> {
+    mirror_from(disk, from, &mut Folder::of(from), to, paths, modes, pins)
+}
+
+/// The same with the content from elsewhere.
+pub(super) fn mirror_from(
+    disk: &Disk,
+    from: &Index,
+    source: &mut dyn Source,
+    to: &mut Index,
+    paths: &BTreeSet<Vec<u8>>,
+    modes: Modes,
+    pins: &mut Pins,
 ) -> Result<(), StateError> {
     // Backwards, so that a folder is empty when its turn comes.
     for path in paths.iter().rev() {
         let Some(old) = to.entries.get(path) else { continue };
-        if from.entries.get(path).is_some_and(|new| can_become(old, new)) {
+        if from.entries.get(path).is_some_and(|new| can_become(old, new, pins)) {
             continue;
         }
         let full = to.full(path);
+        pins.loses(&full, old, None);
         match old.leaf.kind {
             Kind::Folder => disk.remove_dir(&full)?,
             Kind::File | Kind::Symlink => disk.remove_file(&full)?,
@@ -63,7 +133,7 @@ pub(super) fn mirror(
     let mut block = vec![0; BLOCK_BYTES];
     for path in paths {
         let Some(new) = from.entries.get(path) else { continue };
-        let (source, full) = (from.full(path), to.full(path));
+        let full = to.full(path);
         let old = to.entries.get(path);
         if old.is_none() {
             to.listed(path);
@@ -76,13 +146,18 @@ pub(super) fn mirror(
                 disk.chmod(&full, modes.of(true))?;
             }
             (Kind::Symlink, None) => {
-                let target = std::fs::read_link(&source).map_err(at("read symlink", &source))?;
-                if symlink_leaf(path, target.as_os_str().as_bytes())? != new.leaf {
-                    return Err(StateError::Changed { path: source });
+                let target = source.target(path, new)?;
+                if symlink_leaf(path, &target)? != new.leaf {
+                    return Err(StateError::Changed { path: source.place(path) });
                 }
-                disk.symlink(&target, &full)?;
+                disk.symlink(Path::new(OsStr::from_bytes(&target)), &full)?;
             }
-            (Kind::File, old) => patch(disk, &source, &full, new, old, modes, &mut block)?,
+            (Kind::File, old) => {
+                if let Some(old) = old {
+                    pins.loses(&full, old, Some(new));
+                }
+                patch(disk, source, path, &full, new, old, modes, &mut block)?;
+            }
         }
         to.put(path.clone(), new.leaf, new.blocks.clone())?;
     }
@@ -91,15 +166,22 @@ pub(super) fn mirror(
     Ok(())
 }
 
+/// Bytes that a file may lose at its end where it is, while there are pins: what it loses is copied for them. A file that
+/// loses more is made anew, since the old one costs nothing to keep.
+const CUT_BYTES_MAX: u64 = 16 << 20;
+
 /// Whether `old` can be changed into `new` where it is.
-fn can_become(old: &Entry, new: &Entry) -> bool {
-    old.leaf.kind == new.leaf.kind && (old.leaf.kind != Kind::Symlink || old.leaf == new.leaf)
+fn can_become(old: &Entry, new: &Entry, pins: &Pins) -> bool {
+    let is_cut = old.leaf.size.saturating_sub(new.leaf.size) > CUT_BYTES_MAX && !pins.is_empty();
+    old.leaf.kind == new.leaf.kind && (old.leaf.kind != Kind::Symlink || old.leaf == new.leaf) && !is_cut
 }
 
 /// Writes the blocks that differ, and no others. What it reads must hash to what was agreed on.
+#[expect(clippy::too_many_arguments, reason = "one caller; it is a part of `mirror_from`")]
 fn patch(
     disk: &Disk,
-    source: &Path,
+    source: &mut dyn Source,
+    path: &[u8],
     full: &Path,
     new: &Entry,
     old: Option<&Entry>,
@@ -121,26 +203,14 @@ fn patch(
     if size != old_size {
         disk.set_len(&file, full, size)?;
     }
-    // Opened for the first block that is needed: a file that only lost its tail, or a bit, is not.
-    let mut reader = None;
     for (number, hash) in new.blocks.iter().enumerate().filter(|(number, hash)| old_blocks.get(*number) != Some(*hash))
     {
-        let reader = match &reader {
-            Some(reader) => reader,
-            None => reader.insert(open_read(source).map_err(at("open", source))?),
-        };
         let offset = number as u64 * BLOCK_BYTES as u64;
         let len = usize::try_from(size - offset).unwrap_or(usize::MAX).min(BLOCK_BYTES);
         let bytes = &mut block[..len];
-        match reader.read_exact_at(bytes, offset) {
-            Ok(()) => {}
-            Err(short) if short.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(StateError::Changed { path: source.to_path_buf() });
-            }
-            Err(other) => return Err(at("read", source)(other)),
-        }
+        source.read(path, number, hash, bytes)?;
         if block_hash(bytes) != *hash {
-            return Err(StateError::Changed { path: source.to_path_buf() });
+            return Err(StateError::Changed { path: source.place(path) });
         }
         // Behind the old end there are zeros already: what was a hole stays one.
         if offset < old_size || bytes.iter().any(|&byte| byte != 0) {

@@ -44,10 +44,12 @@ mod merkle;
 mod mirror;
 #[cfg(target_os = "linux")]
 mod overlay;
+mod pin;
 #[cfg(target_os = "linux")]
 mod plan;
 mod scan;
 mod shadow;
+pub mod sync;
 #[cfg(test)]
 mod tests;
 #[cfg(target_os = "linux")]
@@ -66,12 +68,14 @@ use tracing::info;
 pub use self::{
     diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
     merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
+    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
     scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
 };
 use self::{
     disk::{Disk, at},
     mirror::remove_tree,
     shadow::Shadow,
+    sync::{Local, Stage, Target},
 };
 use crate::{
     consensus::details::{Known, PathState},
@@ -171,6 +175,23 @@ pub enum StateError {
         /// The record.
         path: PathBuf,
     },
+    /// [`PINS_MAX`] states are pinned already.
+    #[error("{} states are pinned already; one has to be let go first", PINS_MAX)]
+    TooManyPins,
+    /// What was pinned cannot be read any more: too much has changed since, or the disk is full.
+    #[error("the pinned state {root} is lost; take another")]
+    PinLost {
+        /// Its root.
+        root: Hash,
+    },
+    /// What a quorum's root stands for cannot be a state: more than the bound of faulty nodes agreed on it.
+    #[error("the state {root} that the network agreed on cannot be: {:?}", String::from_utf8_lossy(.path))]
+    NoState {
+        /// Its root.
+        root: Hash,
+        /// The first path that cannot be.
+        path: Vec<u8>,
+    },
     /// The backend asked for is none of this system's.
     #[error("state_backend \"{0}\" does not exist on this system")]
     NoBackend(Backend),
@@ -262,6 +283,22 @@ pub trait StateStore: fmt::Debug + Send {
     ///
     /// Needs a snapshot of what `state/` now is: [`StateError::NotScanned`] otherwise.
     fn begin_run(&mut self) -> Result<Option<RunMount>, StateError>;
+
+    /// Pins the pre-state, so that it can be read while this and later runs go on: see [`Pin`]. Takes a moment in
+    /// proportion to the number of files and blocks, whatever they hold; no file is read.
+    ///
+    /// [`StateError::NoSnapshot`] when there is no pre-state, [`StateError::TooManyPins`] when too many are pinned.
+    fn pin(&mut self) -> Result<Pin, StateError>;
+
+    /// What is here of a state that is to be fetched. Reads every byte again, whatever the stamps say, and passes over
+    /// what cannot be read. The state may be anything.
+    fn survey(&mut self) -> Result<Local, StateError>;
+
+    /// Makes `target` the state and the pre-state of the run of `seq`. Everything of it that was not in its place when
+    /// [`StateStore::survey`] looked must be in `stage`.
+    ///
+    /// Durable. After an error, or a crash, `state/` is the old one, or the next `open` makes it the new one.
+    fn adopt(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError>;
 
     /// Makes `state/` the pre-state again, whatever the contract left, and returns its root. Durable.
     ///

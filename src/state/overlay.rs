@@ -29,9 +29,12 @@ use super::{
     ensure_dir, expect_root,
     intent::{IntentFile, Record},
     merkle::Kind,
-    mirror::{REMOVING, remove_tree},
+    mirror::{Modes, REMOVING, mirror_from, prune, remove_tree},
+    pin::{Pin, Pins},
     plan::{self, Folders, Step},
-    scan::{Index, SYNC_EACH_MAX, Totals, parent},
+    scan::{Entry, Index, SYNC_EACH_MAX, Totals, parent},
+    shadow::differing,
+    sync::{Local, Stage, Staged, Target, clear, clear_adopted, local_of},
     upper,
 };
 use crate::{
@@ -55,6 +58,8 @@ enum Intent {
     Applying { seq: Seq, root: Hash, plan: Hash },
     /// The steps are being taken back.
     Undoing { seq: Seq, root: Hash, plan: Hash },
+    /// What was fetched into `hist/sync/` is right; `state/` is being made equal to it.
+    Adopting { seq: Seq, root: Hash },
 }
 impl Record for Intent {}
 
@@ -78,6 +83,10 @@ pub(super) struct Overlay {
     steps: Vec<Step>,
     /// Taking them was cut by an error.
     unfinished: bool,
+    /// They read `state/`, as far as it is what it was.
+    pins: Pins,
+    /// Of the steps that this process took: what was at their paths before, and its number in the undo folder.
+    before: BTreeMap<Vec<u8>, (Option<Entry>, Option<u32>)>,
 }
 
 impl Overlay {
@@ -100,7 +109,7 @@ impl Overlay {
         let intent = IntentFile::open(&disk, &overlay.join("intent"))?;
         let clock = Clock::open(&overlay.join("clock"))?;
         let live = Index::new(folders.state.clone());
-        let dir = dir.to_path_buf();
+        let (dir, dir_of_pins) = (dir.to_path_buf(), overlay.clone());
         let mut state = Overlay {
             dir,
             disk,
@@ -113,10 +122,16 @@ impl Overlay {
             running: false,
             steps: Vec::new(),
             unfinished: false,
+            pins: Pins::new(dir_of_pins),
+            before: BTreeMap::new(),
         };
         cache::load(&state.cache_path(), &mut state.live, &mut Index::new(overlay));
         match state.intent.intent {
-            Intent::Empty | Intent::Base { .. } => state.drop_run()?,
+            Intent::Empty => state.drop_run()?,
+            Intent::Base { root, .. } => {
+                clear_adopted(&state.disk, &state.dir, root)?;
+                state.drop_run()?;
+            }
             Intent::Applying { plan, .. } => {
                 state.steps = plan::read(&state.plan_path(), plan)?;
                 state.take_steps()?;
@@ -124,6 +139,11 @@ impl Overlay {
             Intent::Undoing { plan, .. } => {
                 state.steps = plan::read(&state.plan_path(), plan)?;
                 state.rollback()?;
+            }
+            Intent::Adopting { seq, root } => {
+                let target = Target::load(&state.dir, root)?;
+                let stage = Stage::open_on(&state.dir, state.disk.clone())?;
+                state.finish_adopting(seq, &target, &stage)?;
             }
         }
         Ok(state)
@@ -165,6 +185,7 @@ impl Overlay {
         }
         ensure_dir(&self.disk, &self.folders.undo)?;
         self.steps.clear();
+        self.before.clear();
         self.running = false;
         Ok(())
     }
@@ -216,6 +237,27 @@ impl Overlay {
         changed.into_iter().try_for_each(|folder| self.disk.sync_path(&self.live.full(folder)))
     }
 
+    /// Goes on, from wherever a cut left it, to make what was fetched the state.
+    fn finish_adopting(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError> {
+        self.pins.lose_all();
+        self.root = None;
+        self.unfinished = false;
+        prune(&self.disk, self.live.top(), target.index())?;
+        self.walk()?;
+        self.root = None;
+        let differing = differing(target.index(), &self.live);
+        let (from, to) = (&mut Staged(stage), Modes::State);
+        mirror_from(&self.disk, target.index(), from, &mut self.live, &differing, to, &mut self.pins)?;
+        let totals = self.walk()?;
+        expect_root(self.live.top(), target.root(), self.live.root())?;
+        self.bytes = totals.bytes;
+        self.live.sync(&self.disk)?;
+        self.live.take_changed();
+        self.intent.write(&self.disk, Intent::Base { seq, root: target.root() })?;
+        self.drop_run()?;
+        clear(&self.disk, &self.dir)
+    }
+
     /// Makes what the run changed part of `state/`.
     fn absorb(&mut self, seq: Seq, root: Hash) -> Result<Scan, StateError> {
         let changes = upper::read(&self.disk, &self.folders.upper, &self.live, self.bytes)?;
@@ -230,6 +272,15 @@ impl Overlay {
             self.root = None;
             self.steps = steps;
             self.running = false;
+            self.before.clear();
+            for step in &self.steps {
+                let old = self.live.entries.get(step.path()).cloned();
+                if let Some(old) = &old {
+                    self.pins.loses(&self.live.full(step.path()), old, None);
+                }
+                // A path that goes and comes as another kind has two steps.
+                self.before.entry(step.path().to_vec()).or_insert((old, step.undo()));
+            }
             self.take_steps()?;
             for path in &changes.gone {
                 self.live.forget(path);
@@ -253,7 +304,7 @@ impl StateStore for Overlay {
 
     fn scan(&mut self, durable: bool) -> Result<Scan, StateError> {
         match self.intent.intent {
-            Intent::Undoing { seq, .. } => Err(StateError::Unfinished { seq }),
+            Intent::Undoing { seq, .. } | Intent::Adopting { seq, .. } => Err(StateError::Unfinished { seq }),
             // Always durable: what is moved into state/ must be whole.
             Intent::Base { seq, root } if self.running => self.absorb(seq, root),
             _ => {
@@ -276,7 +327,7 @@ impl StateStore for Overlay {
     }
 
     fn snapshot(&mut self, seq: Seq, root: Hash) -> Result<(), StateError> {
-        if let Intent::Undoing { seq, .. } = self.intent.intent {
+        if let Intent::Undoing { seq, .. } | Intent::Adopting { seq, .. } = self.intent.intent {
             return Err(StateError::Unfinished { seq });
         }
         let found = self.root.filter(|_| !self.running).ok_or(StateError::NotScanned)?;
@@ -290,7 +341,7 @@ impl StateStore for Overlay {
     fn snapshot_info(&self) -> Option<(Seq, Hash)> {
         match self.intent.intent {
             Intent::Base { seq, root } | Intent::Applying { seq, root, .. } => Some((seq, root)),
-            Intent::Empty | Intent::Undoing { .. } => None,
+            Intent::Empty | Intent::Undoing { .. } | Intent::Adopting { .. } => None,
         }
     }
 
@@ -313,9 +364,52 @@ impl StateStore for Overlay {
         Ok(Some(MOUNT))
     }
 
+    fn survey(&mut self) -> Result<Local, StateError> {
+        self.root = None;
+        let now_ns = self.clock.trusted_before_ns()?;
+        self.live.distrust();
+        self.live.scan_what_is_sound(&self.disk, now_ns)?;
+        Ok(local_of(&self.live, None))
+    }
+
+    fn adopt(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError> {
+        stage.sync()?;
+        target.save(&self.disk, &self.dir)?;
+        self.intent.write(&self.disk, Intent::Adopting { seq, root: target.root() })?;
+        self.finish_adopting(seq, target, stage)
+    }
+
+    fn pin(&mut self) -> Result<Pin, StateError> {
+        match (self.intent.intent, self.root) {
+            (Intent::Base { root, .. }, Some(found)) if root == found => self.pins.pin(&self.live),
+            // What the run replaced is in the undo folder. After a restart nobody knows what that was.
+            (Intent::Applying { root, .. }, Some(_)) if !self.unfinished => {
+                let mut entries = self.live.entries.clone();
+                for (path, (old, _)) in &self.before {
+                    match old {
+                        Some(old) => drop(entries.insert(path.clone(), old.clone())),
+                        None => drop(entries.remove(path)),
+                    }
+                }
+                let index = Index::of(self.live.top().to_path_buf(), entries);
+                if index.root() != root {
+                    return Err(StateError::NoSnapshot);
+                }
+                let pin = self.pins.pin(&index)?;
+                for (old, undo) in self.before.values() {
+                    if let (Some(old), Some(undo)) = (old, undo) {
+                        self.pins.loses(&self.folders.undo.join(undo.to_string()), old, None);
+                    }
+                }
+                Ok(pin)
+            }
+            _ => Err(StateError::NoSnapshot),
+        }
+    }
+
     fn rollback(&mut self) -> Result<Hash, StateError> {
         let (seq, root) = match self.intent.intent {
-            Intent::Empty => return Err(StateError::NoSnapshot),
+            Intent::Empty | Intent::Adopting { .. } => return Err(StateError::NoSnapshot),
             Intent::Base { seq, root } => {
                 // The disk may say that this run is being applied, which must not be taken for true once it is gone.
                 if !self.intent.sure {
@@ -405,7 +499,7 @@ pub(super) fn before(dir: &Path) -> Result<Option<Hash>, StateError> {
         return Ok(None);
     }
     Ok(match IntentFile::<Intent>::open(&Disk::default(), &path)?.intent {
-        Intent::Empty | Intent::Base { .. } => None,
+        Intent::Empty | Intent::Base { .. } | Intent::Adopting { .. } => None,
         Intent::Applying { root, .. } | Intent::Undoing { root, .. } => Some(root),
     })
 }

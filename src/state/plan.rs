@@ -57,6 +57,15 @@ impl Step {
         }
     }
 
+    /// The number in the undo folder of what goes.
+    pub fn undo(&self) -> Option<u32> {
+        match self {
+            Step::RemoveFile { undo, .. } => Some(*undo),
+            Step::Place { undo, .. } => *undo,
+            Step::RemoveFolder { .. } | Step::MakeFolder { .. } => None,
+        }
+    }
+
     /// Takes the step, unless it is taken.
     pub fn take(&self, disk: &Disk, folders: &Folders) -> Result<(), StateError> {
         let here = folders.state.join(OsStr::from_bytes(self.path()));

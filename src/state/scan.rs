@@ -45,7 +45,7 @@ pub(super) const SYNC_EACH_MAX: usize = 64;
 const SETTLE_NS: i128 = 20_000_000;
 
 /// What tells that a file was not touched since it was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, BorshSerialize, BorshDeserialize)]
 pub(super) struct Stat {
     dev: u64,
     ino: u64,
@@ -138,6 +138,13 @@ impl Index {
         }
     }
 
+    /// A folder of which everything is known.
+    pub fn of(top: PathBuf, entries: BTreeMap<Vec<u8>, Entry>) -> Index {
+        let mut index = Index { entries, tree_stale: true, ..Index::new(top) };
+        index.retree();
+        index
+    }
+
     pub fn top(&self) -> &Path {
         &self.top
     }
@@ -145,6 +152,12 @@ impl Index {
     pub fn root(&self) -> Hash {
         debug_assert!(!self.tree_stale, "the tree is asked after it is brought up to date");
         self.tree.root()
+    }
+
+    /// The tree above the leaves.
+    pub fn tree(&self) -> &merkle::Tree {
+        debug_assert!(!self.tree_stale, "the tree is asked after it is brought up to date");
+        &self.tree
     }
 
     /// Where a path of the folder is on the disk.
@@ -159,6 +172,16 @@ impl Index {
     ///
     /// After an error the leaves read so far are kept and still count as changed next time; the root is the old one.
     pub fn scan(&mut self, disk: &Disk, now_ns: i128) -> Result<Totals, StateError> {
+        self.look(disk, now_ns, false)
+    }
+
+    /// The same, but what cannot be read or agreed on is passed over as if it were not there: for a folder of which
+    /// only what is sound is of use.
+    pub fn scan_what_is_sound(&mut self, disk: &Disk, now_ns: i128) -> Result<Totals, StateError> {
+        self.look(disk, now_ns, true)
+    }
+
+    fn look(&mut self, disk: &Disk, now_ns: i128, passes_over: bool) -> Result<Totals, StateError> {
         self.walk += 1;
         let mut totals = Totals::default();
         let meta = match std::fs::symlink_metadata(&self.top) {
@@ -176,13 +199,23 @@ impl Index {
         let mut folders = vec![Vec::new()];
         while let Some(folder) = folders.pop() {
             let full = self.full(&folder);
-            for entry in std::fs::read_dir(&full).map_err(at("list", &full))? {
+            let listed = match std::fs::read_dir(&full) {
+                Err(_) if passes_over => continue,
+                listed => listed.map_err(at("list", &full))?,
+            };
+            for entry in listed {
                 let entry = entry.map_err(at("list", &full))?;
                 let path = join(&folder, entry.file_name().as_bytes());
                 if path.len() > PATH_BYTES_MAX {
+                    if passes_over {
+                        continue;
+                    }
                     return Err(Forbidden::LongPath.at(&folder));
                 }
                 let meta = entry.metadata().map_err(|error| at("look at", &self.full(&path))(error))?;
+                if passes_over && (totals.entries == ENTRIES_MAX as u64 || totals.bytes + meta.len() > BYTES_MAX) {
+                    continue;
+                }
                 totals.entries += 1;
                 totals.bytes = totals.bytes.saturating_add(if meta.is_file() { meta.len() } else { 0 });
                 if totals.entries > ENTRIES_MAX as u64 {
@@ -194,7 +227,10 @@ impl Index {
                 if meta.is_dir() {
                     folders.push(path.clone());
                 }
-                totals.read += self.visit(disk, path, meta, now_ns)?;
+                match self.visit(disk, path, meta, now_ns) {
+                    Err(_) if passes_over => {}
+                    read => totals.read += read?,
+                }
             }
         }
 

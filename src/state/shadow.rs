@@ -27,8 +27,10 @@ use super::{
     ensure_dir, expect_root,
     intent::{IntentFile, Record},
     merkle::Kind,
-    mirror::{Modes, mirror, prune},
+    mirror::{Modes, mirror, mirror_from, prune},
+    pin::{Pin, Pins},
     scan::{Index, Totals},
+    sync::{Local, Stage, Staged, Target, clear, clear_adopted, local_of},
 };
 use crate::{
     consensus::details::{Known, PathState},
@@ -47,6 +49,8 @@ pub(super) enum Intent {
     Updating { seq: Seq, root: Hash },
     /// The copy is right; `state/` is being made equal to it.
     RollingBack { seq: Seq, root: Hash },
+    /// What was fetched into `hist/sync/` is right; the copy is being made equal to it.
+    Adopting { seq: Seq, root: Hash },
 }
 
 impl Record for Intent {}
@@ -65,6 +69,8 @@ pub(super) struct Shadow {
     scanned: Option<Hash>,
     /// Paths at which `live` and `copy` may differ; `None` when all must be compared.
     dirty: Option<BTreeSet<Vec<u8>>>,
+    /// They read the copy.
+    pins: Pins,
 }
 
 impl Shadow {
@@ -95,18 +101,29 @@ impl Shadow {
             clock,
             scanned: None,
             dirty: None,
+            pins: Pins::new(shadow.clone()),
         };
         let mut copy = Index::new(shadow.join("copy"));
         cache::load(&state.cache_path(), &mut state.live, &mut copy);
         match state.intent.intent {
             Intent::Empty => {}
-            Intent::Clean { root, .. } => match state.read_copy(copy, root) {
-                Ok(copy) => state.copy = Some(copy),
-                Err(error) => warn!(%error, "the copy of the state is damaged; there is no pre-state to roll back to"),
-            },
+            Intent::Clean { root, .. } => {
+                clear_adopted(&state.disk, dir, root)?;
+                match state.read_copy(copy, root) {
+                    Ok(copy) => state.copy = Some(copy),
+                    Err(error) => {
+                        warn!(%error, "the copy of the state is damaged; there is no pre-state to roll back to");
+                    }
+                }
+            }
             Intent::Updating { seq, root } => {
                 state.scan(true)?;
                 state.snapshot(seq, root)?;
+            }
+            Intent::Adopting { seq, root } => {
+                state.copy = Some(copy);
+                let target = Target::load(dir, root)?;
+                state.finish_adopting(seq, &target, &Stage::open_on(dir, state.disk.clone())?)?;
             }
             Intent::RollingBack { root, .. } => {
                 state.copy = Some(state.read_copy(copy, root)?);
@@ -125,7 +142,7 @@ impl Shadow {
         prune(&self.disk, self.live.top(), copy)?;
         self.scan_live()?;
         let differing = differing(copy, &self.live);
-        mirror(&self.disk, copy, &mut self.live, &differing, Modes::State)?;
+        mirror(&self.disk, copy, &mut self.live, &differing, Modes::State, &mut Pins::default())?;
         self.scan_live()?;
         self.live.sync(&self.disk)?;
         expect_root(self.live.top(), root, self.live.root())?;
@@ -134,6 +151,23 @@ impl Shadow {
         self.scanned = Some(root);
         self.dirty = Some(BTreeSet::new());
         Ok(())
+    }
+
+    /// Goes on, from wherever a cut left it, to make what was fetched the state. The copy is as it may be.
+    fn finish_adopting(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError> {
+        self.pins.lose_all();
+        let mut copy = self.copy.take().unwrap_or_else(|| Index::new(self.copy_top()));
+        self.dirty = None;
+        prune(&self.disk, copy.top(), target.index())?;
+        copy.scan(&self.disk, self.clock.trusted_before_ns()?)?;
+        let differing = differing(target.index(), &copy);
+        let (from, to) = (&mut Staged(stage), Modes::Copy);
+        mirror_from(&self.disk, target.index(), from, &mut copy, &differing, to, &mut self.pins)?;
+        expect_root(copy.top(), target.root(), copy.root())?;
+        self.copy = Some(copy);
+        self.intent.write(&self.disk, Intent::RollingBack { seq, root: target.root() })?;
+        self.rollback()?;
+        clear(&self.disk, &self.dir)
     }
 
     fn scan_live(&mut self) -> Result<Totals, StateError> {
@@ -158,10 +192,12 @@ impl Shadow {
     }
 
     /// Makes the copy equal to `state/` by comparing everything; without a known copy, with what is on the disk.
-    fn whole_copy(&self, known: Option<Index>) -> Result<Index, StateError> {
+    fn whole_copy(&mut self, known: Option<Index>) -> Result<Index, StateError> {
         let mut copy = match known {
             Some(copy) => copy,
             None => {
+                // Nobody knows what is in it.
+                self.pins.lose_all();
                 let mut copy = Index::new(self.copy_top());
                 prune(&self.disk, copy.top(), &self.live)?;
                 copy.scan(&self.disk, self.clock.trusted_before_ns()?)?;
@@ -169,7 +205,7 @@ impl Shadow {
             }
         };
         let differing = differing(&self.live, &copy);
-        mirror(&self.disk, &self.live, &mut copy, &differing, Modes::Copy)?;
+        mirror(&self.disk, &self.live, &mut copy, &differing, Modes::Copy, &mut self.pins)?;
         Ok(copy)
     }
 }
@@ -180,7 +216,7 @@ impl StateStore for Shadow {
     }
 
     fn scan(&mut self, durable: bool) -> Result<Scan, StateError> {
-        if let Intent::RollingBack { seq, .. } = self.intent.intent {
+        if let Intent::RollingBack { seq, .. } | Intent::Adopting { seq, .. } = self.intent.intent {
             return Err(StateError::Unfinished { seq });
         }
         let Totals { entries, bytes, read } = self.scan_live()?;
@@ -202,7 +238,7 @@ impl StateStore for Shadow {
     }
 
     fn snapshot(&mut self, seq: Seq, root: Hash) -> Result<(), StateError> {
-        if let Intent::RollingBack { seq, .. } = self.intent.intent {
+        if let Intent::RollingBack { seq, .. } | Intent::Adopting { seq, .. } = self.intent.intent {
             return Err(StateError::Unfinished { seq });
         }
         let found = self.scanned.ok_or(StateError::NotScanned)?;
@@ -215,7 +251,7 @@ impl StateStore for Shadow {
             // Taken out: should this fail, the copy is looked at again.
             let copy = match (self.copy.take(), self.dirty.take()) {
                 (Some(mut copy), Some(dirty)) => {
-                    mirror(&self.disk, &self.live, &mut copy, &dirty, Modes::Copy)?;
+                    mirror(&self.disk, &self.live, &mut copy, &dirty, Modes::Copy, &mut self.pins)?;
                     copy
                 }
                 (copy, _) => self.whole_copy(copy)?,
@@ -241,10 +277,43 @@ impl StateStore for Shadow {
         }
     }
 
+    fn survey(&mut self) -> Result<Local, StateError> {
+        let now_ns = self.clock.trusted_before_ns()?;
+        let mut copy = self.copy.take().unwrap_or_else(|| Index::new(self.copy_top()));
+        copy.distrust();
+        copy.scan_what_is_sound(&self.disk, now_ns)?;
+        self.dirty = None;
+        self.scanned = None;
+        self.live.distrust();
+        self.live.scan_what_is_sound(&self.disk, now_ns)?;
+        let local = local_of(&copy, Some(&self.live));
+        // It may still be what the record says.
+        if matches!(self.intent.intent, Intent::Clean { root, .. } if root == copy.root()) {
+            self.copy = Some(copy);
+        }
+        Ok(local)
+    }
+
+    fn adopt(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError> {
+        stage.sync()?;
+        target.save(&self.disk, &self.dir)?;
+        self.intent.write(&self.disk, Intent::Adopting { seq, root: target.root() })?;
+        self.finish_adopting(seq, target, stage)
+    }
+
+    fn pin(&mut self) -> Result<Pin, StateError> {
+        match (&self.copy, self.intent.intent) {
+            (Some(copy), Intent::Clean { .. }) => self.pins.pin(copy),
+            _ => Err(StateError::NoSnapshot),
+        }
+    }
+
     fn rollback(&mut self) -> Result<Hash, StateError> {
         let (seq, root) = match self.intent.intent {
             Intent::Clean { seq, root } | Intent::RollingBack { seq, root } => (seq, root),
-            Intent::Empty | Intent::Updating { .. } => return Err(StateError::NoSnapshot),
+            Intent::Empty | Intent::Updating { .. } | Intent::Adopting { .. } => {
+                return Err(StateError::NoSnapshot);
+            }
         };
         let copy = self.copy.take().ok_or(StateError::NoSnapshot)?;
         let done = self.restore(&copy, seq, root);
@@ -289,7 +358,7 @@ impl StateStore for Shadow {
 }
 
 /// All paths whose leaf is not the same in both.
-fn differing(one: &Index, other: &Index) -> BTreeSet<Vec<u8>> {
+pub(super) fn differing(one: &Index, other: &Index) -> BTreeSet<Vec<u8>> {
     let missing = |from: &Index, path: &Vec<u8>, leaf| from.entries.get(path).is_none_or(|found| found.leaf != leaf);
     let changed = one.entries.iter().filter(|(path, entry)| missing(other, path, entry.leaf));
     let gone = other.entries.iter().filter(|(path, _)| !one.entries.contains_key(*path));

@@ -41,6 +41,8 @@ pub(super) struct Chain {
     window_order: BTreeMap<Seq, Vec<Key>>,
     /// The agreed result that this node took over for the last one of its own.
     adopted: Option<ExecResult>,
+    /// Ledgers whose runs others did, and the result that they agreed on for the last one.
+    synced: Vec<(Seq, Seq, ExecResult)>,
     /// This node's own word about the last ledger.
     own: Own,
     /// Every UNL the chain has had.
@@ -131,6 +133,7 @@ impl Chain {
             window: BTreeMap::new(),
             window_order: BTreeMap::new(),
             adopted: adopted(head)?,
+            synced: synced(head)?,
             own: Own::default(),
             unl_hashes: BTreeSet::from([unl_hash]),
             inputs_seen: 0,
@@ -306,6 +309,10 @@ impl Chain {
         if let Some(adopted) = self.adopted.as_ref().filter(|adopted| adopted.of_seq == self.seq) {
             let means = "this node goes on from a result that is not the agreed one";
             Place::Journal.holds(adopted == result, "adopted", "another result", "the agreed one", means)?;
+        }
+        if let Some((_, _, synced)) = self.synced.iter().find(|(_, last, _)| *last == self.seq) {
+            let means = "this node fetched a state that is not the agreed one";
+            Place::Journal.holds(synced == result, "synced", "another result", "the agreed one", means)?;
         }
         self.own_outputs(Some(result.outputs_root))
     }
@@ -534,7 +541,13 @@ impl Chain {
         kept: bool,
     ) -> Result<(), Wrong> {
         let executed = header.seq <= self.executed;
-        let lost = kept && executed && result.is_none();
+        let others = self.synced.iter().find(|(first, last, _)| (*first..=*last).contains(&header.seq));
+        let by_others = others.is_some();
+        // Of a single ledger there may be both: a result that was not the agreed one.
+        let is_extra = result.is_some() && others.is_some_and(|(first, last, _)| first < last);
+        let means = "the state after it was fetched because it was not run";
+        place.holds(!is_extra, "own result", "stored", "none", means)?;
+        let lost = kept && executed && result.is_none() && !by_others;
         place.holds(!lost, "own result", "missing", "stored", "results are kept as long as contents")?;
         if let Some(result) = &result
             && result.body.status != Status::Ok
@@ -642,4 +655,19 @@ fn adopted(head: &Head) -> Result<Option<ExecResult>, Wrong> {
     let means = "a result is taken over for the last run";
     Place::Journal.same("adopted.of_seq", adopted.of_seq, head.executed, means)?;
     Ok(Some(adopted))
+}
+
+/// Where the state was fetched.
+fn synced(head: &Head) -> Result<Vec<(Seq, Seq, ExecResult)>, Wrong> {
+    let mut ranges = Vec::with_capacity(head.synced.len());
+    for stored in &head.synced {
+        let result: ExecResult = Place::Journal.read("synced", &stored.result)?;
+        let means = "the node goes on from a state of which nothing is known";
+        Place::Journal.same("synced.of_seq", result.of_seq, stored.last, means)?;
+        let is_range = stored.first <= stored.last && stored.last < head.tip;
+        let found = format!("ledgers {} to {}", stored.first, stored.last);
+        Place::Journal.holds(is_range, "synced", found, "ledgers before the last one", means)?;
+        ranges.push((stored.first, stored.last, result));
+    }
+    Ok(ranges)
 }

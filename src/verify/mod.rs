@@ -51,7 +51,7 @@ pub struct Head {
     pub tip: Seq,
     /// Oldest ledger with its contents.
     pub kept_from: Option<Seq>,
-    /// Last ledger with a result of this node; 0 for none.
+    /// Last ledger with a result of this node, or after which it fetched the state; 0 for none.
     pub executed: Seq,
     /// Users of the last closed ledger.
     pub users_tip: Vec<Vec<u8>>,
@@ -69,8 +69,21 @@ pub struct Head {
     pub unl_changes: Vec<(Seq, Vec<u8>)>,
     /// Proofs of misbehaviour.
     pub evidence: Vec<StoredEvidence>,
+    /// Ledgers that were not run here, because the state after them was fetched; ascending.
+    pub synced: Vec<StoredSynced>,
     /// Rows of ledgers that do not exist: table and number.
     pub stray: Vec<(&'static str, i64)>,
+}
+
+/// Ledgers whose runs others did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredSynced {
+    /// The first of them.
+    pub first: Seq,
+    /// The last of them.
+    pub last: Seq,
+    /// The agreed result of the last one.
+    pub result: Vec<u8>,
 }
 
 /// Something this node signed.

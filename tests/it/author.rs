@@ -1,4 +1,4 @@
-//! What a contract's author uses: `hp exec`, on small contracts written here.
+//! What a contract's author uses, `hp exec` and `hp check`, on small contracts written here and on the examples.
 
 use std::{
     fs,
@@ -9,6 +9,8 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::net::compile;
 
 /// A folder with the folder of a contract in it.
 struct Author(TempDir);
@@ -32,6 +34,25 @@ impl Author {
         let file = self.path("c/bin/contract");
         fs::write(&file, contract).expect("written");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("changed");
+    }
+
+    /// What `hp check` finds, with one ledger of two users: for each trial that differs its name, what differs, and why.
+    fn check(&self, code: i32, args: &[&str]) -> Vec<[String; 3]> {
+        fs::write(
+            self.path("inputs"),
+            "{\"user\":\"alice\",\"input\":\"a\\n\"}\n{\"user\":\"bob\",\"input\":\"b\\n\"}\n",
+        )
+        .expect("written");
+        let report = self.json(code, &[&["check", "c", "--inputs", "inputs"], args].concat());
+        let trials = report["trials"].as_array().expect("a list");
+        // Where nothing makes equal runs alike there is nothing to compare with.
+        let not_tried = trials.iter().filter(|trial| trial["result"] == "not tried").count();
+        assert!(not_tried < 6 || trials[0]["result"] == "differs", "{report}");
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let causes =
+            |found: &Value| found["causes"].as_array().expect("a list").iter().map(text).collect::<Vec<_>>().join(", ");
+        let found = trials.iter().filter(|trial| trial["result"] == "differs");
+        found.map(|trial| [text(&trial["name"]), text(&trial["found"]["what"]), causes(&trial["found"])]).collect()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -167,4 +188,117 @@ fn a_nodes_folder_gives_its_settings_and_neither_its_keys_nor_its_state() {
     assert!(run["stdin"]["private"].as_str().is_some_and(|path| path.ends_with("/private")));
     let ended = author.hp(&["exec", "node", "--commit"]);
     assert!(ended.code == 1 && ended.err.contains("is a node's folder"), "{}", ended.err);
+}
+
+/// A contract that writes what the shell makes of these commands to state/x.
+fn shell(commands: &str) -> String {
+    format!("#!/bin/sh\nexec >state/x\n{commands}\n")
+}
+
+/// That `hp check` finds this cause in a contract of which equal runs differ.
+fn again(contract: &str, cause: &str) {
+    let found = Author::of(contract).check(1, &["--runs", "2"]);
+    // With the cause held still others may show: an address follows from the environment, too.
+    assert_eq!(found.first(), Some(&["again", "state/x", cause].map(str::to_owned)), "{contract}");
+}
+
+#[test]
+fn a_check_finds_each_thing_that_a_contract_depends_on_and_tells_it_from_the_others() {
+    let contract = r#"#!/usr/bin/python3
+import json, os, sys, time
+facts = json.load(sys.stdin)
+def write(name, what):
+    with open("state/" + name, "w") as file:
+        file.write(str(what))
+umask = os.umask(0o022)
+write("clock", int(time.time()) // 86400)
+write("environment", os.environ.get("USER"))
+write("locale", os.environ["TZ"])
+write("folder", os.getcwd())
+write("host name", os.uname().nodename)
+write("umask", umask)
+write("node", facts["pubkey"])
+write("descriptors", facts["npl"][0])
+by_number = sorted(facts["user"], key=lambda user: facts["user"][user][0])
+write("order of users", " ".join(by_number))
+write("python", hash("x") if "PYTHONHASHSEED" in os.environ else 0)
+with open(facts["npl"][1], "wb") as line:
+    line.write(b"hello")
+with open(facts["npl"][0], "rb") as line:
+    write("party line", line.read().count(b"hello"))
+"#;
+    let found = Author::of(contract).check(1, &["--runs", "1"]);
+    let expected = [
+        "clock",
+        "hash order",
+        "environment",
+        "locale",
+        "descriptors",
+        "order of users",
+        "folder",
+        "umask",
+        "host name",
+        "node",
+        "party line",
+    ];
+    let expected = expected.map(|name| {
+        let path = if name == "hash order" { "python" } else { name };
+        [name.to_owned(), format!("state/{path}"), name.to_owned()]
+    });
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_check_finds_what_is_another_thing_in_each_run() {
+    again(&shell("od -An -tx1 -N8 /dev/urandom"), "randomness");
+    again(&shell("echo $$"), "process id");
+    again(&shell("date +%N"), "clock");
+    again("#!/usr/bin/python3\nopen('state/x', 'w').write(str(hash('x')))\n", "hash order");
+    again("#!/usr/bin/python3 -IS\nopen('state/x', 'w').write(str(id(object())))\n", "addresses");
+}
+
+#[test]
+fn a_check_finds_the_order_of_a_folder() {
+    if fs::metadata("/dev/shm").is_err() {
+        return println!("skipped: no second file system here");
+    }
+    let author = Author::of(&shell("for name in c a d b e; do touch state/$name; done; ls -U state"));
+    assert_eq!(author.check(1, &["--runs", "1"]), [["directory order", "state/x", "directory order"]]);
+    author.write(&shell("for name in c a d b e; do touch state/$name; done; ls state"));
+    assert!(author.check(0, &["--runs", "1"]).is_empty());
+}
+
+#[test]
+fn a_check_finds_a_race_of_threads() {
+    let author = Author::of("");
+    let binary = author.path("c/bin/contract");
+    fs::remove_file(&binary).expect("removed");
+    compile("race.c", &binary);
+    let found = author.check(1, &["--runs", "4"]);
+    assert!(
+        !found.is_empty() && found.iter().all(|[_, what, cause]| what == "state/x" && cause.contains("thread timing")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_check_finds_nothing_in_the_examples_and_says_what_it_could_not_try() {
+    for example in ["directory/directory.py", "counter/counter.sh", "chat/chat.js"] {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("contracts").join(example);
+        let author = Author::of(&fs::read_to_string(program).expect("there"));
+        assert!(author.check(0, &["--runs", "1"]).is_empty(), "{example}");
+    }
+    let author = Author::of("#!/bin/sh\nexit 3\n");
+    let told = author.hp(&["check", "c", "--runs", "1"]);
+    assert_eq!((told.code, told.err.as_str()), (0, ""), "{}", told.out);
+    for part in [
+        "party line       not tried  ",
+        "the run of ledger 5 fails (exit code 3)",
+        "nothing differed in 5 ledgers",
+        "--inputs",
+    ] {
+        assert!(told.out.contains(part), "{part:?} in {}", told.out);
+    }
+    let report = author.hp(&["check", "c", "--inputs", "none"]);
+    assert!(report.code == 1 && report.err.contains("cannot read the input none"), "{}", report.err);
 }

@@ -63,6 +63,7 @@ impl Rig {
             args: vec!["python3".into()],
             env: Vec::new(),
             network: false,
+            namespaces: true,
             read: Vec::new(),
             secrets: Vec::new(),
         };

@@ -13,8 +13,8 @@ use hotpocket::{
         merkle::{self, Proof},
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
-            Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StatusMsg, Tc,
-            TcFwd, Vote,
+            Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StateBody,
+            StateGet, StatePart, StateWant, StatusMsg, Tc, TcFwd, Vote,
         },
     },
     crypto::SecretKey,
@@ -293,12 +293,30 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("evidence", Message::Evidence(evidence())),
         ("get-range", Message::Get(Get::Range(5, 68))),
         ("range", Message::Range(Box::new(range()))),
+        ("state-get-offer", state_get(StateWant::Offer(5))),
+        ("state-get-nodes", state_get(StateWant::Nodes { height: 18, index: 1 })),
+        ("state-get-leaves", state_get(StateWant::Leaves { index: 64 })),
+        ("state-get-hashes", state_get(StateWant::Hashes { file: hash(6), height: 12, index: 0 })),
+        ("state-get-blocks", state_get(StateWant::Blocks(vec![hash(7), hash(8)]))),
+        ("state-part-nothing", state_part(StateBody::Nothing)),
+        ("state-part-offer", state_part(StateBody::Offer { next: 5, root: hash(9), entries: 4_097, bytes: 1 << 30 })),
+        ("state-part-hashes", state_part(StateBody::Hashes(vec![hash(6), hash(7)]))),
+        ("state-part-leaves", state_part(StateBody::Leaves(vec![b"hashed".to_vec()]))),
+        ("state-part-blocks", state_part(StateBody::Blocks(vec![b"a block".to_vec(), Vec::new()]))),
         ("get-piece", Message::Get(Get::Piece(piece_ref(Thing::Path(b"a/file".to_vec()), None)))),
         ("get-piece-block", Message::Get(Get::Piece(piece_ref(Thing::Output(user().user_key()), Some(2))))),
         ("piece-known", piece(Thing::Path(b"a/file".to_vec()), None, Piece::Known(known()))),
         ("piece-block", piece(Thing::Output(user().user_key()), Some(2), Piece::Block(b"bytes".to_vec()))),
         ("piece-gone", piece(Thing::Output(user().user_key()), None, Piece::Gone)),
     ]
+}
+
+fn state_get(want: StateWant) -> Message {
+    Message::StateGet(StateGet { id: 3, root: hash(9), want })
+}
+
+fn state_part(body: StateBody) -> Message {
+    Message::StatePart(StatePart { id: 3, body })
 }
 
 fn path_state() -> PathState {
@@ -341,10 +359,12 @@ fn number(message: &Message) -> u8 {
         Message::Evidence(_) => 17,
         Message::Range(_) => 18,
         Message::Piece(_) => 19,
+        Message::StateGet(_) => 20,
+        Message::StatePart(_) => 21,
     }
 }
 
-const KINDS: u8 = 20;
+const KINDS: u8 = 22;
 
 /// What is signed in a message: the digest as `Signable` makes it, then its tag, whether it covers the UNL, and the
 /// body's bytes, so that the digest can be made by hand.
@@ -379,7 +399,9 @@ fn signed_part(message: &Message) -> Option<SignedPart> {
         | Message::Details(_)
         | Message::Evidence(_)
         | Message::Range(_)
-        | Message::Piece(_) => None,
+        | Message::Piece(_)
+        | Message::StateGet(_)
+        | Message::StatePart(_) => None,
     }
 }
 

@@ -154,6 +154,15 @@ fn plan(world: &mut World, length: u64) {
         let node = honest[world.rng.index(honest.len())];
         world.nodes[node].dead = true;
     }
+    // Of one node: with the states of many a network's is gone.
+    if n > 1 && faulty <= n - quorum && world.rng.chance(30) {
+        let honest: Vec<usize> = (0..n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
+        let node = honest[world.rng.index(honest.len())];
+        for _ in 0..world.rng.within(1, 3) {
+            let (at, copy_too) = (world.rng.within(0, length), world.rng.chance(70));
+            world.plan(at, Happening::Damage(node, copy_too));
+        }
+    }
     world.plan(length, Happening::Gst);
 }
 
@@ -268,12 +277,15 @@ pub fn run(seed: u64) -> Coverage {
         check_sync(&mut world, tip);
         let done = world.run(length + SETTLE_MS, |world| {
             let closed = world.sound().all(|node| world.seq(node) >= goal);
-            closed && world.now > length + 300 && world.unledgered().is_empty() && world.outstanding().is_empty()
+            let flips = |node: usize| matches!(world.cfg.manners.get(node), Some(Manner::Flips(_)));
+            let have = world.sound().all(|node| flips(node) || world.has_state(node));
+            let open = !world.unledgered().is_empty() || !world.outstanding().is_empty();
+            closed && have && world.now > length + 300 && !open
         });
         let (open, wanted) = (world.unledgered(), world.outstanding());
         assert!(
             done,
-            "L1: ledger {goal} is not closed by all, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
+            "L1: ledger {goal} is not closed by all, or not all have a state, or these inputs are not: {open:?}, or these changes: {wanted:?}: {}",
             world.describe()
         );
     } else {

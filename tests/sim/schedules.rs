@@ -367,21 +367,22 @@ fn a_node_that_was_away_for_a_hundred_ledgers_is_back_in_a_second_of_running_the
 }
 
 #[test]
-fn a_node_whose_runs_lag_by_hundreds_of_ledgers_goes_on_closing_and_voting_and_runs_them_all() {
+fn a_node_whose_runs_lag_goes_on_closing_and_voting_and_fetches_the_state_instead_of_running_all() {
     let mut world = linked(Config { roundtime_ms: 20, ..Config::calm(5, 80) }, 1);
     world.nodes[4].slow_ms = 200;
     assert!(world.run(60_000, |world| world.seq(4) >= 300), "{}", world.describe());
-    assert!(world.nodes[4].disk.state.0 < 60, "its runs lag");
+    let fetched = world.watch.seen.of("states given up to catch up");
+    assert!(fetched >= 3, "{fetched} times");
+    assert!(world.nodes[4].disk.state.0 + 120 > world.watch.tip(), "it is never far behind: {}", world.describe());
     assert!(world.seq(4) + 1 >= world.watch.tip(), "it is not behind in closing: {}", world.describe());
     let key = NodeKey([5; 32]);
     let late = &world.watch.chain[200..];
     let signed = late.iter().filter(|(_, ledger)| ledger.qc.sigs.iter().any(|(signer, _)| *signer == key));
     assert!(signed.count() > 0, "its votes are in certificates");
-    // A process that begins with hundreds of them does not need them all in memory.
     world.crash(4);
     world.nodes[4].slow_ms = 0;
     assert!(world.run(world.now + 20_000, |world| world.nodes[4].disk.state.0 >= 300), "{}", world.describe());
-    assert!(world.watch.seen.of("ledgers loaded for their runs") > 5);
+    assert!(world.run(world.now + 1_000, |world| world.nodes[4].disk.state.0 + 1 >= world.watch.tip()));
 }
 
 #[test]

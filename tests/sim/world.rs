@@ -200,6 +200,8 @@ pub enum Happening {
     Input,
     /// A user signs an input and gives it to some nodes (or the very same again, or another with the same nonce).
     SignedInput,
+    /// Somebody changes a node's state by hand; the copy too, or not.
+    Damage(usize, bool),
     /// A user comes or goes.
     User,
     /// Operators of so many percent of the honest nodes that are up vote for a change of the UNL, or withdraw their vote.
@@ -215,15 +217,60 @@ pub enum Happening {
 }
 
 enum Ev {
-    Deliver { from: usize, to: usize, epoch: u64, message: Rc<Message> },
-    Timer { node: usize, life: u32, timer: Timer, setting: u64 },
-    Commit { node: usize, life: u32 },
-    Ran { node: usize, life: u32, run: u64, cut: bool },
-    Load { node: usize, life: u32, first: Seq },
-    Notice { node: usize, life: u32, peer: usize },
-    Mischief { node: usize, life: u32 },
-    Connect { a: usize, b: usize },
-    Restart { node: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        epoch: u64,
+        message: Rc<Message>,
+    },
+    Timer {
+        node: usize,
+        life: u32,
+        timer: Timer,
+        setting: u64,
+    },
+    Commit {
+        node: usize,
+        life: u32,
+    },
+    Ran {
+        node: usize,
+        life: u32,
+        run: u64,
+        cut: bool,
+    },
+    Load {
+        node: usize,
+        life: u32,
+        first: Seq,
+    },
+    /// The state is fetched, from whoever has it then.
+    Sync {
+        node: usize,
+        life: u32,
+        from: Seq,
+    },
+    /// The node finds that its state is none.
+    Lost {
+        node: usize,
+        life: u32,
+    },
+    Notice {
+        node: usize,
+        life: u32,
+        peer: usize,
+    },
+    Mischief {
+        node: usize,
+        life: u32,
+    },
+    Connect {
+        a: usize,
+        b: usize,
+    },
+    Restart {
+        node: usize,
+    },
     Happen(Happening),
 }
 
@@ -235,6 +282,8 @@ pub struct Disk {
     pub history: Vec<(ClosedLedger, Vec<Input>)>,
     /// state/: the last ledger executed and the root; `None` in the middle of a run.
     pub state: (Seq, Option<Hash>),
+    /// Somebody changed it, and the node has not noticed.
+    damaged: bool,
     /// The copy of it from before a run, and of which ledger: there is one, as on a real disk.
     before: Option<(Seq, (Seq, Option<Hash>))>,
 }
@@ -289,6 +338,10 @@ pub struct Node {
     delivered: Option<Seq>,
     /// It said that its run differed.
     pub diverged: bool,
+    /// It has no state to run ledgers on, and fetches one.
+    lost: bool,
+    /// Its contract computes what all compute, after it did not.
+    cured: bool,
     /// Whether it stays down.
     pub dead: bool,
     /// Twins: whom this one talks with.
@@ -366,6 +419,7 @@ impl World {
                 journal: Journal::new(genesis.clone()),
                 history: Vec::new(),
                 state: (0, Some(genesis.state_root)),
+                damaged: false,
                 before: None,
             };
             let mask = rng.next();
@@ -399,6 +453,8 @@ impl World {
                 proposed: None,
                 lies: BTreeMap::new(),
                 diverged: false,
+                lost: false,
+                cured: false,
                 dead: false,
                 mask,
                 run_ms: None,
@@ -494,6 +550,8 @@ impl World {
                 let ledgers = self.nodes[node].disk.journal.load(first).to_vec();
                 self.handle(node, Event::Loaded(ledgers));
             }
+            Ev::Sync { node, life, from } if self.nodes[node].life == life => self.sync(node, from),
+            Ev::Lost { node, life } if self.nodes[node].life == life => self.handle(node, Event::StateLost),
             Ev::Notice { node, life, peer } if self.nodes[node].life == life => self.look_at_link(node, peer),
             Ev::Mischief { node, life } if self.nodes[node].life == life => self.mischief(node),
             Ev::Connect { a, b } => self.connect(a, b),
@@ -508,6 +566,8 @@ impl World {
             Ev::Commit { .. }
             | Ev::Ran { .. }
             | Ev::Load { .. }
+            | Ev::Sync { .. }
+            | Ev::Lost { .. }
             | Ev::Notice { .. }
             | Ev::Mischief { .. }
             | Ev::Restart { .. } => {}
@@ -571,6 +631,7 @@ impl World {
                     }
                 }
             }
+            Happening::Damage(node, copy_too) => self.damage(node, copy_too),
             Happening::Replay => {
                 let (n, inputs) = (self.cfg.n, self.sent_inputs.len());
                 if inputs > 0 && n > 1 {
@@ -632,6 +693,11 @@ impl World {
     /// Nodes that must go on after GST.
     pub fn sound(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.cfg.singles()).filter(|node| self.nodes[*node].manner.is_honest() && !self.nodes[*node].dead)
+    }
+
+    /// Whether a node has a state to run ledgers on.
+    pub fn has_state(&self, node: usize) -> bool {
+        self.nodes[node].core.as_ref().is_some_and(|core| core.summary().has_state)
     }
 
     /// Inputs that a sound node promised to keep and that are neither in the chain nor expired.

@@ -175,7 +175,7 @@ fn replace(state: &Path, to: &Path) -> Result<(), Failure> {
     let above = to.parent().context("the root folder cannot be a state")?;
     let aside = tempfile::Builder::new().prefix(".hp-exec-").tempdir_in(above).context("cannot make a folder")?;
     let (fresh, old) = (aside.path().join("new"), aside.path().join("old"));
-    scratch::copy(state, &fresh)?;
+    scratch::copy(state, &fresh, false)?;
     let moved = || -> io::Result<()> {
         if to.is_dir() {
             fs::rename(&to, &old)?;

@@ -34,6 +34,11 @@ impl Names {
         self.0.get(key).cloned().unwrap_or_else(|| key.short().to_string())
     }
 
+    /// Those of another list too.
+    pub(super) fn extend(&mut self, others: &Names) {
+        self.0.extend(others.0.iter().map(|(key, name)| (*key, name.clone())));
+    }
+
     pub(super) fn add(&mut self, name: &str) -> UserKey {
         let key = key_of(name);
         if name != key.to_string() {

@@ -1,11 +1,11 @@
 //! `hp ledger`: what is in a node's folder, whether it is right, and a copy of it for others.
 //!
 //! Reads `hist/ledger.db` whether the node runs or not, and changes nothing in it. `view` is one ledger as people and
-//! programs see it; `ls`, `show`, `verify` and `export` are the subcommands, `replay` what `verify --replay` does.
+//! programs see it; `ls`, `show`, `verify` and `export` are the subcommands, `replay` what `verify --replay` and `hp replay` do.
 
 mod export;
 mod ls;
-mod replay;
+pub(super) mod replay;
 mod show;
 mod verify;
 mod view;
@@ -46,7 +46,7 @@ impl Ledger {
 }
 
 /// Opens the database of a contract folder.
-fn open(dir: &Path) -> Result<Archive, Failure> {
+pub(super) fn open(dir: &Path) -> Result<Archive, Failure> {
     if !dir.join("hist/ledger.db").exists() {
         let what =
             format!("{} has no ledgers: there is no hist/ledger.db (a node's first run makes it)", dir.display());

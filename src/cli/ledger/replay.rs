@@ -1,14 +1,15 @@
-//! `hp ledger verify --replay`: every ledger run again in a copy of the folder, and compared with the chain.
+//! Ledgers run again in a copy of a node's folder, and compared with the chain: `hp ledger verify --replay`, `hp replay`.
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow};
 use serde_json::{Value, json};
 
+pub(in crate::cli) use super::view::Chain;
 use super::{unreadable, verify::Progress, view};
 use crate::{
     cli::{Exit, Failure, run::Stop, scratch::Scratch},
@@ -38,25 +39,25 @@ pub(super) struct Begin {
 }
 
 /// What came of a replay.
-pub(super) struct Replayed {
-    ran: u64,
+pub(in crate::cli) struct Replayed {
+    pub(in crate::cli) ran: u64,
     seconds: f64,
     /// Ledgers whose run was over its time, and so was not repeated.
     time_up: u64,
     /// Ledgers in which the contract used the party line.
     party_line: u64,
     /// The first ledger that differs.
-    pub(super) differs: Option<Differs>,
+    pub(in crate::cli) differs: Option<Differs>,
 }
 
 /// A ledger whose run led to something else.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("ledger {seq}: run again, its {field} is {found}, but the chain says {expected}; the run {}", self.paths())]
-pub(super) struct Differs {
-    seq: Seq,
-    field: &'static str,
-    found: String,
-    expected: String,
+pub(in crate::cli) struct Differs {
+    pub(in crate::cli) seq: Seq,
+    pub(in crate::cli) field: &'static str,
+    pub(in crate::cli) found: String,
+    pub(in crate::cli) expected: String,
     /// Paths that the run changed.
     changed: Vec<String>,
 }
@@ -74,7 +75,7 @@ impl Differs {
 }
 
 impl Replayed {
-    pub(super) fn json(&self) -> Value {
+    pub(in crate::cli) fn json(&self) -> Value {
         json!({
             "ran": self.ran, "seconds": self.seconds, "time_up": self.time_up, "party_line": self.party_line,
             "differs": self.differs.as_ref().map(|differs| json!({
@@ -84,7 +85,7 @@ impl Replayed {
         })
     }
 
-    pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
+    pub(in crate::cli) fn lines(&self) -> Vec<(&'static str, String)> {
         let per_second = (self.ran as f64 / self.seconds.max(0.001)) as u64;
         let mut lines =
             vec![("replay", format!("{} ledgers run again in {:.2} s, {per_second}/s", self.ran, self.seconds))];
@@ -102,11 +103,56 @@ impl Replayed {
     }
 }
 
+/// Which ledgers are run again, and with what.
+pub(in crate::cli) struct Walk {
+    /// The first of all; the state to begin with is the one before it.
+    pub(in crate::cli) from: Seq,
+    /// The last, if the chain goes that far.
+    pub(in crate::cli) to: Seq,
+    /// From this one on they are shown.
+    pub(in crate::cli) shown_from: Seq,
+    /// What is executed from `shown_from` on, in place of the contract.
+    pub(in crate::cli) binary: Option<PathBuf>,
+    /// The files in state/ before the first; none: there were no files.
+    pub(in crate::cli) state: Option<PathBuf>,
+    /// Where the copy of the folder is made.
+    pub(in crate::cli) scratch: Option<PathBuf>,
+}
+
+/// One ledger, run again.
+pub(in crate::cli) struct Step<'a> {
+    pub(in crate::cli) seq: Seq,
+    pub(in crate::cli) inputs: usize,
+    pub(in crate::cli) expected: &'a ExecResult,
+    /// None: its time was up, and it was not run.
+    pub(in crate::cli) again: Option<&'a Again>,
+    pub(in crate::cli) elapsed: Duration,
+    pub(in crate::cli) differs: Option<&'a Differs>,
+}
+
 /// Runs what `report` covers again.
 pub(super) fn run(dir: &Path, archive: &Archive, report: &Report, begin: &Begin) -> Result<Replayed, Failure> {
+    let walk = Walk {
+        from: report.from,
+        to: report.to,
+        shown_from: report.from,
+        binary: None,
+        state: begin.state.clone(),
+        scratch: begin.scratch.clone(),
+    };
+    walk_again(dir, archive, &walk, &mut |_| Ok(()))
+}
+
+/// Runs ledgers again, up to the first that differs, and lets `see` look at each that is to be shown.
+pub(in crate::cli) fn walk_again(
+    dir: &Path,
+    archive: &Archive,
+    walk: &Walk,
+    see: &mut dyn FnMut(Step<'_>) -> Result<(), Failure>,
+) -> Result<Replayed, Failure> {
     let dir = std::path::absolute(dir).with_context(|| format!("cannot tell where {} is", dir.display()))?;
     let config = Config::load(&dir)?;
-    let chain = view::Chain::read(archive)?;
+    let chain = Chain::read(archive)?;
     if config.cfg_hash() != chain.genesis.cfg_hash || config.contract.id != chain.genesis.contract_id {
         let what = format!(
             "{} is not the configuration of this chain: contract id or shared settings differ",
@@ -114,24 +160,31 @@ pub(super) fn run(dir: &Path, archive: &Archive, report: &Report, begin: &Begin)
         );
         return Err(Failure::new(Exit::Config, anyhow!(what)));
     }
-    let scratch = Scratch::make(&dir, begin.state.as_deref(), begin.scratch.as_deref())?;
+    let scratch = Scratch::make(&dir, walk.state.as_deref(), walk.scratch.as_deref())?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let config = Config { dir: scratch.dir(), ..config };
     runtime.block_on(async {
         let stop = Stop::watch().context("cannot watch for signals")?;
         tokio::select! {
-            replayed = replay(config, archive, &chain, report) => replayed,
+            replayed = replay(config, archive, &chain, walk, see) => replayed,
             // The copy is removed in any case.
             signal = stop.wait() => Err(Failure::new(Exit::Interrupted, anyhow!("ended by {signal}"))),
         }
     })
 }
 
-async fn replay(config: Config, archive: &Archive, chain: &view::Chain, report: &Report) -> Result<Replayed, Failure> {
-    let (from, to) = (report.from, report.to);
+async fn replay(
+    config: Config,
+    archive: &Archive,
+    chain: &Chain,
+    walk: &Walk,
+    see: &mut dyn FnMut(Step<'_>) -> Result<(), Failure>,
+) -> Result<Replayed, Failure> {
+    let (from, to) = (walk.from, walk.to);
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut replayer = Replayer::start(config, &exe).await?;
+    let mut replayer = Replayer::start(config.clone(), &exe).await?;
+    let mut other = walk.binary.clone().map(|binary| Config { binary, ..config });
     let mut users = users_before(archive, from, chain.tip)?;
     let mut replayed = Replayed { ran: 0, seconds: 0.0, time_up: 0, party_line: 0, differs: None };
     let mut progress = Progress::new("run again", from);
@@ -148,6 +201,14 @@ async fn replay(config: Config, archive: &Archive, chain: &view::Chain, report: 
             let Some(expected) = ledger.result().cloned() else { break 'ledgers };
             let execution = execution(chain, ledger, &mut users)?;
             let seq = execution.header.seq;
+            if seq >= walk.shown_from
+                && let Some(config) = other.take()
+            {
+                replayer.stop().await;
+                replayer = Replayer::start(config, &exe).await?;
+            }
+            let inputs = execution.inputs.iter().map(|(_, inputs)| inputs.len()).sum();
+            let run_began = Instant::now();
             let again = if expected.status == Status::Limit(LimitKind::Time) {
                 replayed.time_up += 1;
                 None
@@ -157,7 +218,14 @@ async fn replay(config: Config, archive: &Archive, chain: &view::Chain, report: 
                 replayed.ran += 1;
                 Some(again)
             };
-            replayed.differs = differs(&expected, again, replayer.root());
+            replayed.differs = differs(&expected, again.as_ref(), replayer.root());
+            if seq >= walk.shown_from {
+                let (again, differs) = (again.as_ref(), replayed.differs.as_ref());
+                progress.suspend(|| {
+                    let elapsed = run_began.elapsed();
+                    see(Step { seq, inputs, expected: &expected, again, elapsed, differs })
+                })?;
+            }
             if replayed.differs.is_some() {
                 break 'ledgers;
             }
@@ -181,7 +249,7 @@ fn other_begin(ledger: &view::Ledger, found: Hash) -> Failure {
 }
 
 /// What the node gave its executor for this ledger.
-fn execution(chain: &view::Chain, ledger: view::Ledger, users: &mut BTreeSet<UserKey>) -> Result<Execution, Failure> {
+fn execution(chain: &Chain, ledger: view::Ledger, users: &mut BTreeSet<UserKey>) -> Result<Execution, Failure> {
     let seq = ledger.seq;
     let gone =
         || Failure::new(Exit::Failed, anyhow!("ledger {seq} cannot be run again: its contents are no longer kept"));
@@ -202,8 +270,8 @@ fn execution(chain: &view::Chain, ledger: view::Ledger, users: &mut BTreeSet<Use
 }
 
 /// Compares a run, if there was one, with the chain.
-fn differs(expected: &ExecResult, again: Option<Again>, root: Hash) -> Option<Differs> {
-    let (outputs_root, status, changed) = match &again {
+fn differs(expected: &ExecResult, again: Option<&Again>, root: Hash) -> Option<Differs> {
+    let (outputs_root, status, changed) = match again {
         Some(again) => (again.result.outputs_root, again.result.status, again.changed.as_slice()),
         None => (Hash::ZERO, expected.status, &[][..]),
     };

@@ -215,6 +215,14 @@ impl Progress {
         }
     }
 
+    /// Does something that writes to the terminal.
+    pub(super) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(work),
+            None => work(),
+        }
+    }
+
     pub(super) fn end(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();

@@ -381,6 +381,31 @@ fn a_replay_names_the_first_ledger_that_another_contract_leads_elsewhere() {
         assert!(differs["changed"].to_string().contains("state/log"), "{report}");
         let told = ledger(&["verify", text(&dir), "--replay", "--state", text(&begin)]).await;
         assert!(told.err.contains("state/log") && told.err.contains("but the chain says"), "{}", told.err);
+
+        // The same with a line for each ledger; the ones before the first that is shown are run by the contract itself.
+        let first = differs["seq"].as_u64().expect("a number");
+        let replay =
+            async |args: &[&str]| call(&[&["replay", text(&dir), "--state", text(&begin)], args].concat()).await;
+        let told = replay(&["--binary", text(probe())]).await;
+        assert_eq!(told.code, Some(0), "{}", told.err);
+        assert_eq!(
+            told.out.matches(" same\n").count() as u64,
+            report["to"].as_u64().expect("a number"),
+            "{}",
+            told.out
+        );
+        let told = replay(&[]).await;
+        assert!(told.code == Some(1) && told.err.contains("state/log"), "{}", told.err);
+        assert_eq!(told.out.lines().filter(|line| line.ends_with(" same")).count() as u64, first - 1, "{}", told.out);
+        assert!(told.out.contains(&format!("ledger {first} ")) && told.out.contains("  differs: "), "{}", told.out);
+        let told = replay(&["--json", "--to", &(first - 1).to_string(), "--binary", text(probe())]).await;
+        let last: Value = serde_json::from_str(told.out.lines().last().expect("a line")).expect("an object");
+        assert_eq!(
+            (told.code, &last["ok"], last["replay"]["ran"].as_u64()),
+            (Some(0), &Value::Bool(true), Some(first - 1))
+        );
+        let told = replay(&["--from", "100000"]).await;
+        assert!(told.code == Some(1) && told.err.contains("there is no ledger 100000"), "{}", told.err);
         // The node's own state was not touched.
         assert_eq!(net.nodes[0].state("inputs"), state);
         assert_eq!(net.nodes[0].state("log"), "");

@@ -11,12 +11,14 @@ mod hostile;
 mod ledger;
 mod legacy;
 mod members;
+mod multisign;
 mod overtime;
 mod recover;
 mod rows;
 mod signed;
 mod state;
 mod surroundings;
+mod sync;
 mod torture;
 mod weather;
 

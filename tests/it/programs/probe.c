@@ -18,6 +18,7 @@
 //   fifo    leaves something in state/ that nodes cannot agree on
 //   big     writes 1 MB to the user before its output
 //   dump    keeps what it was given, JSON and environment, in state/
+//   grow    writes 4 MB to state/grown, no two blocks alike
 //   odd     keeps the name of its own executable in state/odd
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -111,6 +112,11 @@ static void obey(const char *word, const char *half, int out) {
         }
     }
     if (!strncmp(word, "odd", 3)) store("state/odd", strrchr(self, '/'));
+    if (!strncmp(word, "grow", 4)) {
+        FILE *grown = fopen("state/grown", "w");
+        for (unsigned at = 0; at < 1 << 20; at++) fwrite(&at, sizeof at, 1, grown);
+        fclose(grown);
+    }
     if (!strncmp(word, "loud", 4)) {
         static char noise[1 << 20];
         memset(noise, 'x', sizeof noise);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use hotpocket::{
     consensus::{
-        Consensus, Effect, Event, Params, Query,
+        Consensus, Effect, Event, Lost, Params, Query,
         header::{ClosedLedger, Input},
         journal::Record,
         messages::{Basis, Closed, Message, Range},
@@ -65,7 +65,13 @@ impl World {
         let core = Consensus::new(params, Box::new(TableCrypto(me.key)), self.cfg.threshold, journal);
         me.unl = core.unl().to_vec();
         me.core = Some(Box::new(core));
+        me.lost = false;
+        let (is_cut, root) = (me.disk.journal.may_need_rollback(), me.disk.journal.state_root());
         self.handle(node, Event::Start);
+        // As the real one does, before anything else.
+        if !is_cut && self.nodes[node].disk.state.1 != Some(root) && self.nodes[node].core.is_some() {
+            self.handle(node, Event::StateLost);
+        }
         self.plan_mischief(node);
     }
 
@@ -324,10 +330,13 @@ impl World {
                 trace(|| format!("{:>7} n{node} rolls back to before {seq}", self.now));
                 if let Some((_, before)) = disk.before.filter(|(kept, _)| *kept == seq) {
                     disk.state = before;
+                    disk.damaged = false;
                     self.watch.seen.hit("rollbacks of a touched state");
                 }
                 let (done, root) = disk.state;
-                assert!(done + 1 == seq && root.is_some(), "node {node} lost the state from before ledger {seq}");
+                if done + 1 != seq || root.is_none() || disk.damaged {
+                    return self.lose(node);
+                }
                 self.watch.seen.hit("rollbacks");
             }
             Effect::Execute(run) => {
@@ -357,10 +366,20 @@ impl World {
             Effect::Diverged { mine, agreed } => {
                 let flips = self.nodes[node].manner != Manner::Honest;
                 assert!(flips, "S6: node {node} diverged without reason: {mine:?} {agreed:?}");
-                assert!(self.nodes[node].running.is_none(), "node {node} gives its state up under a run");
                 self.nodes[node].diverged = true;
-                self.nodes[node].runs.clear();
                 self.watch.seen.hit("diverged");
+            }
+            Effect::SyncState { from, why } => {
+                assert!(self.nodes[node].running.is_none(), "node {node} gives its state up under a run");
+                assert!(self.nodes[node].manner != Manner::Honest || why != Lost::Diverged, "S6");
+                self.nodes[node].lost = true;
+                self.nodes[node].runs.clear();
+                self.watch.seen.hit(match why {
+                    Lost::Diverged => "states lost by a run",
+                    Lost::Damaged => "states lost by damage",
+                    Lost::Behind => "states given up to catch up",
+                });
+                self.sync_soon(node, from);
             }
             Effect::Evidence(evidence) => {
                 if honest {
@@ -449,12 +468,15 @@ impl World {
         let (low, high) = self.cfg.run_ms;
         let takes_ms = self.rng.within(low, high);
         let me = &mut self.nodes[node];
-        if me.running.is_some() {
+        if me.running.is_some() || me.lost {
             return;
         }
         let Some(run) = me.runs.front() else { return };
         let seq = run.header.seq;
         let (done, root) = me.disk.state;
+        if me.disk.damaged {
+            return self.lose(node);
+        }
         assert_eq!(done + 1, seq, "node {node} runs ledger {seq} on another state");
         assert!(root.is_some(), "node {node} runs ledger {seq} on a state in the middle of a run");
         // There is room for one copy.
@@ -488,14 +510,91 @@ impl World {
         let mut result = run_contract(before, &run);
         if let Manner::Flips(from) = me.manner
             && seq >= from
+            && !me.cured
         {
             result.state_root = Hash::tagged("sim/flipped", &(node as u64, me.life, result.state_root));
         } else if me.manner.is_honest() {
             self.watch.executed(node, &result);
+            if me.cured {
+                self.watch.seen.hit("runs after a divergence that are as the others'");
+            }
         }
         me.disk.state = (seq, Some(result.state_root));
         self.handle(node, Event::ExecDone(result));
         self.run_next(node);
+    }
+
+    // ---- The state from others ----------------------------------------------------------------------------------
+
+    /// The node finds, soon, that its state is none; until then it runs nothing.
+    fn lose(&mut self, node: usize) {
+        let me = &mut self.nodes[node];
+        me.lost = true;
+        me.runs.clear();
+        let life = me.life;
+        self.push(self.now, Ev::Lost { node, life });
+    }
+
+    fn sync_soon(&mut self, node: usize, from: Seq) {
+        let at = self.now + self.rng.within(1, 200);
+        let life = self.nodes[node].life;
+        self.push(at, Ev::Sync { node, life, from });
+    }
+
+    /// Takes the state over from a node that has one from before the run of `from`, or of a later ledger closed here.
+    pub(super) fn sync(&mut self, node: usize, from: Seq) {
+        let tip = self.nodes[node].disk.journal.seq();
+        let mut others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != node).collect();
+        let turn = self.rng.index(others.len().max(1));
+        others.rotate_left(turn);
+        let found = others.into_iter().find_map(|other| {
+            let they = &self.nodes[other];
+            let is_linked = they.core.is_some() && self.nodes[node].view[other].is_some();
+            if !is_linked || they.lost || they.disk.damaged {
+                return None;
+            }
+            // As the real one serves what it keeps from before its last run.
+            let (done, root) = they.disk.before.map_or(they.disk.state, |(_, before)| before);
+            let fits = done + 1 >= from && done < tip;
+            // A wrong root is found out by the chain: that node is passed over.
+            let right = || self.nodes[node].disk.history[done as usize].0.candidate.header.result.state_root;
+            root.filter(|root| fits && *root == right()).map(|root| (done, root))
+        });
+        let Some((done, root)) = found else { return self.sync_soon(node, from) };
+        // A kill now finds the new state with the old journal.
+        if let Some(left) = &mut self.nodes[node].crash_in {
+            *left = left.saturating_sub(1);
+        }
+        let cured = self.rng.chance(60);
+        let me = &mut self.nodes[node];
+        me.disk.state = (done, Some(root));
+        (me.disk.before, me.disk.damaged) = (None, false);
+        me.lost = false;
+        me.cured |= cured && me.diverged;
+        me.delivered = None;
+        let header = &me.disk.history[done as usize].0.candidate.header;
+        let result = Box::new(header.result.clone());
+        let mut journal = me.disk.journal.clone();
+        journal.apply(Record::Synced(result.clone()), self.cfg.input_window);
+        let (users, unl) = (journal.executed_users, journal.executed_unl);
+        self.watch.seen.hit("states fetched");
+        trace(|| format!("{:>7} n{node} has the state after {done}", self.now));
+        self.handle(node, Event::Synced { result, users, unl });
+    }
+
+    /// Somebody changes the state by hand, between two runs.
+    pub(super) fn damage(&mut self, node: usize, copy_too: bool) {
+        let me = &mut self.nodes[node];
+        if me.running.is_some() || me.lost || !me.manner.is_honest() {
+            return;
+        }
+        let (done, Some(root)) = me.disk.state else { return };
+        me.disk.state = (done, Some(Hash::tagged("sim/damaged", &root)));
+        me.disk.damaged = true;
+        if copy_too {
+            me.disk.before = None;
+        }
+        self.watch.seen.hit("damaged states");
     }
 
     /// Ends the run of a ledger that is under way: soon, not at once.
@@ -513,6 +612,9 @@ impl World {
         if disk.before.is_some_and(|(kept, _)| kept > seq) {
             // Done before a restart: the next run had begun, and is rolled back.
             return;
+        }
+        if disk.damaged || disk.state.0 > seq {
+            return self.lose(node);
         }
         if let Some((_, (_, before))) = disk.before.filter(|(kept, _)| *kept == seq) {
             disk.state = (seq, before);

@@ -60,6 +60,7 @@ pub(super) fn describe_record(record: &Record) -> String {
         Record::UnlVote(vote) => format!("vote {vote:?}"),
         Record::Result(result) => format!("RESULT {} {}", result.body.of_seq, result.body.status),
         Record::Overtime(overtime) => format!("OVERTIME {}", overtime.body.of_seq),
+        Record::Synced(result) => format!("state after {} fetched", result.of_seq),
         Record::Adopted(result) => format!("adopted result {} {}", result.of_seq, result.status),
     }
 }

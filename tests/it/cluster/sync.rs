@@ -1,0 +1,105 @@
+//! Nodes whose state is damaged, or older than the others': they fetch it, and are members like the others again.
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt, symlink},
+    path::Path,
+};
+
+use serde_json::Value;
+
+use crate::net::{Net, TestNode, block_on, plain, probe};
+
+/// Bytes of the file that every node begins with.
+const BIG_BYTES: usize = 3 << 20;
+
+fn big() -> Vec<u8> {
+    (0_u32..).flat_map(u32::to_le_bytes).take(BIG_BYTES).collect()
+}
+
+fn begin_with(dir: &Path) {
+    fs::create_dir_all(dir.join("state/many")).expect("a folder");
+    fs::write(dir.join("state/big"), big()).expect("written");
+    (0..100).for_each(|file| fs::write(dir.join(format!("state/many/{file}")), file.to_string()).expect("written"));
+}
+
+/// What `state/` should hold but for what the contract counts.
+fn is_sound(node: &TestNode) -> bool {
+    let state = node.dir.join("state");
+    fs::read(state.join("big")).is_ok_and(|bytes| bytes == big())
+        && (0..100).all(|file| node.state(&format!("many/{file}")) == file.to_string())
+        && fs::read_dir(state.join("many")).is_ok_and(|files| files.count() == 100)
+        && !state.join("added").exists()
+}
+
+/// A byte in the middle of a big file, a file less, one that never was, one that nodes cannot agree on.
+fn damage(node: &TestNode) {
+    let state = node.dir.join("state");
+    let file = fs::File::options().write(true).open(state.join("big")).expect("it is there");
+    file.write_all_at(b"!", 1_000_000).expect("written");
+    fs::remove_file(state.join("many/7")).expect("removed");
+    fs::write(state.join("added"), "by hand").expect("written");
+    symlink("/etc/passwd", state.join("many/elsewhere")).expect("linked");
+}
+
+fn is_well(status: &Value) -> bool {
+    status["synced"] == true && status["fetching_state"].is_null() && status["unexecuted"] == 0
+}
+
+#[test]
+fn a_state_damaged_by_hand_heals_while_the_node_runs_and_when_it_starts() {
+    block_on(async {
+        let mut net = Net::new(5, probe(), |_, config| {
+            config.set("roundtime", "200");
+        });
+        net.nodes.iter().for_each(|node| begin_with(&node.dir));
+        net.start_all().await;
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("four").await, "4 4");
+        // While it runs: it is seen before the next run, or that run's result differs from the others'.
+        damage(&net.nodes[4]);
+        net.nodes[4].status_where("it is healed", |status| is_well(status) && is_sound(&net.nodes[4])).await;
+        // While it is stopped, and what it keeps of the state before too.
+        net.nodes[4].kill().await;
+        damage(&net.nodes[4]);
+        let copy = net.nodes[4].dir.join("hist/shadow/copy/big");
+        fs::write(copy, "nothing").expect("written");
+        net.nodes[4].start().await;
+        net.nodes[4].status_where("it is healed", |status| is_well(status) && is_sound(&net.nodes[4])).await;
+        net.nodes[4].logs(&["the state is fetched"]).await;
+        // The quorum needs it.
+        net.nodes[1].kill().await;
+        assert_eq!(user.ask("again").await, "5 9");
+        net.agree().await;
+        assert_eq!(net.nodes[4].state("inputs"), "9");
+    });
+}
+
+#[test]
+fn a_node_from_nothing_fetches_the_state_instead_of_running_all_and_goes_on_after_kills() {
+    block_on(async {
+        let mut net = Net::new(4, probe(), |at, config| {
+            plain(at, config);
+            config.set("consensus.threshold", "75").set("roundtime", "10");
+        });
+        for node in &mut net.nodes[..3] {
+            node.start().await;
+        }
+        let mut user = net.nodes[0].user().await;
+        assert_eq!(user.ask("grow").await, "4 4");
+        net.nodes[0].status_where("a hundred ledgers close", |it| it["seq"].as_u64() >= Some(150)).await;
+        for _ in 0..3 {
+            net.nodes[3].start().await;
+            net.nodes[3].logs(&["fetching the state from other nodes"]).await;
+            net.nodes[3].kill().await;
+            fs::write(net.nodes[3].dir.join("node.log"), "").expect("written");
+        }
+        net.nodes[3].start().await;
+        net.nodes[3].status_where("it is there", is_well).await;
+        let state = |node: &TestNode| fs::read(node.dir.join("state/grown")).expect("it is there");
+        assert_eq!(state(&net.nodes[3]), state(&net.nodes[0]));
+        net.nodes[0].kill().await;
+        let mut user = net.nodes[3].user().await;
+        assert_eq!(user.ask("more").await, "4 8");
+    });
+}
