@@ -39,21 +39,23 @@ pub struct PathState {
     pub kind: PathKind,
     /// The owner's executable bit of a file; else false.
     pub executable: bool,
-    /// Bytes of a file, or of a symlink's target.
+    /// Bytes of a file, or of a symlink's target; 0 for a folder.
     pub size: u64,
-    /// Root over the blocks.
+    /// Tree over the blocks of a file, the one block that is a symlink's target, or `Hash::ZERO` for a folder.
     pub root: Hash,
 }
 
-/// Kinds of what may be in the state.
+/// Kinds of what may be in the state. The numbers are part of its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[borsh(use_discriminant = true)]
+#[repr(u8)]
 pub enum PathKind {
     /// A regular file.
-    File,
+    File = 0,
     /// A folder.
-    Folder,
+    Folder = 1,
     /// A symbolic link.
-    Symlink,
+    Symlink = 2,
 }
 
 /// Something that one run left.

@@ -5,15 +5,11 @@
 use std::sync::LazyLock;
 
 use blake3::Hasher;
-use borsh::{BorshDeserialize, BorshSerialize};
+use borsh::BorshSerialize as _;
 
-use crate::{
-    consensus::{
-        details::{PathKind, PathState},
-        merkle::Proof,
-    },
-    types::Hash,
-};
+/// What a path in the state is, and what is agreed on about it.
+pub(super) use crate::consensus::details::{PathKind as Kind, PathState as Leaf};
+use crate::{consensus::merkle::Proof, types::Hash};
 
 /// Bytes of one block of a file. The last block of a file is as long as what is left.
 pub const BLOCK_BYTES: usize = 64 * 1024;
@@ -22,39 +18,17 @@ static BLOCK: LazyLock<Hasher> = LazyLock::new(|| Hasher::new_derive_key("hp/sta
 static LEAF: LazyLock<Hasher> = LazyLock::new(|| Hasher::new_derive_key("hp/state/leaf/1"));
 static NODE: LazyLock<Hasher> = LazyLock::new(|| Hasher::new_derive_key("hp/state/node/1"));
 
-/// What a path in the state is. The numbers are part of the hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-#[borsh(use_discriminant = true)]
-#[repr(u8)]
-pub(super) enum Kind {
-    File = 0,
-    Folder = 1,
-    Symlink = 2,
-}
-
-/// What is agreed on about one path, but for the path itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub(super) struct Leaf {
-    pub kind: Kind,
-    /// The owner's executable bit of a file; false for the other kinds.
-    pub executable: bool,
-    /// Bytes of a file or of a symlink's target; 0 for a folder.
-    pub size: u64,
-    /// Tree over the blocks of a file, the one block that is a symlink's target, or `Hash::ZERO` for a folder.
-    pub root: Hash,
-}
-
 impl Leaf {
     /// The leaf of any folder.
-    pub const FOLDER: Leaf = Leaf { kind: Kind::Folder, executable: false, size: 0, root: Hash::ZERO };
+    pub(super) const FOLDER: Leaf = Leaf { kind: Kind::Folder, executable: false, size: 0, root: Hash::ZERO };
 
     /// BLAKE3 of borsh(path, kind, executable, size, root).
-    pub fn hash(&self, path: &[u8]) -> Hash {
+    pub(super) fn hash(&self, path: &[u8]) -> Hash {
         finish(&LEAF, &self.preimage(path))
     }
 
     /// What is hashed.
-    pub fn preimage(&self, path: &[u8]) -> Vec<u8> {
+    pub(super) fn preimage(&self, path: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(path.len() + 46);
         (path, self.kind, self.executable, self.size, self.root)
             .serialize(&mut bytes)
@@ -63,38 +37,16 @@ impl Leaf {
     }
 
     /// Path and leaf out of that.
-    pub fn parse(preimage: &[u8]) -> Option<(Vec<u8>, Leaf)> {
+    pub(super) fn parse(preimage: &[u8]) -> Option<(Vec<u8>, Leaf)> {
         let (path, kind, executable, size, root) = borsh::from_slice(preimage).ok()?;
         Some((path, Leaf { kind, executable, size, root }))
     }
 }
 
-impl From<Leaf> for PathState {
-    fn from(leaf: Leaf) -> PathState {
-        let kind = match leaf.kind {
-            Kind::File => PathKind::File,
-            Kind::Folder => PathKind::Folder,
-            Kind::Symlink => PathKind::Symlink,
-        };
-        PathState { kind, executable: leaf.executable, size: leaf.size, root: leaf.root }
-    }
-}
-
-impl From<PathState> for Leaf {
-    fn from(state: PathState) -> Leaf {
-        let kind = match state.kind {
-            PathKind::File => Kind::File,
-            PathKind::Folder => Kind::Folder,
-            PathKind::Symlink => Kind::Symlink,
-        };
-        Leaf { kind, executable: state.executable, size: state.size, root: state.root }
-    }
-}
-
 /// Whether a state of this root has `state` at `path`, as `proof` says.
-pub fn is_in_tree(root: &Hash, path: &[u8], state: PathState, proof: &Proof) -> bool {
+pub fn is_in_tree(root: &Hash, path: &[u8], state: Leaf, proof: &Proof) -> bool {
     let mut position = proof.index;
-    let mut node = Leaf::from(state).hash(path);
+    let mut node = state.hash(path);
     for sibling in &proof.siblings {
         node = match sibling {
             None => node,
@@ -250,7 +202,7 @@ mod tests {
             tree.set((0..count).map(|at| state(at).hash(&[at])).collect());
             for at in 0..count {
                 let proof = tree.proof(at.into());
-                let is = |path: u8, state: Leaf| is_in_tree(&tree.root(), &[path], state.into(), &proof);
+                let is = |path: u8, state: Leaf| is_in_tree(&tree.root(), &[path], state, &proof);
                 assert!(is(at, state(at)), "leaf {at} of {count}");
                 assert!(!is(at, state(at + 1)) && !is(at + 1, state(at)), "leaf {at} of {count}");
                 assert!(!is(at, Leaf { executable: true, ..state(at) }), "leaf {at} of {count}");

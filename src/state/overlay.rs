@@ -448,11 +448,11 @@ impl StateStore for Overlay {
     }
 
     fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)> {
-        self.live.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
+        self.live.leaves(max)
     }
 
     fn leaf(&self, path: &[u8]) -> Option<PathState> {
-        self.live.entries.get(path).map(|entry| entry.leaf.into())
+        self.live.leaf(path)
     }
 
     fn found(&self, paths: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, Known> {

@@ -308,6 +308,16 @@ impl Index {
         }
     }
 
+    /// What is at a path.
+    pub fn leaf(&self, path: &[u8]) -> Option<Leaf> {
+        self.entries.get(path).map(|entry| entry.leaf)
+    }
+
+    /// The first `max` leaves as (path, leaf hash), by path.
+    pub fn leaves(&self, max: usize) -> Vec<(Vec<u8>, Hash)> {
+        self.entries.iter().take(max).map(|(path, entry)| (path.clone(), entry.hash)).collect()
+    }
+
     /// What is known of those of `paths` that are there, and the way from each to the root.
     pub fn found(&self, paths: &BTreeSet<Vec<u8>>) -> BTreeMap<Vec<u8>, Known> {
         debug_assert!(!self.tree_stale, "the tree is asked after it is brought up to date");
@@ -319,7 +329,7 @@ impl Index {
                     Kind::Symlink => vec![entry.leaf.root],
                     _ => entry.blocks.iter().take(BLOCKS_MAX).copied().collect(),
                 };
-                (path.clone(), Known { state: entry.leaf.into(), proof: self.tree.proof(at), blocks })
+                (path.clone(), Known { state: entry.leaf, proof: self.tree.proof(at), blocks })
             })
             .collect()
     }

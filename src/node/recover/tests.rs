@@ -162,6 +162,17 @@ fn prepared(network: &Network, given: &TempDir) -> (TempDir, Genesis) {
     (dir, plan.genesis.clone())
 }
 
+/// Finishes the switch of a folder, which is cut after so many steps.
+fn cut_after(mut steps: u32, dir: &Path) -> Result<(), RecoverError> {
+    switch::finish_locked(dir, &mut |_| match steps {
+        0 => Err(io::ErrorKind::Interrupted.into()),
+        _ => {
+            steps -= 1;
+            Ok(())
+        }
+    })
+}
+
 #[test]
 fn a_switch_that_is_cut_at_any_step_is_finished_by_the_next_who_opens_the_folder() {
     let mut network = Network::new(4);
@@ -171,27 +182,13 @@ fn a_switch_that_is_cut_at_any_step_is_finished_by_the_next_who_opens_the_folder
     loop {
         let (dir, genesis) = prepared(&network, &given);
         assert!(switch::is_begun(dir.path()));
-        let mut left = steps;
-        let cut = switch::finish_locked(dir.path(), &mut |_| match left {
-            0 => Err(io::ErrorKind::Interrupted.into()),
-            _ => {
-                left -= 1;
-                Ok(())
-            }
-        });
+        let cut = cut_after(steps, dir.path());
         if cut.is_ok() {
             break;
         }
         // Cut again at each of the steps that are left.
         for more in 0.. {
-            let mut left = more;
-            let cut = switch::finish_locked(dir.path(), &mut |_| match left {
-                0 => Err(io::ErrorKind::Interrupted.into()),
-                _ => {
-                    left -= 1;
-                    Ok(())
-                }
-            });
+            let cut = cut_after(more, dir.path());
             if cut.is_ok() {
                 break;
             }
