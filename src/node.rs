@@ -209,6 +209,8 @@ struct Kept {
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
     compared: BTreeSet<NodeKey>,
+    /// Whether a quorum has the same result.
+    is_agreed: bool,
 }
 
 impl Kept {
@@ -220,6 +222,7 @@ impl Kept {
             leaves: Vec::new(),
             senders,
             compared: BTreeSet::new(),
+            is_agreed: false,
         }
     }
 }

@@ -67,19 +67,19 @@ use std::{
 use nix::libc;
 use tracing::info;
 
-pub use self::{
-    aside::{DAMAGED, drop_fetched},
-    diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
-    merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
-    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
-    scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
-};
 use self::{
     aside::put_aside,
     disk::{Disk, at},
     mirror::remove_tree,
     shadow::Shadow,
     sync::{Local, Stage, Target},
+};
+pub use self::{
+    aside::{DAMAGED, drop_fetched},
+    diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
+    merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
+    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
+    scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
 };
 use crate::{
     consensus::details::{Known, PathState},

@@ -291,12 +291,15 @@ impl Node {
 
     /// A peer wants to know what this node's run did: it differs from its own, then.
     pub(super) fn keep_for(&mut self, peer: NodeKey, seq: Seq) {
-        let ran = self.runs.get(&seq).is_some_and(|kept| kept.details.is_some());
+        let Some(run) = self.runs.get(&seq) else { return };
+        let Some(details) = &run.details else { return };
+        // The network went on with this node's result before the peer asked.
+        let agreed = run.is_agreed.then(|| details.result.clone());
         let known = self.records.by_seq.contains_key(&seq);
-        if ran && !known && self.records.may_keep_for(peer) {
+        if !known && self.records.may_keep_for(peer) {
             let (members, quorum) = (self.core.unl().to_vec(), self.core.quorum().q);
             let record = self.records.of(seq);
-            (record.facts.members, record.facts.quorum) = (members, quorum);
+            (record.facts.members, record.facts.quorum, record.facts.agreed) = (members, quorum, agreed);
             self.look_into(seq);
             self.send(peer, &Message::Get(Get::Details(seq)));
         }
@@ -367,6 +370,12 @@ impl Node {
                     error!(seq, path = %path.display(), "the differing state is kept");
                 } else {
                     info!(seq, path = %path.display(), "what this node's run left is kept");
+                }
+                // Whoever never signed what its run led to may have told it before this was kept, to nobody.
+                let (me, facts) = (self.config.key, &record.facts);
+                let unheard = facts.members.iter().filter(|node| **node != me && !facts.results.contains_key(node));
+                for node in unheard.copied().collect::<Vec<_>>() {
+                    self.send(node, &Message::Get(Get::Details(seq)));
                 }
                 self.inquire(seq);
             }
@@ -479,9 +488,9 @@ fn split_text(results: &[(NodeKey, ExecResult)], missing: Option<(usize, usize)>
     let seq = results.first().map_or(0, |(_, result)| result.of_seq);
     let sides = results.iter().map(|(_, result)| result).collect::<BTreeSet<_>>().len();
     let waits = match missing {
-        Some((1, quorum)) => format!(
-            "none has a quorum of {quorum} yet: no ledger is closed until the missing result completes one"
-        ),
+        Some((1, quorum)) => {
+            format!("none has a quorum of {quorum} yet: no ledger is closed until the missing result completes one")
+        }
         Some((missing, quorum)) => format!(
             "none has a quorum of {quorum} yet: no ledger is closed until one of {missing} missing results completes one"
         ),

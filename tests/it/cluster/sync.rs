@@ -134,12 +134,19 @@ fn a_state_for_which_the_disk_has_no_room_is_not_fetched_until_there_is_some() {
         net.nodes[3].start().await;
         let waits = |status: &Value| status["fetching_state"]["waits"].is_string();
         let status = net.nodes[3].status_where("it waits for room", waits).await;
-        assert!(alerts(&status).contains("18 MiB are needed") || alerts(&status).contains("17 MiB are needed"), "{status}");
+        assert!(
+            alerts(&status).contains("18 MiB are needed") || alerts(&status).contains("17 MiB are needed"),
+            "{status}"
+        );
         assert!(alerts(&status).contains("make room"), "{status}");
         assert_eq!(user.ask("more").await, "4 8", "the others go on");
         let staged = fs::metadata(dir.join("hist/sync/blocks")).expect("a file").len();
         assert!(staged < BIG_BYTES as u64 / 2, "{staged} bytes: it waits before it fills the disk");
+        // What is fetched cannot be kept where it should: it is fetched anew.
+        fs::remove_dir_all(dir.join("hist/sync")).expect("removed");
+        fs::write(dir.join("hist/sync"), "no folder").expect("written");
         fs::remove_file(dir.join("ballast")).expect("removed");
+        net.nodes[3].logs(&["what was fetched of the state is damaged"]).await;
         let status = net.nodes[3].status_where("it is healed", |it| is_well(it) && is_sound(&net.nodes[3])).await;
         assert!(!alerts(&status).contains("make room"), "{status}");
         net.agree().await;
