@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::diverge::{self, KeptRun, Left, Recent, ToKeep};
 use crate::{
@@ -240,7 +240,29 @@ impl Executor {
         .await
     }
 
-    /// Copies the state to a folder that must not exist, and gives its root.
+    /// Copies the state from before the last run that was begun to a folder that must not exist, while that run and others
+    /// go on. Gives the ledger after which it was so, and its root; `None`, and no folder, where too little is known of it,
+    /// too many read it, or too much changes meanwhile.
+    pub async fn copy_pinned(&self, to: PathBuf) -> Result<Option<(Seq, Hash)>, ExecError> {
+        let pinned = match self.pin().await {
+            Err(ExecError::State(StateError::NoSnapshot | StateError::TooManyPins)) => None,
+            pinned => pinned?,
+        };
+        // Before the first run there is no ledger after which it is so.
+        let Some((next, pin)) = pinned.filter(|(next, _)| *next > 1) else { return Ok(None) };
+        let copy = move || match pin.copy_to(&to) {
+            Ok(()) => Ok(Some((next - 1, pin.root()))),
+            Err(error) => {
+                if let Err(left) = std::fs::remove_dir_all(&to) {
+                    debug!(%left, "a part of a copy of the state stays");
+                }
+                if matches!(error, StateError::PinLost { .. }) { Ok(None) } else { Err(error.into()) }
+            }
+        };
+        tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
+    }
+
+    /// Copies the state to a folder that must not exist, between two runs, and gives its root.
     pub async fn copy_state(&self, to: PathBuf) -> Result<Hash, ExecError> {
         let from = self.plan.dir.join("state");
         self.blocking(move |held| {
