@@ -29,7 +29,7 @@ use crate::{
         fdlist::Facts, npl,
     },
     state::{
-        Pin, RunMount, StateError, StateStore, folder,
+        Pin, Quota, RunMount, StateError, StateStore, folder,
         sync::{Local, Stage, Target},
     },
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
@@ -166,6 +166,7 @@ struct Plan {
     dir: PathBuf,
     env: Vec<(String, String)>,
     limits: Limits,
+    quota: Quota,
     npl_window: Duration,
     me: NodeKey,
     contract: Hash,
@@ -199,6 +200,7 @@ impl Executor {
             dir: config.dir.clone(),
             env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             limits: limits_of(contract),
+            quota: quota_of(contract),
             npl_window: Duration::from_millis(contract.npl_window_ms),
             me: config.key,
             contract: contract.id,
@@ -412,11 +414,16 @@ impl Executor {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
         };
-        let top = self.plan.dir.join("state");
+        let (top, quota) = (self.plan.dir.join("state"), self.plan.quota);
         let (root, changed, recent) = self
             .blocking(move |held| {
                 if status == Status::Ok {
                     match held.state.scan(true) {
+                        Ok(scan) if !quota.allows(&scan) => {
+                            let (bytes, files) = (scan.bytes, scan.files);
+                            warn!(seq, bytes, files, "the contract left more in state/ than state_mb or state_files allows");
+                            status = Status::Limit(LimitKind::StateSize);
+                        }
                         Ok(scan) => {
                             held.root = scan.root;
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
@@ -679,6 +686,11 @@ pub(super) fn limits_of(contract: &config::Contract) -> Limits {
         log_bytes_max: contract.log_bytes,
         npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
     }
+}
+
+/// What the state may have after a run, by the configuration.
+pub(super) fn quota_of(contract: &config::Contract) -> Quota {
+    Quota { bytes: contract.state_bytes, files: contract.state_files }
 }
 
 fn auth(inputs: &[Input]) -> Auth {
