@@ -18,8 +18,8 @@ use hotpocket::{
     ledger::Archive,
     node::control::{self, Request},
     signed::{
-        AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, Reason, Reply, Request as UserRequest,
-        sign_input,
+        AnswerBody, Base64, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, ReadFrame, ReadResult, Reason,
+        Reply, Request as UserRequest, sign_input,
     },
     types::{Hash, NodeKey, Seq},
     verify::{Ask, Stopped, verify},
@@ -68,6 +68,12 @@ pub fn probe() -> &'static Path {
 pub fn record() -> &'static Path {
     static RECORD: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     built(&RECORD, "record")
+}
+
+/// The contract that is asked questions, compiled once.
+pub fn ask() -> &'static Path {
+    static ASK: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&ASK, "ask")
 }
 
 /// The contract that attacks its node, compiled once.
@@ -396,6 +402,12 @@ impl TestNode {
         processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
     }
 
+    /// The node's processes of read-only runs.
+    pub fn reads(&self) -> Vec<u32> {
+        let dir = self.dir.canonicalize().expect("the folder is there").join("run/reads");
+        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir)))
+    }
+
     /// Waits until a run of the contract is under way.
     pub async fn contract_runs(&self) {
         until("the contract runs", async || (!self.contracts().is_empty()).then_some(())).await;
@@ -607,6 +619,23 @@ impl SignedUser {
         loop {
             match self.recv().await {
                 Reply::Executed(executed) => return executed,
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks the contract something.
+    pub async fn question(&mut self, id: u64, text: &str) {
+        let payload = Base64(text.into());
+        self.send(&UserRequest::Read(ReadFrame { id, payload })).await;
+    }
+
+    /// The next word on a question to the contract.
+    pub async fn answered(&mut self) -> ReadResult {
+        loop {
+            match self.recv().await {
+                Reply::ReadResult(result) => return result,
                 Reply::Error(error) => panic!("{error:?}"),
                 _ => {}
             }
