@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Folders of a contract folder that no contract sees, and that `contract.read` cannot open to it.
-pub const HIDDEN: [&str; 5] = ["cfg", "hist", "run", "log", "diag"];
+pub const HIDDEN: [&str; 6] = ["cfg", "hist", "run", "log", "diag", "reads"];
 
 /// Whose secret key a text is expected to hold.
 pub(super) enum Keys<'a> {

@@ -11,7 +11,7 @@
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
 //! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), `overtime`
-//! (runs that take too long), `unl` (who decides), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
+//! (runs that take too long), `unl` (who decides), `settlement` (what the bus confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
 pub mod details;
@@ -31,6 +31,7 @@ mod receive;
 mod results;
 mod round;
 pub mod rules;
+mod settlement;
 pub mod silence;
 mod step;
 mod unl;
@@ -50,7 +51,7 @@ use std::{
 
 use catchup::Catchup;
 pub use event::*;
-use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
+use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, Settlement, UnlChange};
 use journal::{Journal, Record};
 pub use limits::*;
 use messages::{Closed, Get, Message, Overtime, ResultCert, Scope, Signable, Signed, StatusMsg};
@@ -79,7 +80,7 @@ struct Tip {
     seq: Seq,
     hash: Hash,
     time_ms: WallMs,
-    settlement: Option<header::Settlement>,
+    settlement: Option<Settlement>,
 }
 
 /// The state machine of one node.
@@ -99,6 +100,9 @@ pub struct Consensus {
     unl_vote_told: bool,
     /// What the members' operators vote for, as the last NOVEL of each said.
     unl_votes: BTreeMap<NodeKey, UnlChange>,
+    /// What this node saw on the settlement bus and no ledger has, and whether a NOVEL of mine said so.
+    settlement_vote: Option<Settlement>,
+    settlement_vote_told: bool,
 
     tip: Tip,
     users: BTreeSet<UserKey>,
@@ -213,6 +217,8 @@ impl Consensus {
             unl_vote: journal.unl_vote,
             unl_vote_told: false,
             unl_votes: BTreeMap::new(),
+            settlement_vote: None,
+            settlement_vote_told: false,
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
             users_root: header::users_root(&journal.users),
             users: journal.users,
@@ -286,6 +292,7 @@ impl Consensus {
                 self.tell_presence(change);
             }
             Event::UnlVote(vote) => self.vote_for_unl(vote),
+            Event::SettlementVote(vote) => self.vote_for_settlement(vote),
             Event::ExecDone(result) => self.executed(result),
             Event::Overtime(run) => self.cut_short(run),
             Event::OlderTwin => self.found_older_twin(),

@@ -89,11 +89,15 @@ mod made {
         KeptUnlVote,
         /// A node that lost its journal votes at once.
         VoteThoughSilent,
+        /// One vote less than a quorum records a settlement.
+        OneSettlementVoteLess,
+        /// What members say of the bus is taken though it does not follow.
+        AnySettlement,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 26] = [
+        pub const ALL: [Mutation; 28] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -120,6 +124,8 @@ mod made {
             Mutation::OldScope,
             Mutation::KeptUnlVote,
             Mutation::VoteThoughSilent,
+            Mutation::OneSettlementVoteLess,
+            Mutation::AnySettlement,
         ];
     }
 

@@ -146,6 +146,15 @@ pub fn processes(is: impl Fn(u32) -> bool) -> Vec<u32> {
     numbers.filter(|pid| is_alive(*pid) && is(*pid)).collect()
 }
 
+/// The processes that work in such a folder. Not launchers: one may wait in the contract's folder for the next run.
+fn working(is: impl Fn(&Path) -> bool) -> Vec<u32> {
+    let is_launcher = |pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(hotpocket::contract::LAUNCHER_ARG.as_bytes())
+    };
+    processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is(&cwd)) && !is_launcher(pid))
+}
+
 /// The processes that `pid` started.
 pub fn children(pid: u32) -> Vec<u32> {
     let parent = format!("PPid:\t{pid}\n");
@@ -396,16 +405,16 @@ impl TestNode {
         send_signal(self.pid(), signal);
     }
 
-    /// The node's processes of the contract: those that work in its folder.
+    /// The node's processes of the contract: those that work in its folder, launchers excepted.
     pub fn contracts(&self) -> Vec<u32> {
         let dir = self.dir.canonicalize().expect("the folder is there");
-        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        working(|cwd| cwd == dir)
     }
 
     /// The node's processes of read-only runs.
     pub fn reads(&self) -> Vec<u32> {
-        let dir = self.dir.canonicalize().expect("the folder is there").join("run/reads");
-        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir)))
+        let dir = self.dir.canonicalize().expect("the folder is there").join("reads");
+        working(|cwd| cwd.starts_with(&dir))
     }
 
     /// Waits until a run of the contract is under way.

@@ -6,7 +6,7 @@ use hotpocket::consensus::{
     mutation::{Mutated, Mutation},
 };
 
-use super::{caught, lies, members, run, schedules, silence};
+use super::{caught, lies, members, run, schedules, settlements, silence};
 
 /// What shows that something is wrong.
 enum Finder {
@@ -76,6 +76,12 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
             schedule!(silence::a_member_that_lost_what_it_voted_for_says_nothing_else_and_the_others_go_on_without_it),
             Seeds(200, "S9"),
         ],
+        Mutation::OneSettlementVoteLess => {
+            vec![schedule!(settlements::what_a_quorum_saw_is_recorded_and_what_one_less_saw_is_not)]
+        }
+        Mutation::AnySettlement => {
+            vec![schedule!(settlements::what_does_not_follow_is_not_recorded_whoever_says_it)]
+        }
         Mutation::OldScope => vec![Seeds(50, "a signature")],
     }
 }

@@ -31,11 +31,15 @@ use tracing::warn;
 
 use crate::{
     config::Config,
-    contract::{End, LaunchError, Launcher, Limits, RunSpec, Surroundings, UserInput, fdlist::Facts},
+    contract::{
+        End, LaunchError, Launcher, Limits, RunSpec, Surroundings, UserInput, fdlist::Facts, guards::HIDDEN,
+    },
     state::{PINS_MAX, Replica, StateError, folder},
     types::{Hash, LimitKind, NodeKey, Seq, Status, WallMs},
 };
 
+/// The folder of the contract folder that all places are in.
+const PLACES: &str = "reads";
 /// Bytes of all copies of the state. With a larger state there are fewer places, and one at least.
 const COPIES_BYTES_MAX: u64 = 4 << 30;
 /// States pinned at a time to make copies of; the others are for nodes that fetch the state.
@@ -175,7 +179,7 @@ impl Drop for Using<'_> {
 impl Places {
     pub(super) fn new(config: &Config, exe: &Path) -> Places {
         Places {
-            top: config.dir.join("run/reads"),
+            top: config.dir.join(PLACES),
             turns: Arc::new(Semaphore::new(config.user.reads_max)),
             pinning: Semaphore::new(PINNED_MAX),
             freed: Notify::new(),
@@ -248,7 +252,6 @@ impl Places {
         let replica = made.await?;
         let launcher = Launcher::start_in(&self.exe, Surroundings { background: true, ..Surroundings::default() })?;
         self.inner().launchers.insert(name, launcher.clone());
-        guards::contain(&self.config, &launcher).await?;
         let (used, turn) = (Instant::now(), Some(turn));
         Ok(Place { name, dir, replica: Some(replica), launcher, bin: None, used, room: 0, turn })
     }
@@ -441,8 +444,32 @@ impl Place {
             link_tree(&from, &to).map_err(|source| PlaceError::Io { path: to, source })
         })
         .await?;
+        if let Some(mut wanted) = guards::wanted(&self.config_of(config), true) {
+            // Of the contract's own folder a read-only run has its copies.
+            let own = HIDDEN.iter().filter(|name| **name != PLACES).chain(&["state", "private", "tmp"]);
+            wanted.secrets.extend(own.map(|name| config.dir.join(name)));
+            self.launcher.contain(&wanted).await?;
+        }
         self.bin = Some(stamp);
         Ok(())
+    }
+
+    /// The node's configuration as it is for a contract folder that is this place.
+    fn config_of(&self, config: &Config) -> Config {
+        let bin = config.dir.join("bin");
+        // What is named by its whole path in the contract folder is taken from here too.
+        let moved = |path: &Path| path.strip_prefix(&bin).ok().map(|rest| self.dir.join("bin").join(rest));
+        let mut moved_config = config.clone();
+        moved_config.dir = self.dir.clone();
+        if let Some(binary) = moved(&config.binary) {
+            moved_config.binary = binary;
+        }
+        for arg in &mut moved_config.argv {
+            if let Some(moved) = moved(Path::new(arg)) {
+                *arg = moved.to_string_lossy().into_owned();
+            }
+        }
+        moved_config
     }
 
     /// Asks the contract.
@@ -470,23 +497,16 @@ impl Place {
     }
 
     fn spec(&self, places: &Places, facts: Facts, input: UserInput) -> RunSpec {
-        let config = &places.config;
-        let bin = config.dir.join("bin");
-        // What is named by its whole path in the contract folder is taken from here too.
-        let moved = |path: &Path| path.strip_prefix(&bin).ok().map(|rest| self.dir.join("bin").join(rest));
-        let arg = |arg: &String| match moved(Path::new(arg)) {
-            Some(moved) => moved.to_string_lossy().into_owned(),
-            None => arg.clone(),
-        };
+        let config = self.config_of(&places.config);
         RunSpec {
-            binary: moved(&config.binary).unwrap_or(config.binary.clone()),
-            args: config.argv.iter().skip(1).map(arg).collect(),
-            dir: self.dir.clone(),
+            binary: config.binary,
+            args: config.argv.into_iter().skip(1).collect(),
+            dir: config.dir,
             env: config.contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             limits: places.limits(),
             facts,
             users: vec![input],
-            log_dir: config.dir.join("log/reads"),
+            log_dir: places.config.dir.join("log/reads"),
             npl_window: Duration::ZERO,
             overlay: None,
         }

@@ -155,15 +155,15 @@ fn a_question_that_hangs_holds_up_neither_ledgers_nor_others_and_dies_with_its_s
         let node = &mut net.nodes[0];
         node.kill().await;
         until("all die with the node", async || (!processes.iter().any(|pid| is_alive(*pid))).then_some(())).await;
-        assert!(node.dir.join("run/reads").exists(), "nobody could remove it");
+        assert!(node.dir.join("reads").exists(), "nobody could remove it");
         node.start().await;
-        assert!(!node.dir.join("run/reads").exists(), "the next start does");
+        assert!(!node.dir.join("reads").exists(), "the next start does");
         let mut writer = user(node).await;
         ledger(&mut writer, 100).await;
         ledger_of(&asked(&mut writer, "").await);
         node.signal(Signal::SIGTERM);
         node.ended().await;
-        assert!(!node.dir.join("run/reads").exists() && node.reads().is_empty(), "an orderly end leaves nothing");
+        assert!(!node.dir.join("reads").exists() && node.reads().is_empty(), "an orderly end leaves nothing");
     });
 }
 
@@ -200,7 +200,7 @@ fn nothing_that_a_question_does_stays_and_every_limit_ends_it() {
         }
         let there = |path: &str| fs::read_dir(node.dir.join(path)).expect("a folder").count();
         assert_eq!((there("state"), there("bin")), (8, 1), "nothing reaches the contract's own folder");
-        assert_eq!(there("run/reads/1/tmp"), 0);
+        assert_eq!(there("reads/1/tmp"), 0);
 
         // One runs and seven wait, and no more.
         for id in 0..10 {
