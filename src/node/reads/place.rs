@@ -31,9 +31,7 @@ use tracing::warn;
 
 use crate::{
     config::Config,
-    contract::{
-        End, LaunchError, Launcher, Limits, RunSpec, Surroundings, UserInput, fdlist::Facts, guards::HIDDEN,
-    },
+    contract::{End, LaunchError, Launcher, Limits, RunSpec, Surroundings, UserInput, fdlist::Facts, guards::HIDDEN},
     state::{PINS_MAX, Replica, StateError, folder},
     types::{Hash, LimitKind, NodeKey, Seq, Status, WallMs},
 };
