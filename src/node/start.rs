@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, report::Report,
-    silence, twins, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, reads::Reads,
+    report::Report, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -256,6 +256,7 @@ impl Node {
             Err(error) => return Err(error.into()),
         };
 
+        let reads = Reads::new(&config, exe).await?;
         let boot = random_hash();
         let params = Params {
             me: config.key,
@@ -351,6 +352,7 @@ impl Node {
             guards,
             told_tx,
             told,
+            reads,
             asking: Default::default(),
             deliveries: VecDeque::new(),
             delivering: false,
