@@ -161,6 +161,7 @@ impl Node {
             told: Instant::now(),
             speeds: Vec::new(),
             goal: None,
+            is_drawn: self.draw.is_some(),
             failures: 0,
             waits: None,
         };
@@ -253,6 +254,8 @@ struct Thread {
     speeds: Vec<(Instant, u64)>,
     /// The state that is being fetched.
     goal: Option<Standing>,
+    /// People see a bar, and need no lines of the log.
+    is_drawn: bool,
     /// How often damage on the disk made it begin anew.
     failures: u32,
     /// What it waits for.
@@ -577,7 +580,7 @@ impl Thread {
         let next = self.goal.as_ref().map(|standing| standing.result.of_seq + 1);
         let progress = SyncProgress { fetched, next, peers: self.offers.len(), bytes_per_s, waits: self.waits.clone() };
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
-        if now - self.told >= TOLD_EVERY && self.waits.is_none() {
+        if now - self.told >= TOLD_EVERY && self.waits.is_none() && !self.is_drawn {
             self.told = now;
             let Progress { bytes, bytes_total, entries, entries_total } = fetched;
             info!(

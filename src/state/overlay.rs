@@ -405,8 +405,7 @@ impl StateStore for Overlay {
     }
 
     fn adopt(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError> {
-        stage.sync()?;
-        target.save(&self.disk, &self.dir)?;
+        target.save(stage, &self.disk, &self.dir)?;
         self.intent.write(&self.disk, Intent::Adopting { seq, root: target.root() })?;
         self.finish_adopting(seq, target, stage)
     }

@@ -112,7 +112,7 @@ impl Stage {
         Ok(())
     }
 
-    pub(in super::super) fn sync(&self) -> Result<(), StateError> {
+    pub(super) fn sync(&self) -> Result<(), StateError> {
         self.disk.sync(&self.file, &self.path)
     }
 

@@ -11,12 +11,15 @@ use std::{
 
 use borsh::BorshDeserialize;
 
-use super::super::{
-    StateError,
-    disk::{Disk, at, open_read},
-    merkle::{BLOCK_BYTES, Kind, Leaf, block_hash},
-    mirror::remove_tree,
-    scan::{Entry, Index, Stat},
+use super::{
+    super::{
+        StateError,
+        disk::{Disk, at, open_read},
+        merkle::{BLOCK_BYTES, Kind, Leaf, block_hash},
+        mirror::remove_tree,
+        scan::{Entry, Index, Stat},
+    },
+    Stage,
 };
 use crate::types::Hash;
 
@@ -52,8 +55,9 @@ impl Target {
         dir.join("hist/sync/target")
     }
 
-    /// Writes it for whoever has to finish, durably.
-    pub(in super::super) fn save(&self, disk: &Disk, dir: &Path) -> Result<(), StateError> {
+    /// Writes it for whoever has to finish, durably, behind what it needs of the stage.
+    pub(in super::super) fn save(&self, stage: &Stage, disk: &Disk, dir: &Path) -> Result<(), StateError> {
+        stage.sync()?;
         let path = Target::path(dir);
         match disk.remove_file(&path) {
             Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
