@@ -35,6 +35,7 @@ pub mod gateway;
 pub mod ledger;
 pub mod mesh;
 pub mod node;
+pub mod settlement;
 pub mod signed;
 pub mod state;
 pub mod types;

@@ -216,7 +216,6 @@ fn a_key_that_is_missing_unknown_or_misplaced_is_named() {
         (least("") + "[consensus]\ntreshold = 80", "consensus.treshold: unknown key; the nearest is threshold"),
         (least("") + "[consenus]", "consenus: unknown key; the nearest is consensus"),
         (least("") + "[http]\nlisten = \"127.0.0.1:5001\"", "http: not supported by this version"),
-        (least("") + "[msb]", "msb: not supported by this version"),
         (least("log = 1"), "log: expected a table, got 1"),
         (least("").replace("hotpocket = \"0.1\"\n", ""), "n/cfg/hp.cfg: hotpocket: is missing"),
         (least("").replace("binary = \"b\"\n", ""), "binary: is missing"),

@@ -205,17 +205,28 @@ impl Value for Blob {
     }
 }
 
-/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, five numbers.
+/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, five numbers, and what is about settling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     limits: [u64; 10],
     network: bool,
     built_in: [u64; 5],
+    msb: Msb,
+}
+
+/// What of it is about settling: a kind of network, two hashes, three numbers, and what outputs wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Msb {
+    network: u8,
+    identity: [Hash; 2],
+    pace: [u64; 3],
+    execute: u8,
 }
 
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
-        let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5] };
+        let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3], execute: 0 };
+        let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5], msb };
         for limit in &mut settings.limits {
             *limit = from.get()?;
         }
@@ -223,6 +234,14 @@ impl Value for Settings {
         for limit in &mut settings.built_in {
             *limit = from.get()?;
         }
+        settings.msb.network = from.kind("a network of the bus", 3)?;
+        for hash in &mut settings.msb.identity {
+            *hash = from.get()?;
+        }
+        for number in &mut settings.msb.pace {
+            *number = from.get()?;
+        }
+        settings.msb.execute = from.kind("`execute`", 2)?;
         Ok(settings)
     }
 }

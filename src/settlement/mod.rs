@@ -1,0 +1,4 @@
+//! The settlement bus.
+
+pub mod record;
+pub mod schedule;
