@@ -299,8 +299,6 @@ pub struct Msb {
 pub enum MsbMode {
     /// It does not.
     Off,
-    /// The node runs one of its own.
-    Embedded,
     /// At this URL.
     Http(String),
 }

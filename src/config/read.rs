@@ -324,7 +324,7 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
 }
 
 fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
-    const MODES: &[(&str, u8)] = &[("off", 0), ("embedded", 1), ("http", 2)];
+    const MODES: &[(&str, u8)] = &[("off", 0), ("http", 2)];
     const NETWORKS: &[(&str, MsbNetwork)] =
         &[("mainnet", MsbNetwork::Mainnet), ("testnet", MsbNetwork::Testnet), ("development", MsbNetwork::Development)];
     const EXECUTES: &[(&str, Execute)] = &[("closed", Execute::Closed), ("settled", Execute::Settled)];
@@ -339,7 +339,6 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
     let mode = match (table.choice("mode", MODES, Some(0))?, url) {
         (2, Some(url)) => MsbMode::Http(url.to_owned()),
         (2, None) => return Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
-        (1, _) => MsbMode::Embedded,
         _ => MsbMode::Off,
     };
     if let (MsbMode::Http(_), None) = (&mode, bootstrap) {

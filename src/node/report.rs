@@ -317,6 +317,7 @@ impl Node {
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
+        alerts.extend(self.settling_alerts());
         let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.syncing.is_some() || links.is_empty(), quiet));
@@ -379,6 +380,7 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["settlement"] = self.settling_status();
         status
     }
 }

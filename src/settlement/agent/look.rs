@@ -73,7 +73,11 @@ impl Worker {
             self.look_at_balance().await?;
             let vote = (txv != recorded.txv).then(|| Settlement { txv, ..recorded });
             // Until the chain has the other one, it may change again.
-            if vote.is_some() { self.look_again(waits_for_chain) } else { self.next_look = Instant::now() + IDLE };
+            if vote.is_some() {
+                self.look_again(waits_for_chain)
+            } else {
+                self.next_look = Instant::now() + IDLE
+            };
             return Ok(vote);
         };
         let seen = self.look_for(&mut attempt, recorded).await;
@@ -81,11 +85,7 @@ impl Worker {
         seen
     }
 
-    async fn look_for(
-        &mut self,
-        attempt: &mut Attempt,
-        recorded: Settlement,
-    ) -> Result<Option<Settlement>, Trouble> {
+    async fn look_for(&mut self, attempt: &mut Attempt, recorded: Settlement) -> Result<Option<Settlement>, Trouble> {
         for txv in attempt.due.txvs.iter().rev().copied().collect::<Vec<_>>() {
             let tx = self.operation(&attempt.due, txv).hash(self.setup.client.network());
             if !attempt.confirmed.contains_key(&tx)
@@ -96,6 +96,7 @@ impl Worker {
                 attempt.state = "confirmed";
                 self.note(vec![Step::Confirmed { tx: tx.to_string(), confirmed_length }]).await;
                 self.look_wait = LOOK;
+                self.point("confirmed").await;
             }
         }
         let txv = self.setup.client.txv().await?;
@@ -145,13 +146,16 @@ impl Worker {
             attempt.next_post = Instant::now() + RETRY_MAX;
             return Ok(());
         }
+        self.point("noted").await;
         attempt.posts += 1;
         attempt.state = "posted";
         let doubled = u32::try_from(attempt.posts.saturating_sub(1).min(10)).expect("small");
         attempt.next_post = Instant::now() + jittered((RETRY * 2_u32.pow(doubled)).min(RETRY_MAX));
         self.look_wait = LOOK;
         debug!(%tx, n = attempt.posts, "posting a settlement");
-        match self.setup.client.broadcast(&payload).await {
+        let answer = self.setup.client.broadcast(&payload).await;
+        self.point("posted").await;
+        match answer {
             // Whether it landed, the next look shows.
             Ok(_) => {
                 attempt.refused = 0;

@@ -26,8 +26,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::{look::Attempt, status::Shared};
 pub use self::status::{Pending, Status};
+use self::{look::Attempt, status::Shared};
 use super::{
     Address,
     client::Client,
@@ -41,18 +41,19 @@ use crate::{
     types::{Hash, NodeKey, Seq, WallMs},
 };
 
+// The module's own tests wait less, to be quick.
 /// Headers that are read at a time.
 const PAGE: usize = 256;
 /// Time between two looks while nothing is due: whether the bus still takes what was agreed on.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(30) };
 /// The same while something is to be seen, at first ...
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 300 });
 /// ... and at most.
-const LOOK_MAX: Duration = Duration::from_secs(5);
+const LOOK_MAX: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5_000 });
 /// Time before the bus is asked again that did not answer, or before a second post, at first ...
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1_000 });
 /// ... and at most.
-const RETRY_MAX: Duration = Duration::from_secs(30);
+const RETRY_MAX: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 30_000 });
 /// Time between two looks at the balance.
 const BALANCE: Duration = Duration::from_secs(600);
 
@@ -106,33 +107,8 @@ pub struct Agent {
 impl Agent {
     /// Starts it. What it sees goes to `said`, each time it looked: `None` when it sees nothing new, or nothing at all.
     pub fn start(setup: Setup, tips: watch::Receiver<Tip>, said: mpsc::Sender<Option<Settlement>>) -> Agent {
-        let address = Address::new(setup.client.network(), setup.key.node_key().0);
-        let status = Shared::default();
-        {
-            let mut status = status.lock();
-            status.url = setup.client.url();
-            status.network = setup.client.network().to_string();
-            status.address = address.to_string();
-            status.subnet = setup.subnet.to_string();
-        }
-        let worker = Worker {
-            journal: Arc::new(Mutex::new(Journal::open(&setup.dir))),
-            address,
-            setup,
-            tips,
-            said,
-            schedule: None,
-            lost: None,
-            attempt: None,
-            looked_at: None,
-            next_look: Instant::now(),
-            look_wait: LOOK,
-            retry_wait: RETRY,
-            next_balance: Instant::now(),
-            alerts: BTreeMap::new(),
-            status: status.clone(),
-        };
-        Agent { status, task: tokio::spawn(worker.run()) }
+        let worker = Worker::new(setup, tips, said);
+        Agent { status: worker.status.clone(), task: tokio::spawn(worker.run()) }
     }
 
     /// Where settling stands.
@@ -186,9 +162,43 @@ struct Worker {
     next_balance: Instant,
     alerts: BTreeMap<About, String>,
     status: Shared,
+    /// Where the task stops for good, as a process that is killed.
+    #[cfg(test)]
+    stop: Option<tests::Stop>,
 }
 
 impl Worker {
+    fn new(setup: Setup, tips: watch::Receiver<Tip>, said: mpsc::Sender<Option<Settlement>>) -> Worker {
+        let address = Address::new(setup.client.network(), setup.key.node_key().0);
+        let status = Shared::default();
+        {
+            let mut status = status.lock();
+            status.url = setup.client.url();
+            status.network = setup.client.network().to_string();
+            status.address = address.to_string();
+            status.subnet = setup.subnet.to_string();
+        }
+        Worker {
+            journal: Arc::new(Mutex::new(Journal::open(&setup.dir))),
+            address,
+            setup,
+            tips,
+            said,
+            schedule: None,
+            lost: None,
+            attempt: None,
+            looked_at: None,
+            next_look: Instant::now(),
+            look_wait: LOOK,
+            retry_wait: RETRY,
+            next_balance: Instant::now(),
+            alerts: BTreeMap::new(),
+            status,
+            #[cfg(test)]
+            stop: None,
+        }
+    }
+
     async fn run(mut self) {
         loop {
             self.follow().await;
@@ -232,7 +242,10 @@ impl Worker {
             Err(Unread::Lost(why)) => {
                 self.lost = Some(tip.settled);
                 self.attempt = None;
-                self.alert(About::Chain, format!("this node cannot follow what is settled, and votes for nothing: {why}"));
+                self.alert(
+                    About::Chain,
+                    format!("this node cannot follow what is settled, and votes for nothing: {why}"),
+                );
             }
         }
     }
@@ -280,6 +293,7 @@ impl Worker {
         if known {
             let seq = *recorded_in;
             self.note(vec![Step::InLedger { seq }]).await;
+            self.point("in ledger").await;
         }
         self.clear(About::Refused);
         // One of us paid.
@@ -337,6 +351,7 @@ impl Worker {
             info!(first = due.record.first, last = due.record.last, ch = %due.ch, rank, "ledgers are to be settled");
             let (first, last, ch) = (due.record.first, due.record.last, due.ch.to_string());
             self.note(vec![Step::Due { first, last, ch }]).await;
+            self.point("due").await;
         }
         self.attempt = Some(Attempt::new(due, rank, posts, Instant::now() + turn));
     }
@@ -360,6 +375,17 @@ impl Worker {
             }
         }
     }
+
+    /// Where a test may kill the process.
+    #[cfg(test)]
+    async fn point(&self, name: &'static str) {
+        if self.stop.as_ref().is_some_and(|stop| stop(name)) {
+            std::future::pending().await
+        }
+    }
+
+    #[cfg(not(test))]
+    async fn point(&self, _: &'static str) {}
 
     // ---- What people are told -----------------------------------------------------------------------------------
 
