@@ -288,8 +288,6 @@ pub struct Msb {
     pub settle_max_delay_ms: u64,
     /// Time between two members that post.
     pub settle_slot_ms: u64,
-    /// What outputs wait for.
-    pub execute: Execute,
     /// Where the key that pays is, if it is not the node's own.
     pub key_file: Option<PathBuf>,
 }
@@ -312,15 +310,6 @@ pub enum MsbNetwork {
     Testnet,
     /// One of one's own.
     Development,
-}
-
-/// What a user's output waits for before it is marked final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub enum Execute {
-    /// The quorum's result.
-    Closed,
-    /// The settlement of its ledger.
-    Settled,
 }
 
 /// A bootstrap that may be left out. Its bytes are 32, zeros where it is.
@@ -448,15 +437,6 @@ impl fmt::Display for MsbNetwork {
             MsbNetwork::Mainnet => "mainnet",
             MsbNetwork::Testnet => "testnet",
             MsbNetwork::Development => "development",
-        })
-    }
-}
-
-impl fmt::Display for Execute {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Execute::Closed => "closed",
-            Execute::Settled => "settled",
         })
     }
 }

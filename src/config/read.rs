@@ -7,9 +7,9 @@ use std::{
 };
 
 use super::{
-    ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, Execute,
-    FILE_BYTES_MAX, Format, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork, PEERS_MAX,
-    PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
+    ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX,
+    Format, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr,
+    Problem, READ_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -327,7 +327,6 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
     const MODES: &[(&str, u8)] = &[("off", 0), ("http", 2)];
     const NETWORKS: &[(&str, MsbNetwork)] =
         &[("mainnet", MsbNetwork::Mainnet), ("testnet", MsbNetwork::Testnet), ("development", MsbNetwork::Development)];
-    const EXECUTES: &[(&str, Execute)] = &[("closed", Execute::Closed), ("settled", Execute::Settled)];
     let hash = |name| match table.parsed(name, "64 hexadecimal digits, not all 0")? {
         Some(Hash::ZERO) => {
             Err(table.expected(name, "64 hexadecimal digits, not all 0", table.value(name).expect("read")))
@@ -356,7 +355,6 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
         settle_every: table.number("settle_every", 1..=1 << 32, 1_000)?,
         settle_max_delay_ms: table.number("settle_max_delay_s", 1..=1 << 32, 600)? * 1_000,
         settle_slot_ms: table.number("settle_slot_s", 3..=3_600, 4)? * 1_000,
-        execute: table.choice("execute", EXECUTES, Some(Execute::Closed))?,
         key_file: table.path("key_file")?.map(|name| dir.join(name)),
     })
 }

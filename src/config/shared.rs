@@ -2,7 +2,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::{Config, Execute, Identity, Inputs, MsbNetwork};
+use super::{Config, Identity, Inputs, MsbNetwork};
 use crate::types::Hash;
 
 /// Limits that are built in, and part of what nodes agree on. What happens at each: `docs/protocol.md`, "Limits".
@@ -31,11 +31,11 @@ macro_rules! shared {
         }
 
         impl SharedConfig {
-            /// Every key of the file that is shared and has a value, named with its table, and its value in TOML; in field order.
+            /// Every key of the file that is shared, named with its table, and its value in TOML, empty for one that is left
+            /// out; in field order.
             pub fn settings(&self) -> Vec<(&'static str, String)> {
                 let mut settings = vec![$(($key, self.$name.toml())),*];
-                // What is left out stays so.
-                settings.retain(|(key, toml)| !key.starts_with(BUILT_IN) && !toml.is_empty());
+                settings.retain(|(key, _)| !key.starts_with(BUILT_IN));
                 settings
             }
 
@@ -83,7 +83,6 @@ shared! {
     "msb.settle_every" => settle_every: u64 = "Ledgers.",
     "msb.settle_max_delay_s" => settle_max_delay_s: u64 = "Seconds.",
     "msb.settle_slot_s" => settle_slot_s: u64 = "Seconds.",
-    "msb.execute" => execute: Execute = "What outputs wait for.",
 }
 
 /// A shared value as it stands in the file.
@@ -110,12 +109,6 @@ impl Setting for Inputs {
 }
 
 impl Setting for MsbNetwork {
-    fn toml(&self) -> String {
-        super::quoted(&self.to_string())
-    }
-}
-
-impl Setting for Execute {
     fn toml(&self) -> String {
         super::quoted(&self.to_string())
     }
@@ -170,7 +163,6 @@ impl Config {
             settle_every: self.msb.settle_every,
             settle_max_delay_s: self.msb.settle_max_delay_ms / 1_000,
             settle_slot_s: self.msb.settle_slot_ms / 1_000,
-            execute: self.msb.execute,
         }
     }
 

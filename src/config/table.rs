@@ -76,7 +76,6 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "settle_every",
             "settle_max_delay_s",
             "settle_slot_s",
-            "execute",
             "key_file",
         ],
     ),

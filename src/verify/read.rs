@@ -214,18 +214,17 @@ pub(super) struct Settings {
     msb: Msb,
 }
 
-/// What of it is about settling: a kind of network, two hashes, three numbers, and what outputs wait for.
+/// What of it is about settling: a kind of network, two hashes and three numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Msb {
     network: u8,
     identity: [Hash; 2],
     pace: [u64; 3],
-    execute: u8,
 }
 
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
-        let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3], execute: 0 };
+        let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3] };
         let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5], msb };
         for limit in &mut settings.limits {
             *limit = from.get()?;
@@ -241,7 +240,6 @@ impl Value for Settings {
         for number in &mut settings.msb.pace {
             *number = from.get()?;
         }
-        settings.msb.execute = from.kind("`execute`", 2)?;
         Ok(settings)
     }
 }

