@@ -16,6 +16,7 @@ pub mod offline;
 mod party_line;
 mod pins;
 pub mod progress;
+mod reads;
 pub mod recover;
 pub mod replay;
 mod report;
@@ -97,8 +98,8 @@ enum FromRun {
 #[derive(Debug)]
 enum Job {
     Rollback,
-    /// To the state of this root.
-    Undo(Hash),
+    /// The run of this ledger has no effect: back to the state of this root.
+    Undo(Seq, Hash),
     Run(Arc<Execution>),
     /// Copy the state somewhere.
     Copy(PathBuf, oneshot::Sender<serde_json::Value>),
@@ -179,6 +180,8 @@ pub struct Node {
     served: mpsc::Receiver<(NodeKey, serve::Served)>,
     told_tx: mpsc::Sender<Told>,
     told: mpsc::Receiver<Told>,
+    /// Questions of sessions that the contract is asked.
+    reads: reads::Reads,
     /// Questions of sessions that the database is asked.
     asking: BTreeMap<SessionId, usize>,
     /// Agreed results whose outputs users in signed mode have not been told of, in order.
@@ -278,6 +281,7 @@ impl Node {
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => {
                     self.look();
+                    self.reads.look(Instant::now());
                     self.look_for_halt();
                 }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
@@ -297,6 +301,7 @@ impl Node {
             gateway.stop().await;
         }
         self.settling = None;
+        self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
         // sent, which is as if they had been lost on the way.
@@ -704,8 +709,8 @@ impl Node {
                 let rolled_back = executor.rollback().await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
-            Job::Undo(root) => tokio::spawn(async move {
-                let rolled_back = executor.undo(root).await;
+            Job::Undo(seq, root) => tokio::spawn(async move {
+                let rolled_back = executor.undo(seq, root).await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
             Job::Copy(to, answer) => {
@@ -759,7 +764,7 @@ impl Node {
         let kept = self.runs.entry(seq).or_insert_with(|| Kept::new(senders));
         kept.outputs.clear();
         kept.leaves.clear();
-        self.enqueue(Job::Undo(state_root));
+        self.enqueue(Job::Undo(seq, state_root));
     }
 
     /// Ends the run of a ledger that is under way, or still waits for its turn.

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, report::Report,
-    settle, silence, twins, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, reads::Reads,
+    report::Report, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -269,6 +269,7 @@ impl Node {
             Err(error) => return Err(error.into()),
         };
 
+        let reads = Reads::new(&config, exe).await?;
         let boot = random_hash();
         let params = Params {
             me: config.key,
@@ -367,6 +368,7 @@ impl Node {
             guards,
             told_tx,
             told,
+            reads,
             asking: Default::default(),
             deliveries: VecDeque::new(),
             delivering: false,
