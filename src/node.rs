@@ -90,6 +90,8 @@ enum FromRun {
     RolledBack(Result<(), ExecError>),
     /// The state was copied, or not.
     Copied,
+    /// It could not be copied beside the runs.
+    NotCopied(PathBuf, oneshot::Sender<serde_json::Value>),
     /// What the run of a ledger left is kept; nothing is when the state has moved on.
     Kept(Seq, Result<Option<diverge::KeptRun>, ExecError>),
 }
@@ -476,6 +478,10 @@ impl Node {
                 Ok(())
             }
             FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
+            FromRun::NotCopied(to, answer) => {
+                self.enqueue(Job::Copy(to, answer));
+                Ok(())
+            }
             FromRun::Copied => {
                 self.running = None;
                 self.next_job();
@@ -687,10 +693,23 @@ impl Node {
         self.next_job();
     }
 
-    /// Copies the state between two runs, which wait meanwhile. The node goes on voting.
-    fn enqueue_copy(&mut self, to: PathBuf, answer: oneshot::Sender<serde_json::Value>) {
-        self.jobs.push_back(Job::Copy(to, answer));
-        self.next_job();
+    /// Copies the state beside the runs; where that cannot be, between two of them, which wait meanwhile.
+    fn copy_state(&self, to: PathBuf, answer: oneshot::Sender<serde_json::Value>) {
+        let (executor, told) = (self.executor.clone(), self.from_runs_tx.clone());
+        tokio::spawn(async move {
+            match executor.copy_pinned(to.clone()).await {
+                Ok(Some(copied)) => {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(copied_json(Ok(copied)));
+                }
+                Ok(None) => {
+                    let _ = told.send(FromRun::NotCopied(to, answer)).await;
+                }
+                Err(error) => {
+                    let _ = answer.send(copied_json(Err(error)));
+                }
+            }
+        });
     }
 
     fn next_job(&mut self) {
@@ -717,12 +736,8 @@ impl Node {
                 let summary = self.core.summary();
                 let executed = summary.seq - summary.unexecuted;
                 tokio::spawn(async move {
-                    let value = match executor.copy_state(to).await {
-                        Ok(root) => serde_json::json!({ "executed": executed, "root": root.to_string() }),
-                        Err(error) => serde_json::json!({ "error": format!("{:#}", anyhow::Error::new(error)) }),
-                    };
-                    // Whoever asked may be gone.
-                    let _ = answer.send(value);
+                    let copied = executor.copy_state(to).await.map(|root| (executed, root));
+                    let _ = answer.send(copied_json(copied));
                     let _ = done.send(FromRun::Copied).await;
                 })
             }
@@ -791,6 +806,14 @@ impl Node {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
         self.accept(ledger.candidate.header.seq, hash, signed);
+    }
+}
+
+/// What an operator is told who asked for a copy of the state.
+fn copied_json(copied: Result<(Seq, Hash), ExecError>) -> serde_json::Value {
+    match copied {
+        Ok((executed, root)) => serde_json::json!({ "executed": executed, "root": root.to_string() }),
+        Err(error) => serde_json::json!({ "error": format!("{:#}", anyhow::Error::new(error)) }),
     }
 }
 

@@ -168,6 +168,10 @@ pub struct Contract {
     pub output_bytes: u64,
     /// Output to one user; not over `output_bytes`.
     pub output_user_bytes: u64,
+    /// Bytes of the state after a run; 0: no limit.
+    pub state_bytes: u64,
+    /// Files, folders and symlinks of the state after a run; 0: no limit.
+    pub state_files: u64,
     /// What is kept of stdout and stderr.
     pub log_bytes: u64,
     /// When the party line ends at the latest, from the start of the run.

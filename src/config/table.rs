@@ -54,6 +54,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "file_mb",
             "output_mb",
             "output_user_mb",
+            "state_mb",
+            "state_files",
             "log_kb",
             "npl_window_ms",
             "state_backend",

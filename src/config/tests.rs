@@ -68,7 +68,7 @@ fn the_prototype_s_files_give_the_prototype_s_values() {
         assert_eq!((config.quorum(), config.contract.genesis_time_ms), (2, 0));
         // Computed apart from this code: SHA-512 over "\x0bhp/legacy/1", the count 2 and the two keys.
         assert_eq!(config.contract.id.to_string(), "e2872204e2b23c4a9d81ca72f7e98404176e6c3fd23b9f2dba1809259a650421");
-        assert_eq!(config.cfg_hash().to_string(), "3e6b6dcde5ff91c0856433896cf102cafc749f67b914f8b7887a6f1ad6a6787e");
+        assert_eq!(config.cfg_hash().to_string(), "27d06c03ab2a390d02c340961eaa2c27dfd875aa569412b79d6fcaab67b5316a");
     }
 }
 
@@ -308,6 +308,9 @@ fn limits_come_in_bytes_and_milliseconds_and_zero_is_no_limit() {
     assert_eq!((contract.memory_bytes, contract.cpu_s), (Some(3 << 20), None));
     assert_eq!((contract.time_limit_ms, contract.file_bytes, contract.log_bytes), (30_000, 4_096 << 20, 1 << 20));
     assert_eq!((contract.output_bytes, contract.output_user_bytes), (64 << 20, 16 << 20));
+    assert_eq!((contract.state_bytes, contract.state_files), (0, 0));
+    let contract = with("contract.state_mb", "3").unwrap().contract;
+    assert_eq!(contract.state_bytes, 3 << 20);
     let env = with("contract.env", "{ MODE = \"a b\", E = \"\" }").unwrap().contract.env;
     assert_eq!(env.into_iter().collect::<Vec<_>>(), [("E".into(), "".into()), ("MODE".into(), "a b".into())]);
 }
@@ -343,7 +346,7 @@ fn the_secret_key_may_be_in_a_file_of_its_own() {
 fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
     let config = document_config();
     // Computed apart from this code.
-    assert_eq!(config.cfg_hash().to_string(), "af9e0506aaabe0dbf045b1b4a91c747ef48e09deae4094e08059f39ed866e270");
+    assert_eq!(config.cfg_hash().to_string(), "808cea04f23acafeac45374d510e89ba2337183bb5cc0a326e485c1ebb760374");
     let bytes = borsh::to_vec(&config.shared()).unwrap();
     assert_eq!(borsh::from_slice::<SharedConfig>(&bytes).unwrap(), config.shared());
     assert_eq!(config.shared().first_difference(&config.shared()), None);

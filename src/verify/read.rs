@@ -205,11 +205,12 @@ impl Value for Blob {
     }
 }
 
-/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, five numbers, and what is about settling.
+/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, two numbers, five numbers, and what is about settling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     limits: [u64; 10],
     network: bool,
+    state: [u64; 2],
     built_in: [u64; 5],
     msb: Msb,
 }
@@ -225,11 +226,14 @@ pub(super) struct Msb {
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
         let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3] };
-        let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5], msb };
+        let mut settings = Settings { limits: [0; 10], network: false, state: [0; 2], built_in: [0; 5], msb };
         for limit in &mut settings.limits {
             *limit = from.get()?;
         }
         settings.network = from.kind("`network`", 2)? == 1;
+        for limit in &mut settings.state {
+            *limit = from.get()?;
+        }
         for limit in &mut settings.built_in {
             *limit = from.get()?;
         }
@@ -266,12 +270,13 @@ impl Value for Status {
             0 => Status::Ok,
             1 => Status::Exit(from.get()?),
             2 => Status::Signal(from.get()?),
-            _ => Status::Limit(match from.kind("a limit", 5)? {
+            _ => Status::Limit(match from.kind("a limit", 6)? {
                 0 => LimitKind::Time,
                 1 => LimitKind::Output,
                 2 => LimitKind::Npl,
                 3 => LimitKind::FileSize,
-                _ => LimitKind::State,
+                4 => LimitKind::State,
+                _ => LimitKind::StateSize,
             }),
         })
     }

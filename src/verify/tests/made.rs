@@ -62,6 +62,8 @@ pub fn shared() -> SharedConfig {
         output_user_mb: 16,
         npl_window_ms: 500,
         network: false,
+        state_mb: 0,
+        state_files: 0,
         ledger_inputs_max: 16_384,
         ledger_input_bytes_max: 16 << 20,
         novel_users_max: 4_096,
