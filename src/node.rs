@@ -3,7 +3,7 @@
 //! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
 //! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
-//! ledger, `users` answers users, `serve` peers, `report` tells people.
+//! ledger, `users` answers users, `serve` peers, `settle` the bus, `report` tells people.
 
 mod backend;
 pub mod backup;
@@ -21,6 +21,7 @@ pub mod recover;
 pub mod replay;
 mod report;
 mod serve;
+pub(crate) mod settle;
 pub mod silence;
 mod start;
 mod sync;
@@ -193,6 +194,8 @@ pub struct Node {
     last_agreed: Option<ResultCert>,
     report: report::Report,
     records: diverge::Records,
+    /// Settles what the contract puts out, where that is asked for.
+    settling: Option<settle::Settling>,
     state_kept: backend::Chosen,
     /// What keeps the contract from doing more than computing.
     guards: Vec<crate::contract::Guard>,
@@ -275,6 +278,7 @@ impl Node {
                 Some(served) = self.state_served.recv() => self.on_state_served(served),
                 Some((peer, served)) = self.served.recv() => self.on_served(peer, served),
                 Some(told) = self.told.recv() => self.on_told(told),
+                vote = settle::said(&mut self.settling) => self.handle(Event::SettlementVote(vote))?,
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => {
@@ -298,6 +302,7 @@ impl Node {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
+        self.settling = None;
         self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
@@ -793,6 +798,8 @@ impl Node {
     }
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, signed: &[SignedRef]) {
+        let header = &ledger.candidate.header;
+        self.tell_agent(header.seq, header.settlement.as_ref());
         self.line.closed(hash);
         self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
         if let Some(change) = &ledger.candidate.unl_change {

@@ -2,7 +2,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::{Config, Inputs};
+use super::{Config, Identity, Inputs, MsbNetwork};
 use crate::types::Hash;
 
 /// Limits that are built in, and part of what nodes agree on. What happens at each: `docs/protocol.md`, "Limits".
@@ -31,7 +31,8 @@ macro_rules! shared {
         }
 
         impl SharedConfig {
-            /// Every key of the file that is shared, named with its table, and its value in TOML; in field order.
+            /// Every key of the file that is shared, named with its table, and its value in TOML, empty for one that is left
+            /// out; in field order.
             pub fn settings(&self) -> Vec<(&'static str, String)> {
                 let mut settings = vec![$(($key, self.$name.toml())),*];
                 settings.retain(|(key, _)| !key.starts_with(BUILT_IN));
@@ -78,6 +79,12 @@ shared! {
     "built-in NOVEL users" => novel_users_max: u64 = "[`caps::NOVEL_USERS_MAX`].",
     "built-in NPL frame bytes" => npl_frame_bytes_max: u64 = "[`caps::NPL_FRAME_BYTES_MAX`].",
     "built-in NPL ledger bytes" => npl_ledger_bytes_max: u64 = "[`caps::NPL_LEDGER_BYTES_MAX`].",
+    "msb.network" => msb_network: MsbNetwork = "Which network of the bus.",
+    "msb.bootstrap" => msb_bootstrap: Identity = "The bus's own.",
+    "msb.subnet" => msb_subnet: Identity = "The subnet's.",
+    "msb.settle_every" => settle_every: u64 = "Ledgers.",
+    "msb.settle_max_delay_s" => settle_max_delay_s: u64 = "Seconds.",
+    "msb.settle_slot_s" => settle_slot_s: u64 = "Seconds.",
 }
 
 /// A shared value as it stands in the file.
@@ -100,6 +107,31 @@ impl Setting for bool {
 impl Setting for Inputs {
     fn toml(&self) -> String {
         super::quoted(&self.to_string())
+    }
+}
+
+impl Setting for MsbNetwork {
+    fn toml(&self) -> String {
+        super::quoted(&self.to_string())
+    }
+}
+
+impl Setting for Identity {
+    fn toml(&self) -> String {
+        self.0.map(|hash| super::quoted(&hash.to_string())).unwrap_or_default()
+    }
+}
+
+impl BorshSerialize for Identity {
+    fn serialize<W: borsh::io::Write>(&self, writer: &mut W) -> borsh::io::Result<()> {
+        self.0.unwrap_or(Hash::ZERO).serialize(writer)
+    }
+}
+
+impl BorshDeserialize for Identity {
+    fn deserialize_reader<R: borsh::io::Read>(reader: &mut R) -> borsh::io::Result<Identity> {
+        let hash = Hash::deserialize_reader(reader)?;
+        Ok(Identity((hash != Hash::ZERO).then_some(hash)))
     }
 }
 
@@ -129,6 +161,12 @@ impl Config {
             novel_users_max: caps::NOVEL_USERS_MAX,
             npl_frame_bytes_max: caps::NPL_FRAME_BYTES_MAX,
             npl_ledger_bytes_max: caps::NPL_LEDGER_BYTES_MAX,
+            msb_network: self.msb.network,
+            msb_bootstrap: Identity(self.msb.bootstrap),
+            msb_subnet: Identity(self.msb.subnet),
+            settle_every: self.msb.settle_every,
+            settle_max_delay_s: self.msb.settle_max_delay_ms / 1_000,
+            settle_slot_s: self.msb.settle_slot_ms / 1_000,
         }
     }
 

@@ -623,6 +623,7 @@ impl Executor {
                 contract: plan.contract,
                 private: plan.private.clone(),
                 readonly: false,
+                settlement: execution.header.settlement.clone(),
             },
             users,
             log_dir: plan.dir.join("log/contract"),

@@ -245,6 +245,7 @@ impl Offline {
                 contract: contract.id,
                 private: private.is_dir().then_some(private),
                 readonly: ledger.readonly,
+                settlement: None,
             },
             users: ledger.users,
             // One for each run: what it printed is then all that is in there.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use hotpocket::{
-    config::{Inputs, SharedConfig},
+    config::{Identity, Inputs, MsbNetwork, SharedConfig},
     consensus::{
         details::{Changed, Known, PathKind, PathState, Piece, PieceRef, Thing},
         header::{
@@ -66,6 +66,12 @@ fn shared() -> SharedConfig {
         novel_users_max: 4_096,
         npl_frame_bytes_max: 64 << 10,
         npl_ledger_bytes_max: 16 << 20,
+        msb_network: MsbNetwork::Mainnet,
+        msb_bootstrap: Identity(None),
+        msb_subnet: Identity(None),
+        settle_every: 1_000,
+        settle_max_delay_s: 600,
+        settle_slot_s: 4,
     }
 }
 

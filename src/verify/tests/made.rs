@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use crate::{
-    config::{Inputs, SharedConfig},
+    config::{Identity, Inputs, MsbNetwork, SharedConfig},
     consensus::{
         header::{
             self, Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, VERSION,
@@ -69,6 +69,12 @@ pub fn shared() -> SharedConfig {
         novel_users_max: 4_096,
         npl_frame_bytes_max: 64 << 10,
         npl_ledger_bytes_max: 16 << 20,
+        msb_network: MsbNetwork::Mainnet,
+        msb_bootstrap: Identity(None),
+        msb_subnet: Identity(None),
+        settle_every: 1_000,
+        settle_max_delay_s: 600,
+        settle_slot_s: 4,
     }
 }
 
