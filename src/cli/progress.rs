@@ -160,8 +160,7 @@ mod tests {
         bar.set_draw_target(target);
         set(&bar);
         bar.force_draw();
-        let shown = terminal.0.lock().unwrap().trim_end().to_owned();
-        shown
+        terminal.0.lock().unwrap().trim_end().to_owned()
     }
 
     #[test]
