@@ -10,7 +10,8 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), `overtime`
+//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`]
+//! (those that nobody keeps), `results` (running ledgers), `overtime`
 //! (runs that take too long), `unl` (who decides), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
@@ -18,6 +19,7 @@ pub mod details;
 mod event;
 mod fetch;
 pub mod header;
+pub mod join;
 pub mod journal;
 mod limits;
 pub mod merkle;
@@ -35,6 +37,7 @@ pub mod silence;
 mod step;
 mod unl;
 pub mod votes;
+pub mod window;
 
 #[cfg(test)]
 mod behind;
@@ -42,6 +45,8 @@ mod behind;
 pub(crate) mod explore;
 #[cfg(test)]
 pub(crate) mod hostile;
+#[cfg(test)]
+pub(crate) mod late;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,6 +56,7 @@ use std::{
 use catchup::Catchup;
 pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
+use join::{Join, Joining, Lacks};
 use journal::{Journal, Record};
 pub use limits::*;
 use messages::{Closed, Get, Message, Overtime, ResultCert, Scope, Signable, Signed, StatusMsg};
@@ -62,6 +68,7 @@ use results::{LastRun, Runs};
 use round::Round;
 use silence::Silence;
 use votes::{Checker, Quorum};
+use window::Window;
 
 use crate::types::{Attempt, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
 
@@ -79,6 +86,8 @@ struct Tip {
     seq: Seq,
     hash: Hash,
     time_ms: WallMs,
+    users_root: Hash,
+    n_users: u32,
     settlement: Option<header::Settlement>,
 }
 
@@ -103,7 +112,7 @@ pub struct Consensus {
     tip: Tip,
     users: BTreeSet<UserKey>,
     users_root: Hash,
-    window: BTreeMap<InputKey, Seq>,
+    window: Window,
     pool: Pool,
     presence: PresenceTable,
     round: Round,
@@ -156,6 +165,9 @@ pub struct Consensus {
     /// The last ledger a linked peer, or a member, said it closed.
     peer_tips: BTreeMap<NodeKey, Seq>,
     catchup: Catchup,
+    /// That ledgers were passed over, and what lacks since.
+    join: Option<Join>,
+    joining: Joining,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
     closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
@@ -176,13 +188,13 @@ impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
         let state_root = journal.state_root();
-        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let (executed, has_state) = (journal.executed(), journal.has_state());
         let genesis = journal.genesis;
         let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
         let scope = Scope { chain_id: genesis.chain_id(), unl_hash: header::unl_hash(&unl) };
         let tip = match &journal.tip {
-            None => Tip { seq: 0, hash: scope.chain_id, time_ms: genesis.time_ms, settlement: None },
+            None => Tip::of_genesis(&genesis),
             Some(closed) => Tip::of(&closed.candidate.header),
         };
         let last = LastRun {
@@ -214,7 +226,7 @@ impl Consensus {
             unl_vote_told: false,
             unl_votes: BTreeMap::new(),
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
-            users_root: header::users_root(&journal.users),
+            users_root: tip.users_root,
             users: journal.users,
             window: journal.window,
             results: BTreeMap::new(),
@@ -227,7 +239,7 @@ impl Consensus {
             limited: None,
             redo: None,
             state_root,
-            trusted: true,
+            trusted: has_state,
             runs_all: false,
             split: false,
             differing_told: 0,
@@ -242,6 +254,8 @@ impl Consensus {
             missed: BTreeMap::new(),
             peer_tips: BTreeMap::new(),
             catchup: Catchup::default(),
+            join: journal.join,
+            joining: Joining::default(),
             future: BTreeMap::new(),
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
@@ -291,6 +305,7 @@ impl Consensus {
             Event::OlderTwin => self.found_older_twin(),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::Range(from, range) => self.on_range(from, range),
+            Event::Headers(from, headers) => self.on_headers(from, headers),
             Event::StateLost => self.state_lost(),
             Event::Synced { result, users, unl } => self.synced(*result, users, unl),
             Event::LinkUp(peer) => self.link_up(peer),
@@ -305,6 +320,7 @@ impl Consensus {
                     self.peer_tips.remove(&peer);
                 }
                 self.catchup.link_down(&peer);
+                self.joining.forget(&peer);
                 self.presence.forget_host(&peer);
             }
         }
@@ -385,6 +401,8 @@ impl Consensus {
             network_seq: self.tip.seq.max(self.best_peer_tip()),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             has_state: self.trusted,
+            lacks: self.join.map(|join| join.lacks).filter(|lacks| *lacks != Lacks::Nothing),
+            votes_after: self.votes_after(),
             split: self.split,
             state_root: self.state_root,
             unl_vote: self.unl_vote,
@@ -711,7 +729,20 @@ impl Consensus {
 
 impl Tip {
     fn of(header: &Header) -> Tip {
-        Tip { seq: header.seq, hash: header.hash(), time_ms: header.time_ms, settlement: header.settlement.clone() }
+        Tip {
+            seq: header.seq,
+            hash: header.hash(),
+            time_ms: header.time_ms,
+            users_root: header.users_root,
+            n_users: header.n_users,
+            settlement: header.settlement.clone(),
+        }
+    }
+
+    fn of_genesis(genesis: &Genesis) -> Tip {
+        let n_users = genesis.ancestor.as_ref().map_or(0, |ancestor| ancestor.n_users);
+        let (users_root, hash, time_ms) = (genesis.users_root(), genesis.chain_id(), genesis.time_ms);
+        Tip { seq: 0, hash, time_ms, users_root, n_users, settlement: None }
     }
 }
 

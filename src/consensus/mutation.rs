@@ -89,11 +89,13 @@ mod made {
         KeptUnlVote,
         /// A node that lost its journal votes at once.
         VoteThoughSilent,
+        /// A node votes that does not know which inputs the ledgers had that it passed over.
+        VoteWithGap,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 26] = [
+        pub const ALL: [Mutation; 27] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -120,6 +122,7 @@ mod made {
             Mutation::OldScope,
             Mutation::KeptUnlVote,
             Mutation::VoteThoughSilent,
+            Mutation::VoteWithGap,
         ];
     }
 

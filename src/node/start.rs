@@ -198,7 +198,7 @@ impl Node {
         let chosen = backend::choose(&config, &launcher).await?;
         let guards = guards::contain_node(&config, &launcher).await?;
         let kept = store.load(config.consensus.input_window)?;
-        let expected = kept.as_ref().map(Journal::state_root);
+        let expected = kept.as_ref().filter(|journal| journal.has_state()).map(Journal::state_root);
         let state = {
             let (dir, backend) = (config.dir.clone(), chosen.backend);
             let open = move || state::open(&dir, backend, expected);
@@ -221,11 +221,11 @@ impl Node {
 
         let mut report = Report::default();
         report.restore_evidence(store.proven()?);
-        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let executed = journal.executed();
         let executor = Executor::new(launcher, state, root, executed, &config);
         executor.check_room()?;
         // Whatever a cut run left is put back first; then it shows whether that is possible.
-        let found = if cut { Ok(()) } else { executor.verify().await };
+        let found = if cut || !journal.has_state() { Ok(()) } else { executor.verify().await };
         let state_was_lost = match found {
             Ok(()) => false,
             Err(error) if error.is_lost_state() && journal.unl.len() > 1 => {

@@ -169,6 +169,8 @@ impl Node {
                 Ok(())
             }
             FromSync::Failed(error) => Err(error),
+            // It was begun before ledgers were passed over.
+            FromSync::Done(_) if self.syncing.is_none() => Ok(()),
             FromSync::Done(standing) => {
                 self.syncing = None;
                 let Standing { result, users, unl } = *standing;
@@ -186,6 +188,7 @@ pub(super) fn why_text(why: Lost) -> &'static str {
         Lost::Diverged => "this node's run led to another state than the network's",
         Lost::Damaged => "state/ was changed or damaged",
         Lost::Behind => "it is quicker than running all ledgers that wait",
+        Lost::Joined => "this node has joined the chain behind ledgers whose contents nobody keeps",
     }
 }
 

@@ -94,6 +94,14 @@ const EXPECTED: &[&str] = &[
     "silences ended",
     "silences over restarts",
     "ledgers closed while a member was silent",
+    "joins begun",
+    "ledgers passed over",
+    "ledgers with inputs passed over",
+    "joins",
+    "joins with users",
+    "states asked for by joined nodes",
+    "restarts while ledgers are passed over",
+    "restarts before a joined node has a state",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {
