@@ -1,4 +1,4 @@
-//! Sign, verify, tagged hash. The only user of ed25519-dalek and sha2.
+//! Sign, verify, tagged hash, keyed hash. The only user of ed25519-dalek, hmac and sha2.
 //!
 //! One rule everywhere: signatures are checked with `verify_strict`, so that two machines never disagree about one.
 
@@ -6,6 +6,7 @@ use std::{cell::RefCell, collections::BTreeMap, fmt};
 
 use borsh::BorshSerialize;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha512};
 
 use crate::types::{Hash, NodeKey, Sig, UserKey};
@@ -112,6 +113,13 @@ impl fmt::Debug for SecretKey {
     }
 }
 
+/// HMAC-SHA512 over the parts, one after the other: for deriving a wallet's keys.
+pub fn hmac_sha512(key: &[u8], parts: &[&[u8]]) -> [u8; 64] {
+    let mut mac = Hmac::<Sha512>::new_from_slice(key).expect("a key of any length does");
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
 /// Public keys whose curve point is remembered by a thread. Past it all are forgotten and computed again.
 const POINTS_MAX: usize = 1_024;
 
@@ -210,6 +218,14 @@ mod tests {
         }
         assert!(verify(&first, b"message", &sig));
         assert!(!verify(&[2; 32], b"message", &sig), "no curve point");
+    }
+
+    /// Test case 2 of RFC 4231.
+    #[test]
+    fn the_keyed_hash_is_that_of_rfc_4231() {
+        let expected = "164b7a7bfcf819e2e395fbe73b56e0a387bd64222e831fd610270cd7ea2505549758bf75c05a994a6d034f65f8f0e6fd\
+                        caeab1a34d4a6b4b636e070a38bce737";
+        assert_eq!(hex::encode(hmac_sha512(b"Jefe", &[b"what do ya want ", b"for nothing?"])), expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! 4. [`node`]: the loop. Events from the adapters into the core, effects from the core to the adapters, in order.
 //! 5. The adapters: [`mesh`] (links to other nodes), [`gateway`] (users' websockets), [`contract`] (runs the
 //!    executable), [`state`] (the contract's files and their root), [`ledger`] (the database).
+//!    [`settlement`] (the settlement bus: its client, its transactions, and one of our own to try them on).
 //!    [`verify`] checks what is in the database, as a second implementation of the protocol. [`divergence`] is what
 //!    `diag/` holds where results differ.
 //! 6. [`signed`]: frames of the user port's signed mode, and the proof that a user checks.
@@ -35,6 +36,7 @@ pub mod gateway;
 pub mod ledger;
 pub mod mesh;
 pub mod node;
+pub mod settlement;
 pub mod signed;
 pub mod state;
 pub mod types;

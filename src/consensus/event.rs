@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     details::PieceRef,
-    header::{BareLedger, ClosedLedger, ExecResult, Header, Input, UnlChange},
+    header::{BareLedger, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
     join::Lacks,
     journal::Record,
     messages::{Evidence, Message, ResultCert},
@@ -62,6 +62,9 @@ pub enum Event {
     /// This node's operator votes for a change of the UNL, or withdraws the vote. It must apply, and the node be a
     /// member: else nothing happens.
     UnlVote(Option<UnlChange>),
+    /// What this node saw on the settlement bus: the next thing that ledgers may record of it. `None` when it sees the bus
+    /// no more, or nothing new there.
+    SettlementVote(Option<Settlement>),
     /// The ledger handed out by `Execute` has been run; its outputs and state are on disk.
     ExecDone(ExecResult),
     /// It has not: the wall-time limit struck, or the run was ended by `EndRun`. It is handed back, and the state is as

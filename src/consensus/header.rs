@@ -10,7 +10,7 @@ use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX, merkle,
     messages::{Certificate, Novel, Signable},
     mutation::mutated,
-    unl,
+    settlement, unl,
     votes::Quorum,
 };
 use crate::types::{Challenge, Hash, NodeKey, Seq, Sig, Status, UserKey, WallMs};
@@ -127,7 +127,7 @@ pub struct Header {
     pub inputs_bytes: u64,
     /// Result of executing the ledger before.
     pub result: ExecResult,
-    /// Last settlement confirmed.
+    /// Last settlement confirmed; none in a network that settles nothing.
     pub settlement: Option<Settlement>,
 }
 
@@ -164,10 +164,10 @@ pub enum UnlChange {
     Remove(NodeKey),
 }
 
-/// One confirmed settlement.
+/// What ledgers record of the settlement bus: the last settlement that was confirmed, and what the next one is signed with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
 pub struct Settlement {
-    /// Last ledger it covers.
+    /// Last ledger it covers; 0 before the first one, of which only `txv` is known.
     pub seq: Seq,
     /// Content hash.
     pub ch: Hash,
@@ -175,7 +175,7 @@ pub struct Settlement {
     pub tx: Hash,
     /// Its place in the bus's order.
     pub confirmed_length: u64,
-    /// Validity it was signed for.
+    /// The bus's validity that the next settlement is signed with.
     pub txv: Hash,
 }
 
@@ -459,7 +459,7 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
         n_inputs: u32::try_from(ids.len()).expect("capped"),
         inputs_bytes: inputs.iter().map(|(_, input)| input.payload.len() as u64).sum(),
         result: result.clone(),
-        settlement: before.settlement.clone(),
+        settlement: settlement::decide(before.settlement, before.seq, before.quorum.q, novels),
     };
     Derived::Ready(Box::new(Candidate { header, inputs: ids, users_add, users_del, unl_change }))
 }
@@ -479,6 +479,7 @@ pub fn determined(before: &Before, novels: &[&Novel], result: &ExecResult) -> bo
         && count(novels.iter().flat_map(|novel| &novel.users_add)).into_values().all(settled)
         && count(novels.iter().flat_map(|novel| &novel.users_del)).into_values().all(settled)
         && unl::is_decided(before.unl, before.quorum.q, novels, outstanding, result.unl_req.as_ref())
+        && settlement::is_decided(before.settlement, before.seq, before.quorum.q, novels, outstanding)
         && time_is_determined(before, novels, include, outstanding)
 }
 

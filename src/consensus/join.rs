@@ -236,6 +236,7 @@ impl Consensus {
         let has_change = ledger.unl_change.is_some();
         self.effects.push(Effect::LedgerPassed(Box::new(ledger)));
         self.tip = Tip::of(&header);
+        self.drop_recorded_settlement();
         self.results.clear();
         self.overtimes.clear();
         (self.split, self.differing_told) = (false, 0);

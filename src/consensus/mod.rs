@@ -10,9 +10,9 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`]
-//! (those that nobody keeps), `results` (running ledgers), `overtime`
-//! (runs that take too long), `unl` (who decides), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`] (those that nobody keeps),
+//! `results` (running ledgers), `overtime` (runs that take too long), `unl` (who decides), `settlement` (what the bus
+//! confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
 pub mod details;
@@ -33,6 +33,7 @@ mod receive;
 mod results;
 mod round;
 pub mod rules;
+mod settlement;
 pub mod silence;
 mod step;
 mod unl;
@@ -55,7 +56,7 @@ use std::{
 
 use catchup::Catchup;
 pub use event::*;
-use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange};
+use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, Settlement, UnlChange};
 use join::{Join, Joining, Lacks};
 use journal::{Journal, Record};
 pub use limits::*;
@@ -88,7 +89,7 @@ struct Tip {
     time_ms: WallMs,
     users_root: Hash,
     n_users: u32,
-    settlement: Option<header::Settlement>,
+    settlement: Option<Settlement>,
 }
 
 /// The state machine of one node.
@@ -108,6 +109,9 @@ pub struct Consensus {
     unl_vote_told: bool,
     /// What the members' operators vote for, as the last NOVEL of each said.
     unl_votes: BTreeMap<NodeKey, UnlChange>,
+    /// What this node saw on the settlement bus and no ledger has, and whether a NOVEL of mine said so.
+    settlement_vote: Option<Settlement>,
+    settlement_vote_told: bool,
 
     tip: Tip,
     users: BTreeSet<UserKey>,
@@ -225,6 +229,8 @@ impl Consensus {
             unl_vote: journal.unl_vote,
             unl_vote_told: false,
             unl_votes: BTreeMap::new(),
+            settlement_vote: None,
+            settlement_vote_told: false,
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
             users_root: tip.users_root,
             users: journal.users,
@@ -300,6 +306,7 @@ impl Consensus {
                 self.tell_presence(change);
             }
             Event::UnlVote(vote) => self.vote_for_unl(vote),
+            Event::SettlementVote(vote) => self.vote_for_settlement(vote),
             Event::ExecDone(result) => self.executed(result),
             Event::Overtime(run) => self.cut_short(run),
             Event::OlderTwin => self.found_older_twin(),

@@ -91,11 +91,15 @@ mod made {
         VoteThoughSilent,
         /// A node votes that does not know which inputs the ledgers had that it passed over.
         VoteWithGap,
+        /// One vote less than a quorum records a settlement.
+        OneSettlementVoteLess,
+        /// What members say of the bus is taken though it does not follow.
+        AnySettlement,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 27] = [
+        pub const ALL: [Mutation; 29] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -123,6 +127,8 @@ mod made {
             Mutation::KeptUnlVote,
             Mutation::VoteThoughSilent,
             Mutation::VoteWithGap,
+            Mutation::OneSettlementVoteLess,
+            Mutation::AnySettlement,
         ];
     }
 

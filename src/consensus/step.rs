@@ -86,12 +86,12 @@ impl Consensus {
             users_del,
             inputs,
             unl_vote: self.unl_vote,
-            settlement: None,
+            settlement: self.settlement_vote.clone(),
         });
         self.effects.push(Effect::Persist(Record::Novel(Box::new(novel.clone()))));
         self.effects.push(Effect::Sync);
         self.effects.push(Effect::Broadcast(Message::Novel(novel.clone())));
-        self.unl_vote_told = true;
+        (self.unl_vote_told, self.settlement_vote_told) = (true, true);
         self.note_unl_vote(self.params.me, self.unl_vote);
         self.round.novels.insert(self.params.me, novel.clone());
         self.round.mine.novel = Some(novel);
@@ -101,7 +101,9 @@ impl Consensus {
 
     /// Whether there is something to propose that no NOVEL of mine said yet.
     fn has_work(&self) -> bool {
-        self.pool.has_unproposed() || self.unl_vote.is_some() && !self.unl_vote_told
+        self.pool.has_unproposed()
+            || self.unl_vote.is_some() && !self.unl_vote_told
+            || self.settlement_vote.is_some() && !self.settlement_vote_told
     }
 
     /// My result of the tip, or that its run took too long here, is signed; or it is agreed on without me, or I have none
@@ -446,6 +448,7 @@ impl Consensus {
             self.agree(super::results::by_header(&header.result));
         }
         self.tip = super::Tip::of(&header);
+        self.drop_recorded_settlement();
         self.results.clear();
         self.overtimes.clear();
         (self.split, self.differing_told) = (false, 0);

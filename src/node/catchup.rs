@@ -109,7 +109,7 @@ impl Node {
              and then the users and the state of a recent ledger"
         );
         self.jobs.retain(|job| matches!(job, Job::Keep(_)));
-        self.syncing = None;
+        (self.syncing, self.sync_due) = (None, None);
         if let Some((_, end)) = self.end_run.take() {
             // It may have ended by itself just now.
             let _ = end.send(());

@@ -353,13 +353,27 @@ impl Chain {
         Place::Ledger(self.seq).wrong("outputs_root", root, expected, means)
     }
 
+    /// What is recorded of the settlement bus is what the ledger before has, or the next step.
     fn settled(&self, place: Place, header: &Header) -> Result<(), Wrong> {
-        let seq = |settlement: &Option<Settlement>| settlement.as_ref().map(|settlement| settlement.seq);
-        let (new, old) = (seq(&header.settlement), seq(&self.settlement));
-        let follows = header.settlement == self.settlement || new > old;
-        let show = |seq: Option<Seq>| seq.map_or("none".to_owned(), |seq| format!("of ledger {seq}"));
-        let means = "a settlement is the last one or a later one";
-        place.holds(follows, "header.settlement", show(new), show(old), means)
+        let zero = Hash::ZERO;
+        let next = match (&self.settlement, &header.settlement) {
+            (old, new) if old == new => true,
+            (_, None) => false,
+            (_, Some(new)) if new.txv == zero => false,
+            (None, Some(new)) => (new.seq, new.ch, new.tx, new.confirmed_length) == (0, zero, zero, 0),
+            (Some(old), Some(new)) if old.seq == new.seq => {
+                (old.ch, old.tx, old.confirmed_length) == (new.ch, new.tx, new.confirmed_length)
+            }
+            // The result of the last ledger that it covers was in the chain before.
+            (Some(old), Some(new)) => old.seq < new.seq && new.seq + 1 < header.seq && new.ch != zero && new.tx != zero,
+        };
+        let show = |settlement: &Option<Settlement>| match settlement {
+            None => "none".to_owned(),
+            Some(it) => format!("up to ledger {}, transaction {}, txv {}", it.seq, it.tx.short(), it.txv.short()),
+        };
+        let expected = format!("the next step after {}", show(&self.settlement));
+        let means = "settlements are recorded one after the other";
+        place.holds(next, "header.settlement", show(&header.settlement), expected, means)
     }
 
     fn contents(

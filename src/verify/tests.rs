@@ -262,25 +262,38 @@ fn a_ledger_that_follows_another_one_or_is_another_is_found() {
     assert_eq!(ledger_5(true, |c| c.header.time_ms += 1_000), (Place::Ledger(5), "own result.of_hash"));
 }
 
-fn settlement(seq: Seq) -> Settlement {
-    Settlement { seq, ch: Hash::ZERO, tx: Hash::ZERO, confirmed_length: 0, txv: Hash::ZERO }
-}
-
 #[test]
-fn a_settlement_never_goes_back() {
-    let chain = |first: Option<Seq>, second: Option<Seq>| {
+fn settlements_are_recorded_one_step_after_the_other() {
+    let at = |byte| Hash([byte; 32]);
+    let settled = |seq, txv| Some(Settlement { seq, ch: at(1), tx: at(2), confirmed_length: 7, txv: at(txv) });
+    let begin = |txv| Some(Settlement { seq: 0, ch: at(0), tx: at(0), confirmed_length: 0, txv: at(txv) });
+    // What ledgers 1, 2, ... record.
+    let chain = |recorded: &[Option<Settlement>]| {
         let mut made = Made::new(5);
-        made.close(Plan::default(), |c| c.header.settlement = first.map(settlement));
-        made.close(Plan::default(), |c| c.header.settlement = second.map(settlement));
+        for settlement in recorded {
+            made.close(Plan::default(), |c| c.header.settlement = settlement.clone());
+        }
         verified(&made).map(|_| ()).map_err(|wrong| (wrong.place, wrong.field))
     };
-    let wrong = Err((Place::Ledger(2), "header.settlement"));
-    for (first, second) in [(None, None), (None, Some(1)), (Some(1), Some(1)), (Some(1), Some(2))] {
-        assert_eq!(chain(first, second), Ok(()), "{first:?} {second:?}");
-    }
-    for (first, second) in [(Some(1), None), (Some(2), Some(1))] {
-        assert_eq!(chain(first, second), wrong, "{first:?} {second:?}");
-    }
+    let steps = [None, begin(3), begin(4), begin(4), settled(3, 4), settled(3, 5), settled(4, 5)];
+    assert_eq!(chain(&steps), Ok(()));
+    let after = |last: Option<Settlement>| {
+        let mut recorded = steps.to_vec();
+        recorded.push(last);
+        chain(&recorded)
+    };
+    assert_eq!(after(settled(6, 5)), Ok(()));
+    let wrong = Err((Place::Ledger(8), "header.settlement"));
+    assert_eq!(after(None), wrong, "forgotten");
+    assert_eq!(after(settled(3, 5)), wrong, "back");
+    assert_eq!(after(settled(7, 5)), wrong, "the result of ledger 7 is in ledger 8");
+    assert_eq!(after(settled(5, 0)), wrong, "nothing to sign with");
+    assert_eq!(after(settled(5, 5).map(|it| Settlement { ch: at(0), ..it })), wrong, "no content");
+    assert_eq!(after(settled(5, 5).map(|it| Settlement { tx: at(0), ..it })), wrong, "no transaction");
+    assert_eq!(after(settled(4, 6).map(|it| Settlement { tx: at(9), ..it })), wrong, "another transaction");
+    assert_eq!(after(settled(4, 6).map(|it| Settlement { confirmed_length: 8, ..it })), wrong, "another place");
+    assert_eq!(chain(&[settled(1, 3)]), Err((Place::Ledger(1), "header.settlement")), "no beginning");
+    assert_eq!(chain(&[begin(0)]), Err((Place::Ledger(1), "header.settlement")));
 }
 
 #[test]

@@ -121,6 +121,11 @@ impl Chain {
 
     /// Writes it into a node's folder, as if the node had closed and run all of it.
     pub fn write(&self, node: &TestNode) {
+        self.write_first(node, self.ledgers.len());
+    }
+
+    /// The same of so many ledgers.
+    pub fn write_first(&self, node: &TestNode, len: usize) {
         let secret = node.secret.as_ref().expect("a node of this network");
         let config = Config::load(&node.dir).expect("a configuration");
         let mut store = Store::open(&node.dir).expect("a new database");
@@ -128,7 +133,7 @@ impl Chain {
         store.set_genesis(&self.genesis).expect("stored");
         // What is too old by the window is deleted as it is by a node.
         store.load(config.consensus.input_window).expect("a new database");
-        for ledgers in self.ledgers.chunks(BATCH) {
+        for ledgers in self.ledgers[..len].chunks(BATCH) {
             let mut batch: Vec<Write> = Vec::new();
             for (ledger, inputs, result) in ledgers {
                 batch.extend(inputs.iter().map(|input| Record::Input(Box::new(input.clone())).into()));

@@ -13,7 +13,7 @@ use std::{
 use hotpocket::consensus::votes::Quorum;
 
 /// Parts that talk to the world. Only `node` knows more than one of them.
-const ADAPTERS: [&str; 5] = ["mesh", "gateway", "contract", "state", "ledger"];
+const ADAPTERS: [&str; 6] = ["mesh", "gateway", "contract", "state", "ledger", "settlement"];
 
 /// What an adapter never imports, beside the other adapters.
 const ABOVE_ADAPTERS: [&str; 2] = ["node", "cli"];

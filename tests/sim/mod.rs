@@ -1,7 +1,7 @@
 //! The deterministic simulator: one seed is one run of a whole network over the real core.
 //!
 //! `world` has nodes, links, disks, clocks and faults; `properties` what must hold; `plans` draws a run from a seed,
-//! `search` runs many; `schedules`, `lies`, `members`, `overtime` and `silence` script the ones that random search may not show; `mutations` sees
+//! `search` runs many; `schedules`, `lies`, `members`, `overtime`, `settlements` and `silence` script the ones that random search may not show; `mutations` sees
 //! that mistakes are found.
 
 mod crypto;
@@ -14,6 +14,7 @@ mod properties;
 mod rng;
 mod schedules;
 mod search;
+mod settlements;
 mod silence;
 mod world;
 
@@ -102,6 +103,10 @@ const EXPECTED: &[&str] = &[
     "states asked for by joined nodes",
     "restarts while ledgers are passed over",
     "restarts before a joined node has a state",
+    "settlements begun",
+    "settlements recorded",
+    "txv changed",
+    "lies about the bus",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {

@@ -6,7 +6,7 @@ use hotpocket::consensus::{
     mutation::{Mutated, Mutation},
 };
 
-use super::{caught, lies, members, run, schedules, silence};
+use super::{caught, lies, members, run, schedules, settlements, silence};
 
 /// What shows that something is wrong.
 enum Finder {
@@ -78,6 +78,12 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
         ],
         Mutation::VoteWithGap => {
             vec![schedule!(late::who_passed_over_inputs_votes_when_they_may_not_be_in_a_ledger_again)]
+        }
+        Mutation::OneSettlementVoteLess => {
+            vec![schedule!(settlements::what_a_quorum_saw_is_recorded_and_what_one_less_saw_is_not)]
+        }
+        Mutation::AnySettlement => {
+            vec![schedule!(settlements::what_does_not_follow_is_not_recorded_whoever_says_it)]
         }
         Mutation::OldScope => vec![Seeds(50, "a signature")],
     }

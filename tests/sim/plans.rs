@@ -7,7 +7,7 @@ use hotpocket::{consensus::header::UnlChange, types::Seq};
 use super::{
     properties::{Coverage, changed, quorum},
     rng::Rng,
-    world::{Config, Happening, Manner, NO_LIMIT_MS, World},
+    world::{BusHappening, Config, Happening, Manner, NO_LIMIT_MS, World},
 };
 
 /// Ledgers that everybody sound must close once faults are over.
@@ -22,6 +22,11 @@ const SYNC_MS: u64 = 7_000;
 const SYNC_DELAYS: u64 = 10;
 /// How often all operators vote for each change once faults are over, in turns because each has one vote at a time.
 const VOTES: usize = 4;
+/// How often all look at the settlement bus once faults are over, and how far apart.
+const LOOKS: u64 = 100;
+const LOOK_MS: u64 = 500;
+/// What happens on the bus is drawn from another seed than the rest.
+const BUS_SEED: u64 = 0xb05_5eed;
 /// How long each of these votes stands at least.
 const VOTE_MS: u64 = 3_000;
 
@@ -52,6 +57,7 @@ fn prepared(seed: u64) -> (World, u64) {
     }
     let mut world = World::new(cfg, rng);
     plan(&mut world, length);
+    plan_bus(&mut world, seed, length);
     (world, length)
 }
 
@@ -233,6 +239,29 @@ fn plan_changes(world: &mut World, length: u64) {
     }
 }
 
+/// Some networks settle. By numbers of its own, so that the other runs stay what they are.
+fn plan_bus(world: &mut World, seed: u64, length: u64) {
+    let mut rng = Rng::new(seed ^ BUS_SEED);
+    if !rng.chance(30) {
+        return;
+    }
+    for _ in 0..rng.within(3, 12) {
+        let what = match rng.index(8) {
+            0 => BusHappening::Rotate,
+            1 => BusHappening::OutOfSight(rng.within(20, 100)),
+            2 | 3 => BusHappening::Confirm,
+            4 => BusHappening::Look(rng.within(20, 100)),
+            _ => BusHappening::Look(100),
+        };
+        world.plan(rng.within(0, length), Happening::Bus(what));
+    }
+    // In the end all see it, again and again, as agents do.
+    world.plan(length + 200, Happening::Bus(BusHappening::Confirm));
+    for turn in 0..LOOKS {
+        world.plan(length + 100 + LOOK_MS * turn, Happening::Bus(BusHappening::Look(100)));
+    }
+}
+
 /// Whether the run may go on as it was meant to with each subset of these changes made.
 fn all_bearable(world: &World, changes: &[UnlChange]) -> bool {
     let first: BTreeSet<_> = (0..world.cfg.n).map(|node| world.key(node)).collect();
@@ -311,7 +340,7 @@ pub fn run(seed: u64) -> Coverage {
             let closed = world.sound().all(|node| world.seq(node) >= goal);
             let flips = |node: usize| matches!(world.cfg.manners.get(node), Some(Manner::Flips(_)));
             let have = world.sound().all(|node| flips(node) || world.has_state(node));
-            let open = !world.unledgered().is_empty() || !world.outstanding().is_empty();
+            let open = !world.unledgered().is_empty() || !world.outstanding().is_empty() || !world.is_settled();
             closed && have && world.silent_members().is_empty() && world.now > length + 300 && !open
         });
         let (open, wanted) = (world.unledgered(), world.outstanding());

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use hotpocket::{
     consensus::{
         Execution,
-        header::{BareLedger, ClosedLedger, ExecResult, Genesis, Input, InputKey, Origin, UnlChange, execution_order},
+        header::{
+            BareLedger, ClosedLedger, ExecResult, Genesis, Input, InputKey, Origin, Settlement, UnlChange,
+            execution_order,
+        },
         journal::Journal,
         merkle,
         messages::{Evidence, Message, ResultCert, Signable},
@@ -144,6 +147,8 @@ pub struct Watch {
     unls: Vec<BTreeSet<NodeKey>>,
     /// Members whose operators ever voted for a change.
     asked: BTreeMap<UnlChange, BTreeSet<NodeKey>>,
+    /// Members that ever saw something on the settlement bus, by what.
+    saw: BTreeMap<Settlement, BTreeSet<NodeKey>>,
     /// In which ledger each former member was last taken out.
     removed: BTreeMap<NodeKey, Seq>,
     input_window: u64,
@@ -174,6 +179,7 @@ impl Watch {
             unls: vec![genesis.unl.iter().copied().collect()],
             genesis,
             asked: BTreeMap::new(),
+            saw: BTreeMap::new(),
             removed: BTreeMap::new(),
             input_window,
             liars,
@@ -216,6 +222,7 @@ impl Watch {
             let again = last.is_some_and(|last| last + self.input_window >= header.seq);
             assert!(!again, "S4: an input of ledger {last:?} again in ledger {}", header.seq);
         }
+        self.check_settlement(ledger);
         self.check_unl(ledger, &before);
         let run = Execution {
             header: header.clone(),
@@ -274,6 +281,38 @@ impl Watch {
             self.seen.hit("members removed");
         }
         self.unls.push(after);
+    }
+
+    /// S10: what a ledger records of the settlement bus is what the one before does, or the next step, seen by a quorum.
+    fn check_settlement(&mut self, ledger: &ClosedLedger) {
+        let header = &ledger.candidate.header;
+        let last = self.chain.last().and_then(|(_, ledger)| ledger.candidate.header.settlement.clone());
+        if header.settlement == last {
+            return;
+        }
+        let seq = header.seq;
+        let new = header.settlement.clone().unwrap_or_else(|| panic!("S10: ledger {seq} forgets {last:?}"));
+        let same = |a: &Settlement, b: &Settlement| {
+            (a.seq, a.ch, a.tx, a.confirmed_length) == (b.seq, b.ch, b.tx, b.confirmed_length)
+        };
+        let step = match &last {
+            None if same(&new, &Settlement::begin(new.txv)) => "settlements begun",
+            Some(last) if same(&new, last) => "txv changed",
+            Some(last) if last.seq < new.seq && new.seq < header.result.of_seq => "settlements recorded",
+            _ => panic!("S10: ledger {seq} records {new:?} behind {last:?}"),
+        };
+        self.seen.hit(step);
+        let unl = self.unl();
+        let nobody = BTreeSet::new();
+        let saw = self.saw.get(&new).unwrap_or(&nobody);
+        let votes = unl.iter().filter(|node| self.liars.contains(node) || saw.contains(node)).count();
+        let needed = quorum(unl.len(), self.genesis.threshold);
+        assert!(votes >= needed, "S10: ledger {seq}: {new:?} has {votes} votes of {needed}");
+    }
+
+    /// An honest member has seen something on the bus.
+    pub fn saw(&mut self, node: NodeKey, settlement: Settlement) {
+        self.saw.entry(settlement).or_default().insert(node);
     }
 
     /// An operator has voted at an honest member.

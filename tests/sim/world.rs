@@ -1,8 +1,9 @@
 //! A world of nodes over the real core: links, disks, clocks, contracts, users and everything that goes wrong.
 //!
-//! This file has the world's state, its time and what is planned to happen; `driver` is a node, `links` what is between
+//! This file has the world's state, its time and what is planned to happen; `bus` is where it settles, `driver` is a node, `links` what is between
 //! nodes, `liars` what those make of it that lie, `users` who talks to them.
 
+mod bus;
 mod driver;
 mod liars;
 mod links;
@@ -29,6 +30,7 @@ use super::{
     properties::{Promise, Watch, changed, request_payload},
     rng::Rng,
 };
+pub use bus::{Bus, BusHappening};
 use trace::trace;
 pub use trace::{trace_on, trace_take};
 
@@ -214,6 +216,8 @@ pub enum Happening {
     Empty(usize),
     /// A node that was away, or slow, is so no more.
     Back(usize),
+    /// Something about the settlement bus.
+    Bus(BusHappening),
     /// Faults end.
     Gst,
 }
@@ -375,6 +379,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     /// The properties.
     pub watch: Watch,
+    /// Where it settles.
+    pub bus: Bus,
     /// Scripted schedules only.
     pub filter: Option<Filter>,
     /// Faults are over.
@@ -474,6 +480,7 @@ impl World {
             rng,
             nodes,
             watch,
+            bus: Bus::default(),
             filter: None,
             gst: false,
             queue: BTreeMap::new(),
@@ -661,6 +668,7 @@ impl World {
                     self.push(self.now, Ev::Restart { node });
                 }
             }
+            Happening::Bus(what) => self.on_bus(what),
             Happening::Gst => {
                 self.gst = true;
                 self.cfg.loss = 0;
@@ -741,7 +749,7 @@ impl World {
 
     /// One line a node.
     pub fn describe(&self) -> String {
-        let mut text = format!("at {} ms, chain {}\n", self.now, self.watch.tip());
+        let mut text = format!("at {} ms, chain {}, settled: {}\n", self.now, self.watch.tip(), self.is_settled());
         for (at, node) in self.nodes.iter().enumerate() {
             let summary = node.core.as_ref().map(|core| core.summary());
             text += &format!("  n{at} {:?} on disk {} {summary:?}\n", node.manner, node.disk.journal.seq());

@@ -15,6 +15,7 @@ mod legacy;
 mod members;
 mod multisign;
 mod overtime;
+mod reads;
 mod recover;
 mod rows;
 mod signed;

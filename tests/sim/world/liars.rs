@@ -6,8 +6,8 @@ use hotpocket::{
     consensus::{
         header::{Candidate, Header, UnlChange},
         messages::{
-            Advance, AdvanceVote, Basis, Certificate, Closed, Message, Precommit, Prevote, Propose, Signed, Vote,
-            VoteKind as _,
+            Advance, AdvanceVote, Basis, Certificate, Closed, Message, Novel, Precommit, Prevote, Propose, Signed,
+            Vote, VoteKind as _,
         },
         votes::ATTEMPTS_MAX,
     },
@@ -48,6 +48,10 @@ impl Manner {
 impl World {
     /// What a liar makes of a message for one receiver; `None` when it keeps it.
     pub(super) fn lied(&mut self, from: usize, to: usize, message: &Rc<Message>) -> Option<Rc<Message>> {
+        let bus_lie = match &**message {
+            Message::Novel(m) => self.bus_lie(m.body.seq),
+            _ => None,
+        };
         let me = &mut self.nodes[from];
         let key = me.key;
         let core = me.core.as_ref()?;
@@ -59,6 +63,13 @@ impl World {
                 let mut body = m.body.clone();
                 body.outputs_root = Hash([65; 32]);
                 Message::Result(crypto.signed(body, &scope))
+            }
+            // What nobody saw on the settlement bus: all of them say the same.
+            (Manner::LiesOfResults | Manner::HidesPolcs | Manner::Withholds, Message::Novel(m))
+                if m.from == key && bus_lie.is_some() =>
+            {
+                self.watch.seen.hit("lies about the bus");
+                Message::Novel(crypto.signed(Novel { settlement: bus_lie, ..m.body.clone() }, &scope))
             }
             // To some it hides that there is a POLC, to the others the POLC.
             (Manner::HidesPolcs, Message::Advance(m)) if m.vote.from == key => {
