@@ -209,7 +209,7 @@ impl Node {
                 let _ = answer.send(json!({ "error": backup::NO_STATE }));
                 return Ok(());
             }
-            self.enqueue_copy(to, answer);
+            self.copy_state(to, answer);
             return Ok(());
         }
         let done = match request {
