@@ -132,6 +132,8 @@ pub enum Step {
     Proc,
     /// Taking the rights of root from it that it does not need.
     Capabilities,
+    /// Counting it, and all that it starts, together.
+    Cgroup,
 }
 
 impl std::fmt::Display for Step {
@@ -152,6 +154,7 @@ impl std::fmt::Display for Step {
             Step::Space => "make namespaces for",
             Step::Proc => "mount /proc for",
             Step::Capabilities => "drop the capabilities of",
+            Step::Cgroup => "make a cgroup for",
         })
     }
 }

@@ -32,6 +32,10 @@ pub struct Containment {
     pub network: bool,
     /// Whether its runs get namespaces, in which the numbers of processes are always alike.
     pub namespaces: bool,
+    /// Processes and threads that all of a run may have together.
+    pub processes: u64,
+    /// Bytes of memory that all of a run may have together; 0 for no limit.
+    pub memory_bytes: u64,
     /// Files and folders that it may read beside the system's and its own.
     pub read: Vec<PathBuf>,
     /// Files and folders that it must not read, beside [`HIDDEN`].
@@ -53,12 +57,43 @@ pub enum Name {
     Namespaces,
     /// Root is not all-powerful.
     Capabilities,
+    /// Limits for all of a run together.
+    Cgroup,
 }
 
 impl Name {
     /// All of them, in the order in which people read them.
-    pub const ALL: [Name; 6] =
-        [Name::NoNewPrivs, Name::Landlock, Name::Seccomp, Name::Network, Name::Namespaces, Name::Capabilities];
+    pub const ALL: [Name; 7] = [
+        Name::NoNewPrivs,
+        Name::Landlock,
+        Name::Seccomp,
+        Name::Network,
+        Name::Namespaces,
+        Name::Capabilities,
+        Name::Cgroup,
+    ];
+
+    /// What an operator can do to have it.
+    pub fn remedy(self) -> &'static str {
+        if cfg!(not(target_os = "linux")) {
+            return "run the node on Linux";
+        }
+        match self {
+            Name::NoNewPrivs => "run a newer kernel",
+            Name::Landlock => "run a kernel of 5.13 or newer with Landlock on: landlock in lsm= of its command line",
+            Name::Seccomp => "run the node on x86_64, aarch64 or riscv64, with a kernel that has seccomp filters",
+            Name::Network => "mend landlock, seccomp or namespaces",
+            Name::Namespaces => {
+                "run the node as root, or allow user namespaces: sysctl user.max_user_namespaces over 0, where they exist \
+                 kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0"
+            }
+            Name::Capabilities => "let the node keep CAP_SETPCAP, or run it as another user than root",
+            Name::Cgroup => {
+                "run the node as a service of its own with Delegate=yes (systemd), or as root where cgroups are mounted to \
+                 be written"
+            }
+        }
+    }
 }
 
 impl fmt::Display for Name {
@@ -70,6 +105,7 @@ impl fmt::Display for Name {
             Name::Network => "network",
             Name::Namespaces => "namespaces",
             Name::Capabilities => "capabilities",
+            Name::Cgroup => "cgroup",
         })
     }
 }
@@ -96,6 +132,9 @@ pub(super) struct Guards {
     /// Namespaces.
     #[cfg(target_os = "linux")]
     pub(super) space: Option<super::space::Space>,
+    /// Limits for all of a run together.
+    #[cfg(target_os = "linux")]
+    pub(super) cgroup: Option<super::cgroup::Wanted>,
     /// Whether it is root without what only root can do.
     pub(super) capabilities: bool,
     /// The filter of system calls.
@@ -227,11 +266,13 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
         own_proc: true,
     });
     let capabilities = nix::unistd::geteuid().is_root();
+    let (processes, memory_bytes) = (wanted.processes, wanted.memory_bytes);
+    let cgroup = Some(super::cgroup::Wanted { dir: bytes(&wanted.dir), processes, memory_bytes });
     let calls = calls::target().map(|_| Calls { network: wanted.network });
     if calls.is_none() {
         off.push((Name::Seccomp, format!("no list of system calls for {}", std::env::consts::ARCH)));
     }
-    Plan { kept: Kept { guards: Guards { files, space, capabilities, calls }, read }, off }
+    Plan { kept: Kept { guards: Guards { files, space, cgroup, capabilities, calls }, read }, off }
 }
 
 /// The guards as they should be: none, and why.
@@ -256,10 +297,21 @@ impl Plan {
             }
             #[cfg(target_os = "linux")]
             Step::Space | Step::View | Step::Proc if guards.space.take().is_some() => Name::Namespaces,
+            #[cfg(target_os = "linux")]
+            Step::Cgroup if guards.cgroup.take().is_some() => Name::Cgroup,
             Step::Capabilities if std::mem::take(&mut guards.capabilities) => Name::Capabilities,
             _ => return false,
         };
-        self.off.push((name, format!("cannot {step} a contract here: {why}")));
+        let shared =
+            "; it shares its cgroup with other processes, and one of version 2 with processes has none below it";
+        let hint = match why.raw_os_error().map(nix::errno::Errno::from_raw) {
+            Some(nix::errno::Errno::ENOENT) if name == Name::Cgroup => {
+                "; the controllers memory and pids are not there"
+            }
+            Some(nix::errno::Errno::EBUSY) if name == Name::Cgroup => shared,
+            _ => "",
+        };
+        self.off.push((name, format!("cannot {step} a contract here: {why}{hint}")));
         true
     }
 
@@ -275,6 +327,10 @@ impl Plan {
         let space = guards.space.as_ref().map(|space| space.own_proc);
         #[cfg(not(target_os = "linux"))]
         let space: Option<bool> = None;
+        #[cfg(target_os = "linux")]
+        let is_counted = guards.cgroup.is_some();
+        #[cfg(not(target_os = "linux"))]
+        let is_counted = false;
         let on = |name: Name| match name {
             Name::NoNewPrivs => cfg!(target_os = "linux").then(|| "set".to_owned()),
             Name::Landlock => files.map(|version| format!("version {version}: {}", landlock_does(version))),
@@ -290,6 +346,13 @@ impl Plan {
                 false => "processes, view of the files and queues of its own; but /proc shows all processes".to_owned(),
             }),
             Name::Capabilities => guards.capabilities.then(|| "root without what only root can do".to_owned()),
+            Name::Cgroup => is_counted.then(|| {
+                let memory = match wanted.memory_bytes {
+                    0 => String::new(),
+                    bytes => format!(" and {} MiB of memory", bytes >> 20),
+                };
+                format!("{} processes{memory} for all of a run together", wanted.processes)
+            }),
         };
         let is_root = nix::unistd::geteuid().is_root();
         let off = |name: Name| {

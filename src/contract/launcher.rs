@@ -28,7 +28,7 @@ use nix::{
 use std::rc::Rc;
 
 #[cfg(target_os = "linux")]
-use super::{calls, files, guards::Calls, space};
+use super::{calls, cgroup::Group, files, guards::Calls, space};
 use super::{
     control::{Exit, Header, Line, Reply, Request, Step},
     guards::Guards,
@@ -98,6 +98,9 @@ struct Resident {
     /// The filter that the last run had, which is usually that of the next.
     #[cfg(target_os = "linux")]
     filter: Option<(Calls, Rc<seccompiler::BpfProgram>)>,
+    /// What counts all runs, or why there is none.
+    #[cfg(target_os = "linux")]
+    group: Option<Result<Group, Errno>>,
     #[cfg(target_os = "linux")]
     left: space::Left,
     /// The place of the next run, where this process is the first of one; or why there is none.
@@ -161,6 +164,8 @@ impl Resident {
             #[cfg(target_os = "linux")]
             filter: None,
             #[cfg(target_os = "linux")]
+            group: None,
+            #[cfg(target_os = "linux")]
             left: space::Left::default(),
             #[cfg(target_os = "linux")]
             place: None,
@@ -192,11 +197,12 @@ impl Resident {
         if header.is_guards() {
             self.guards = borsh::from_slice(&body)?;
             #[cfg(target_os = "linux")]
-            let _ = self.filter(); // what is wrong with it is for a request to tell
+            self.make_ready();
             return Ok(true);
         }
         let Some(in_place) = self.line.descriptors(header, self.first_fd)? else { return Ok(false) };
         let request: Request = borsh::from_slice(&body)?;
+        let killed = self.killed();
         let started = if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
         spawn::close_from(self.first_fd as u32);
         let reply = match started {
@@ -205,6 +211,13 @@ impl Resident {
                 Some(reply) => reply,
                 None => return Ok(false),
             },
+        };
+        let reply = match reply {
+            // Whoever it was, and whatever the others made of it: the run had not what it wanted, as it might elsewhere.
+            Reply::Ended { left_over, .. } if self.killed() > killed => {
+                Reply::Ended { exit: Exit::Signal(libc::SIGKILL), left_over }
+            }
+            reply => reply,
         };
         #[cfg(target_os = "linux")]
         if let Some(Ok(place)) = &mut self.place {
@@ -216,6 +229,24 @@ impl Resident {
         }
         self.line.answer(&reply)?;
         Ok(true)
+    }
+
+    /// What all runs with these guards have in common. What is wrong with it is for a request to tell.
+    #[cfg(target_os = "linux")]
+    fn make_ready(&mut self) {
+        let _ = self.filter();
+        // The old one first: both would have one name.
+        self.group = None;
+        self.group = self.guards.cgroup.as_ref().map(|wanted| Group::make(wanted, self.guards.is_apart()));
+    }
+
+    /// How many processes were killed for want of memory, of all runs.
+    fn killed(&self) -> u64 {
+        #[cfg(target_os = "linux")]
+        if let Some(Ok(group)) = &self.group {
+            return group.killed();
+        }
+        0
     }
 
     /// Has a copy of this process, the first of a new place, serve the next request. It is made before there is one, so that
@@ -264,7 +295,10 @@ impl Resident {
 
     #[cfg(target_os = "linux")]
     fn prepare_place(&mut self, space: &space::Space) -> Result<Place, (Step, Errno)> {
-        // While /proc is still the machine's and can be written. What is started here inherits it.
+        // While /proc and /sys are still the machine's and can be written. What is started here inherits both.
+        if let Some(group) = &self.group {
+            group.as_ref().map_err(|errno| *errno).and_then(Group::enter).map_err(|errno| (Step::Cgroup, errno))?;
+        }
         spawn::prefer_as_oom_victim();
         let view = space::View::mount(space)?;
         // The last number below the contract's: one of those that are kept for it.
@@ -328,7 +362,16 @@ impl Resident {
             (None, None) => None,
         };
         let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(rules)?;
-        Ok(spawn::Confined { files, mounted, capabilities: self.guards.capabilities, calls: self.filter()? })
+        let doors = match (&self.place, &self.group) {
+            (None, Some(group)) => {
+                let doors = group.as_ref().map_err(|errno| *errno).and_then(Group::doors);
+                doors.map_err(|errno| (Step::Cgroup, errno))?
+            }
+            // In a place it is in there from its begin.
+            _ => Vec::new(),
+        };
+        let capabilities = self.guards.capabilities;
+        Ok(spawn::Confined { files, mounted, doors, capabilities, calls: self.filter()? })
     }
 
     #[cfg(not(target_os = "linux"))]

@@ -38,6 +38,9 @@ pub(super) struct Confined {
     /// What the rule for a folder allows that is mounted only in the child.
     #[cfg(target_os = "linux")]
     pub(super) mounted: u64,
+    /// The groups that count it, for one to write `0` to.
+    #[cfg(target_os = "linux")]
+    pub(super) doors: Vec<CString>,
     /// It is root without what only root can do.
     pub(super) capabilities: bool,
     /// The filter of its system calls.
@@ -171,6 +174,12 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
             if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as libc::c_ulong, 0, 0, 0) < 0 {
                 return (Step::NoNewPrivs, Errno::last());
             }
+        }
+    }
+    #[cfg(target_os = "linux")]
+    for door in &program.guards.doors {
+        if let Err(errno) = write_file(door, b"0") {
+            return (Step::Cgroup, errno);
         }
     }
     prefer_as_oom_victim();

@@ -82,17 +82,15 @@ pub enum NodeError {
         /// What failed.
         why: String,
     },
-    /// The configuration asks for all guards, and one does not work on this machine.
+    /// The configuration asks for all guards, and some do not work on this machine.
     #[error(
-        "contract.containment in {file} is \"required\", but the guard {name} is off: {why}; mend that, or take \"auto\""
+        "contract.containment in {file} is \"required\", but these guards are off; mend that, or take \"auto\":{missing}"
     )]
-    Guard {
+    Guards {
         /// The file.
         file: PathBuf,
-        /// Which guard.
-        name: String,
-        /// Why it is off.
-        why: String,
+        /// A line for each: which, why it is off, and what to do.
+        missing: String,
     },
     /// The folder's database is of another contract.
     #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
@@ -149,7 +147,10 @@ impl NodeError {
     pub fn is_config(&self) -> bool {
         matches!(
             self,
-            NodeError::Shared { .. } | NodeError::Contract { .. } | NodeError::Overlay { .. } | NodeError::Guard { .. }
+            NodeError::Shared { .. }
+                | NodeError::Contract { .. }
+                | NodeError::Overlay { .. }
+                | NodeError::Guards { .. }
         )
     }
 }

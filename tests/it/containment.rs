@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -64,6 +64,8 @@ impl Rig {
             env: Vec::new(),
             network: false,
             namespaces: true,
+            processes: 256,
+            memory_bytes: 0,
             read: Vec::new(),
             secrets: Vec::new(),
         };
@@ -404,6 +406,96 @@ async fn shared_memory_is_the_runs_own_also_without_any_other_guard() {
     let seen = rig.told("seen['there'] = os.stat('/dev/shm').st_nlink, os.stat('/dev/shm').st_ino").await;
     assert_eq!(seen["there"], json!([2, 1]), "a folder of its own, and empty");
     assert!(!Path::new(&left).exists());
+}
+
+/// Control groups of launchers of a contract folder, wherever they are mounted.
+fn groups_of(dir: &Path) -> Vec<PathBuf> {
+    let meta = fs::metadata(dir).expect("a folder");
+    let prefix = format!("hotpocket-{:x}-{:x}-", meta.dev(), meta.ino());
+    let (mut found, mut folders) = (Vec::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                found.push(entry.path());
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Forks until it may not, and says how often it could; the children wait.
+const BOMB: &str = r#"
+count = 0
+try:
+    while count < 200:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(1000)
+        count += 1
+except BlockingIOError: seen["refused"] = True
+seen["count"] = count
+"#;
+
+#[tokio::test]
+async fn all_processes_of_a_run_are_counted_together_also_those_of_root() {
+    for namespaces in [true, false] {
+        let rig = Rig::new(|wanted| (wanted.processes, wanted.namespaces) = (20, namespaces)).await;
+        if !rig.has(Name::Cgroup) {
+            return;
+        }
+        // Two networks on one machine: neither takes the other's.
+        let other = Rig::new(|wanted| wanted.processes = 20).await;
+        for _ in 0..2 {
+            let seen = rig.told(BOMB).await;
+            assert_eq!(seen, json!({ "refused": true, "count": 19 }), "namespaces: {namespaces}");
+            assert_eq!(other.told(BOMB).await["count"], 19);
+        }
+        for rig in [rig, other] {
+            assert!(!groups_of(rig.dir.path()).is_empty());
+            rig.launcher.stop().await.expect("it ends");
+            assert_eq!(groups_of(rig.dir.path()), Vec::<PathBuf>::new());
+        }
+    }
+}
+
+#[tokio::test]
+async fn memory_that_a_run_takes_through_many_processes_ends_it_with_a_signal_whatever_its_main_process_says() {
+    let rig = Rig::new(|wanted| wanted.memory_bytes = 64 << 20).await;
+    if !rig.has(Name::Cgroup) {
+        return;
+    }
+    // Each is well below the limit of one process. One is killed, and the main process says that all is well.
+    let code = r#"
+for _ in range(6):
+    if os.fork() == 0:
+        held = bytearray(os.urandom(1 << 20) * 32)
+        time.sleep(1000)
+os.wait()
+os._exit(0)
+"#;
+    let spec = rig.spec("/usr/bin/env", &["python3", "-I", "-S", "-c", &format!("{PRELUDE}{code}")]);
+    let report = rig.try_run(spec).await.expect("a result");
+    assert_eq!(report.end, End::Status(Status::Signal(9)));
+    // The same group serves the next run, which has what the other had not left.
+    assert_eq!(rig.told("seen['held'] = len(bytearray(os.urandom(1 << 20) * 32))").await["held"], 32 << 20);
+}
+
+#[tokio::test]
+async fn what_a_killed_launcher_left_of_its_group_is_gone_with_the_next_one() {
+    let rig = Rig::new(|_| {}).await;
+    if !rig.has(Name::Cgroup) {
+        return;
+    }
+    let before = groups_of(rig.dir.path());
+    let launcher = Pid::from_raw(rig.launcher.process_id().expect("idle") as i32);
+    signal::kill(launcher, signal::Signal::SIGKILL).expect("it lives");
+    wait_for(|| fs::read_to_string(format!("/proc/{launcher}/stat")).map_or(true, |stat| stat.contains(") Z"))).await;
+    assert_eq!(groups_of(rig.dir.path()), before, "nobody is there to remove it");
+    rig.told("").await;
+    let after = groups_of(rig.dir.path());
+    assert!(after.len() == before.len() && after.iter().all(|group| !before.contains(group)), "{before:?}, {after:?}");
 }
 
 #[tokio::test]
