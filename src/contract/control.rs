@@ -134,6 +134,8 @@ pub enum Step {
     Capabilities,
     /// Counting it, and all that it starts, together.
     Cgroup,
+    /// Making it another user's.
+    User,
 }
 
 impl std::fmt::Display for Step {
@@ -155,6 +157,7 @@ impl std::fmt::Display for Step {
             Step::Proc => "mount /proc for",
             Step::Capabilities => "drop the capabilities of",
             Step::Cgroup => "make a cgroup for",
+            Step::User => "become the user of",
         })
     }
 }

@@ -32,6 +32,8 @@ pub struct Containment {
     pub network: bool,
     /// Whether its runs get namespaces, in which the numbers of processes are always alike.
     pub namespaces: bool,
+    /// The user and the group that it runs as, where the node is root.
+    pub user: Option<(u32, u32)>,
     /// Processes and threads that all of a run may have together.
     pub processes: u64,
     /// Bytes of memory that all of a run may have together; 0 for no limit.
@@ -59,11 +61,13 @@ pub enum Name {
     Capabilities,
     /// Limits for all of a run together.
     Cgroup,
+    /// Another user than the node's.
+    RunAs,
 }
 
 impl Name {
     /// All of them, in the order in which people read them.
-    pub const ALL: [Name; 7] = [
+    pub const ALL: [Name; 8] = [
         Name::NoNewPrivs,
         Name::Landlock,
         Name::Seccomp,
@@ -71,6 +75,7 @@ impl Name {
         Name::Namespaces,
         Name::Capabilities,
         Name::Cgroup,
+        Name::RunAs,
     ];
 
     /// What an operator can do to have it.
@@ -92,6 +97,7 @@ impl Name {
                 "run the node as a service of its own with Delegate=yes (systemd), or as root where cgroups are mounted to \
                  be written"
             }
+            Name::RunAs => "run the node as root",
         }
     }
 }
@@ -106,6 +112,7 @@ impl fmt::Display for Name {
             Name::Namespaces => "namespaces",
             Name::Capabilities => "capabilities",
             Name::Cgroup => "cgroup",
+            Name::RunAs => "run_as",
         })
     }
 }
@@ -137,8 +144,19 @@ pub(super) struct Guards {
     pub(super) cgroup: Option<super::cgroup::Wanted>,
     /// Whether it is root without what only root can do.
     pub(super) capabilities: bool,
+    /// Whom it runs as.
+    pub(super) user: Option<User>,
     /// The filter of system calls.
     pub(super) calls: Option<Calls>,
+}
+
+/// Whom a run is of.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Folders that must belong to this user, with all that is in them.
+    pub(super) own: Vec<Vec<u8>>,
 }
 
 impl Guards {
@@ -272,14 +290,25 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
     if calls.is_none() {
         off.push((Name::Seccomp, format!("no list of system calls for {}", std::env::consts::ARCH)));
     }
-    Plan { kept: Kept { guards: Guards { files, space, cgroup, capabilities, calls }, read }, off }
+    Plan {
+        kept: Kept { guards: Guards { files, space, cgroup, capabilities, user: user_of(wanted), calls }, read },
+        off,
+    }
 }
 
-/// The guards as they should be: none, and why.
+fn user_of(wanted: &Containment) -> Option<User> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let own = || vec![wanted.dir.join("state").as_os_str().as_bytes().to_vec()];
+    wanted.user.map(|(uid, gid)| User { uid, gid, own: own() })
+}
+
+/// The guards as they should be: none but the user, and why.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn plan(_: &Containment) -> Plan {
+pub(super) fn plan(wanted: &Containment) -> Plan {
+    let guards = Guards { user: user_of(wanted), ..Guards::default() };
+    let kept = Kept { guards, ..Kept::default() };
     let why = || format!("only Linux has it, and this is {}", std::env::consts::OS);
-    Plan { kept: Kept::default(), off: Name::ALL.into_iter().map(|name| (name, why())).collect() }
+    Plan { kept, off: Name::ALL.into_iter().map(|name| (name, why())).collect() }
 }
 
 impl Plan {
@@ -346,6 +375,11 @@ impl Plan {
                 false => "processes, view of the files and queues of its own; but /proc shows all processes".to_owned(),
             }),
             Name::Capabilities => guards.capabilities.then(|| "root without what only root can do".to_owned()),
+            Name::RunAs => {
+                let text =
+                    |user: &User| format!("user {}, group {}, no other group, no right of root's", user.uid, user.gid);
+                guards.user.as_ref().map(text)
+            }
             Name::Cgroup => is_counted.then(|| {
                 let memory = match wanted.memory_bytes {
                     0 => String::new(),
@@ -360,6 +394,7 @@ impl Plan {
             match name {
                 Name::Network if wanted.network => "allowed: [contract] network = true".to_owned(),
                 Name::Capabilities if !is_root => "not needed: the node is not root".to_owned(),
+                Name::RunAs => "not asked for: [contract] run_as".to_owned(),
                 Name::Namespaces if !wanted.namespaces => "not wanted here".to_owned(),
                 _ => tried.unwrap_or_else(|| "needs landlock, seccomp or namespaces".to_owned()),
             }
@@ -370,6 +405,7 @@ impl Plan {
                 Name::Network => !wanted.network,
                 Name::Namespaces => wanted.namespaces,
                 Name::Capabilities => is_root,
+                Name::RunAs => wanted.user.is_some(),
                 _ => true,
             };
             Guard { name, wanted, on: done.is_some(), why: done.unwrap_or_else(|| off(name)) }

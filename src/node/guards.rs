@@ -12,8 +12,18 @@ use crate::{
 
 /// Gives every run of this launcher the guards that work here, as far as `[contract] containment` wants them.
 ///
-/// Without `namespaces` runs that are compared have other process numbers each, as on machines that have none.
+/// Without `namespaces` runs that are compared have other process numbers each, as on machines that have none. The contract
+/// runs as who runs this, whatever `run_as` says: that is for a node's own folder.
 pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bool) -> Result<Vec<Guard>, LaunchError> {
+    contain_as(config, launcher, namespaces, None).await
+}
+
+async fn contain_as(
+    config: &Config,
+    launcher: &Launcher,
+    namespaces: bool,
+    user: Option<config::RunAs>,
+) -> Result<Vec<Guard>, LaunchError> {
     let contract = &config.contract;
     if contract.containment == config::Containment::Off {
         return Ok(guards::none_wanted("by cfg/hp.cfg"));
@@ -25,6 +35,7 @@ pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bo
         env: contract.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         network: contract.network,
         namespaces,
+        user: user.map(|user| (user.uid, user.gid)),
         processes: contract.processes,
         memory_bytes: contract.memory_bytes.unwrap_or(0),
         read: contract.read.clone(),
@@ -35,7 +46,11 @@ pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bo
 
 /// As [`contain`], for a node: tells what is off, and errors where the configuration requires it.
 pub(super) async fn contain_node(config: &Config, launcher: &Launcher) -> Result<Vec<Guard>, NodeError> {
-    let guards = contain(config, launcher, true).await?;
+    let user = config.contract.run_as;
+    if let Some(run_as) = user.filter(|_| !nix::unistd::geteuid().is_root()) {
+        return Err(NodeError::RunAs { file: config.file.clone(), run_as });
+    }
+    let guards = contain_as(config, launcher, true, user).await?;
     let names = |on: bool| {
         let named = guards.iter().filter(|guard| guard.on == on && (on || guard.wanted));
         named.map(|guard| guard.name.to_string()).collect::<Vec<_>>().join(", ")

@@ -82,6 +82,17 @@ pub enum NodeError {
         /// What failed.
         why: String,
     },
+    /// The configuration asks for another user for the contract.
+    #[error(
+        "contract.run_as in {file} is \"{run_as}\", but only root can run the contract as another user, and this node does not \
+         run as root: start it as root, or remove the line"
+    )]
+    RunAs {
+        /// The file.
+        file: PathBuf,
+        /// Whom.
+        run_as: config::RunAs,
+    },
     /// The configuration asks for all guards, and some do not work on this machine.
     #[error(
         "contract.containment in {file} is \"required\", but these guards are off; mend that, or take \"auto\":{missing}"
@@ -151,6 +162,7 @@ impl NodeError {
                 | NodeError::Contract { .. }
                 | NodeError::Overlay { .. }
                 | NodeError::Guards { .. }
+                | NodeError::RunAs { .. }
         )
     }
 }
