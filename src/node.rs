@@ -16,6 +16,7 @@ pub mod offline;
 mod party_line;
 mod pins;
 pub mod progress;
+mod reads;
 pub mod recover;
 pub mod replay;
 mod report;
@@ -96,8 +97,8 @@ enum FromRun {
 #[derive(Debug)]
 enum Job {
     Rollback,
-    /// To the state of this root.
-    Undo(Hash),
+    /// The run of this ledger has no effect: back to the state of this root.
+    Undo(Seq, Hash),
     Run(Arc<Execution>),
     /// Copy the state somewhere.
     Copy(PathBuf, oneshot::Sender<serde_json::Value>),
@@ -152,6 +153,8 @@ pub struct Node {
     end_run: Option<(Seq, oneshot::Sender<()>)>,
     /// The state is being fetched, and no ledger is run.
     syncing: Option<sync::Syncing>,
+    /// It will be, and not before: fetched again and again it is no help.
+    sync_due: Option<Instant>,
     from_sync_tx: mpsc::Sender<sync::FromSync>,
     from_sync: mpsc::Receiver<sync::FromSync>,
     /// `state/` was found to be another than the chain's when the process began.
@@ -176,6 +179,8 @@ pub struct Node {
     served: mpsc::Receiver<(NodeKey, serve::Served)>,
     told_tx: mpsc::Sender<Told>,
     told: mpsc::Receiver<Told>,
+    /// Questions of sessions that the contract is asked.
+    reads: reads::Reads,
     /// Questions of sessions that the database is asked.
     asking: BTreeMap<SessionId, usize>,
     /// Agreed results whose outputs users in signed mode have not been told of, in order.
@@ -207,6 +212,8 @@ struct Kept {
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
     compared: BTreeSet<NodeKey>,
+    /// Whether a quorum has the same result.
+    is_agreed: bool,
 }
 
 impl Kept {
@@ -218,6 +225,7 @@ impl Kept {
             leaves: Vec::new(),
             senders,
             compared: BTreeSet::new(),
+            is_agreed: false,
         }
     }
 }
@@ -269,6 +277,7 @@ impl Node {
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => {
                     self.look();
+                    self.reads.look(Instant::now());
                     self.look_for_halt();
                 }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
@@ -287,6 +296,7 @@ impl Node {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
+        self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
         // sent, which is as if they had been lost on the way.
@@ -528,7 +538,7 @@ impl Node {
 
     /// `state/` is not what it should be: other nodes may have it. What else can go wrong with a run ends the node.
     fn heal(&mut self, error: ExecError) -> Result<(), NodeError> {
-        if self.core.unl().len() == 1 || !error.is_lost_state() {
+        if self.core.unl().iter().all(|node| *node == self.config.key) || !error.is_lost_state() {
             return Err(error.into());
         }
         let what = format!("{error:#}; it is fetched from other nodes");
@@ -537,7 +547,10 @@ impl Node {
             "state/ is not what it should be; it is fetched from other nodes"
         );
         self.report.alert(what);
-        self.handle(Event::StateLost)
+        self.handle(Event::StateLost)?;
+        // Where it was known before, the fetch stands behind the run that found it out again.
+        self.next_job();
+        Ok(())
     }
 
     fn speak_on_line(&mut self, ledger_hash: Hash, out: NplOut) {
@@ -691,8 +704,8 @@ impl Node {
                 let rolled_back = executor.rollback().await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
-            Job::Undo(root) => tokio::spawn(async move {
-                let rolled_back = executor.undo(root).await;
+            Job::Undo(seq, root) => tokio::spawn(async move {
+                let rolled_back = executor.undo(seq, root).await;
                 let _ = done.send(FromRun::RolledBack(rolled_back)).await;
             }),
             Job::Copy(to, answer) => {
@@ -746,7 +759,7 @@ impl Node {
         let kept = self.runs.entry(seq).or_insert_with(|| Kept::new(senders));
         kept.outputs.clear();
         kept.leaves.clear();
-        self.enqueue(Job::Undo(state_root));
+        self.enqueue(Job::Undo(seq, state_root));
     }
 
     /// Ends the run of a ledger that is under way, or still waits for its turn.

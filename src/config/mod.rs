@@ -63,6 +63,12 @@ pub const ENV_MAX: usize = 1_024;
 /// Paths in `contract.read`. More are an error.
 pub const READ_MAX: usize = 256;
 
+/// Read-only runs at a time that may be allowed: each is a copy of the state and a resident process.
+pub const READS_MAX: u64 = 256;
+
+/// Seconds that one of them may be allowed.
+pub const READ_TIME_S_MAX: u64 = 300;
+
 /// The lowest threshold with which two quorums of any UNL share an honest node.
 pub const THRESHOLD_MIN: u64 = 67;
 
@@ -239,6 +245,10 @@ pub struct User {
     pub per_address: usize,
     /// Output waiting for one user.
     pub queue_bytes: usize,
+    /// Read-only runs at a time; 0: none are done.
+    pub reads_max: usize,
+    /// How long one may take.
+    pub read_time_ms: u64,
 }
 
 /// Which inputs are taken.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX,
     Format, Inputs, Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX,
-    StateBackend, THRESHOLD_MIN, UNL_MAX, User,
+    READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Folders of a contract folder that no contract sees, and that `contract.read` cannot open to it.
-pub const HIDDEN: [&str; 5] = ["cfg", "hist", "run", "log", "diag"];
+pub const HIDDEN: [&str; 6] = ["cfg", "hist", "run", "log", "diag", "reads"];
 
 /// Whose secret key a text is expected to hold.
 pub(super) enum Keys<'a> {
@@ -302,6 +302,8 @@ fn user(table: &Table<'_>) -> Result<User, ConfigError> {
         connections_max: size(table.number("connections_max", 1..=1_000_000, 16_384)?),
         per_address: size(table.number("per_address", 1..=1_000_000, 1_024)?),
         queue_bytes: size(table.number("queue_kb", 1..=1 << 20, 1_024)? << 10),
+        reads_max: size(table.number("reads_max", 0..=READS_MAX, 8)?),
+        read_time_ms: table.number("read_time_s", 1..=READ_TIME_S_MAX, 5)? * 1_000,
     })
 }
 

@@ -62,7 +62,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "read",
         ],
     ),
-    ("user", &["inputs", "connections_max", "per_address", "queue_kb"]),
+    ("user", &["inputs", "connections_max", "per_address", "queue_kb", "reads_max", "read_time_s"]),
     ("mesh", &["admit", "max_connections"]),
     ("log", &["level", "format"]),
 ];

@@ -15,7 +15,10 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use super::diverge::{self, KeptRun, Left, Recent, ToKeep};
+use super::{
+    diverge::{self, KeptRun, Left, Recent, ToKeep},
+    reads,
+};
 use crate::{
     config::{self, Config},
     consensus::{
@@ -99,15 +102,7 @@ impl ExecError {
     pub fn is_lost_state(&self) -> bool {
         match self {
             ExecError::WrongState { .. } => true,
-            ExecError::State(error) => matches!(
-                error,
-                StateError::Root { .. }
-                    | StateError::Changed { .. }
-                    | StateError::Forbidden { .. }
-                    | StateError::NoSnapshot
-                    | StateError::NotScanned
-                    | StateError::Unfinished { .. }
-            ),
+            ExecError::State(error) => error.is_damage(),
             ExecError::Launch(_) | ExecError::DiskFull { .. } => false,
         }
     }
@@ -149,6 +144,8 @@ struct Held {
     root: Hash,
     /// The last ledger whose run was begun: the pre-state that is kept is the one before it.
     begun: Option<Seq>,
+    /// The ledger that `state/` is the state after; `None` while a run is under way, or was cut.
+    after: Option<Seq>,
     /// When `state/` was last looked at, and how long that took.
     looked: (Instant, Duration),
 }
@@ -206,7 +203,10 @@ impl Executor {
             args: config.argv.iter().skip(1).cloned().collect(),
             dir: config.dir.clone(),
             env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-            limits: limits_of(contract),
+            limits: Limits {
+                processes: reads::beside(contract.processes, config.user.reads_max),
+                ..limits_of(contract)
+            },
             npl_window: Duration::from_millis(contract.npl_window_ms),
             me: config.key,
             contract: contract.id,
@@ -218,6 +218,7 @@ impl Executor {
                 state,
                 root,
                 begun: (executed > 0).then_some(executed),
+                after: Some(executed),
                 looked: (Instant::now(), Duration::ZERO),
             })),
             plan: Arc::new(plan),
@@ -269,6 +270,26 @@ impl Executor {
         .await
     }
 
+    /// The last ledger whose run is agreed on, as far as its state is here, and that state's root. `agreed` is the last one
+    /// with an agreed result, and the root of that.
+    pub async fn last(&self, agreed: Option<(Seq, Hash)>) -> Result<Option<(Seq, Hash)>, ExecError> {
+        self.blocking(move |held| Ok(last(held, agreed).map(|(seq, root, _)| (seq, root)))).await
+    }
+
+    /// The same state, pinned, and how long the thread that runs need too was taken for that.
+    pub async fn pin_last(&self, agreed: Option<(Seq, Hash)>) -> Result<Option<(Seq, Pin, Duration)>, ExecError> {
+        self.blocking(move |held| {
+            let begun = Instant::now();
+            let Some((seq, _, is_now)) = last(held, agreed) else { return Ok(None) };
+            match if is_now { held.state.pin_now() } else { held.state.pin() } {
+                Ok(pin) => Ok(Some((seq, pin, begun.elapsed()))),
+                Err(StateError::NoSnapshot | StateError::NotScanned) => Ok(None),
+                Err(other) => Err(other.into()),
+            }
+        })
+        .await
+    }
+
     /// What is here of a state that is to be fetched.
     pub async fn survey(&self) -> Result<Local, ExecError> {
         self.blocking(|held| Ok(held.state.survey()?)).await
@@ -278,16 +299,26 @@ impl Executor {
     pub async fn adopt(&self, next: Seq, target: Target, stage: Stage) -> Result<(), ExecError> {
         self.blocking(move |held| {
             held.state.adopt(next, &target, &stage)?;
-            (held.root, held.begun) = (target.root(), Some(next));
+            (held.root, held.begun, held.after) = (target.root(), Some(next), Some(next - 1));
             Ok(())
         })
         .await
     }
 
-    /// Makes state/ what it was before the last run, which had this root: the run has no effect.
-    pub async fn undo(&self, root: Hash) -> Result<(), ExecError> {
+    /// Makes state/ what it was before the run of `seq`, which had this root: the run has no effect.
+    pub async fn undo(&self, seq: Seq, root: Hash) -> Result<(), ExecError> {
+        self.put_back(root).await?;
         self.blocking(move |held| {
-            held.root = root;
+            held.after = Some(seq);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes state/ what it was before the last run, which had this root.
+    async fn put_back(&self, root: Hash) -> Result<(), ExecError> {
+        self.blocking(move |held| {
+            (held.root, held.after) = (root, None);
             Ok(())
         })
         .await?;
@@ -301,10 +332,11 @@ impl Executor {
         self.blocking(move |held| {
             let recent = run.recent.clone();
             let left = match &recent {
-                _ if !fresh => {
-                    held.state.scan(false)?;
-                    Left::State(&*held.state)
+                // What an earlier process kept is all there is when the state has become another since.
+                _ if !fresh && held.state.scan(false)?.root != run.result.state_root => {
+                    return Ok(diverge::read(&dir, run.seq).filter(|known| known.details.result == run.result));
                 }
+                _ if !fresh => Left::State(&*held.state),
                 _ if held.root == run.result.state_root => Left::State(&*held.state),
                 Some(recent) => Left::Memory(recent),
                 None => return Ok(None),
@@ -347,7 +379,7 @@ impl Executor {
         }
         self.launcher.settled().await?;
         // It may have been ended when its post-state was there already.
-        self.undo(before).await?;
+        self.put_back(before).await?;
         Ok(Ended::Cut(execution))
     }
 
@@ -360,7 +392,7 @@ impl Executor {
             .blocking(move |held| {
                 look(held)?;
                 let root = held.root;
-                held.begun = Some(seq);
+                (held.begun, held.after) = (Some(seq), None);
                 // Where the runs since then changed nothing, what is kept is this run's pre-state too.
                 if held.state.snapshot_info().is_none_or(|(_, kept)| kept != root) {
                     match held.state.snapshot(seq, root) {
@@ -403,7 +435,7 @@ impl Executor {
                 if status == Status::Ok {
                     match held.state.scan(true) {
                         Ok(scan) => {
-                            held.root = scan.root;
+                            (held.root, held.after) = (scan.root, Some(seq));
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
                             let changed: Vec<Changed> = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
                             let recent = Recent::of(&top, &*held.state, scan.files, &changed);
@@ -417,6 +449,7 @@ impl Executor {
                     }
                 }
                 held.root = held.state.rollback()?;
+                held.after = Some(seq);
                 Ok((held.root, Vec::new(), None, status))
             })
             .await
@@ -579,6 +612,20 @@ impl Executor {
     }
 }
 
+/// The last ledger whose run is agreed on, the root of the state after it, and whether `state/` is that state: else it is
+/// the one before the run that was begun last.
+fn last(held: &Held, agreed: Option<(Seq, Hash)>) -> Option<(Seq, Hash, bool)> {
+    match (held.after, agreed) {
+        (Some(after), Some(agreed)) if (after, held.root) == agreed => Some((after, held.root, true)),
+        _ => {
+            let (kept, root) = held.state.snapshot_info()?;
+            // Runs that changed nothing since then have the same pre-state.
+            let next = held.begun.map_or(kept, |begun| begun.max(kept));
+            Some((next.checked_sub(1)?, root, false))
+        }
+    }
+}
+
 /// Looks now and then whether somebody changed `state/` since the last run, before a run takes it for its own.
 fn look(held: &mut Held) -> Result<(), ExecError> {
     let (at, took) = held.looked;
@@ -609,15 +656,18 @@ fn look(held: &mut Held) -> Result<(), ExecError> {
 /// What is left of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    bytes: u128,
-    files: u128,
+    /// Free bytes.
+    pub bytes: u128,
+    /// Files that can still be made.
+    pub files: u128,
 }
 
 impl Room {
-    const MIN: Room = Room { bytes: DISK_FREE_BYTES_MIN, files: DISK_FREE_FILES_MIN };
+    /// With less no run is begun.
+    pub(super) const MIN: Room = Room { bytes: DISK_FREE_BYTES_MIN, files: DISK_FREE_FILES_MIN };
 
     /// Of the disk that the folder is on. One that does not say may have any room.
-    fn of(path: &Path) -> Room {
+    pub(super) fn of(path: &Path) -> Room {
         let any = u128::MAX;
         let Ok(disk) = statvfs(path) else { return Room { bytes: any, files: any } };
         // There are file systems without such a number, which say 0 of 0.
@@ -625,7 +675,8 @@ impl Room {
         Room { bytes: u128::from(disk.blocks_available()) * u128::from(disk.fragment_size()), files }
     }
 
-    fn is_above(&self, least: Room) -> bool {
+    /// Whether there is so much, of both.
+    pub(super) fn is_above(&self, least: Room) -> bool {
         self.bytes >= least.bytes && self.files >= least.files
     }
 

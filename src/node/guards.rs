@@ -15,42 +15,39 @@ use crate::{
 /// Without `namespaces` runs that are compared have other process numbers each, as on machines that have none. The contract
 /// runs as who runs this, whatever `run_as` says: that is for a node's own folder.
 pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bool) -> Result<Vec<Guard>, LaunchError> {
-    contain_as(config, launcher, namespaces, None).await
+    match wanted(config, namespaces) {
+        None => Ok(guards::none_wanted("by cfg/hp.cfg")),
+        Some(wanted) => launcher.contain(&Containment { user: None, ..wanted }).await,
+    }
 }
 
-async fn contain_as(
-    config: &Config,
-    launcher: &Launcher,
-    namespaces: bool,
-    user: Option<config::RunAs>,
-) -> Result<Vec<Guard>, LaunchError> {
+/// What runs are kept from; nothing where the configuration says so.
+pub(super) fn wanted(config: &Config, namespaces: bool) -> Option<Containment> {
     let contract = &config.contract;
-    if contract.containment == config::Containment::Off {
-        return Ok(guards::none_wanted("by cfg/hp.cfg"));
-    }
-    let wanted = Containment {
+    (contract.containment != config::Containment::Off).then(|| Containment {
         dir: config.dir.clone(),
         binary: config.binary.clone(),
         args: config.argv.iter().skip(1).cloned().collect(),
         env: contract.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         network: contract.network,
         namespaces,
-        user: user.map(|user| (user.uid, user.gid)),
+        user: contract.run_as.map(|user| (user.uid, user.gid)),
         processes: contract.processes,
         memory_bytes: contract.memory_bytes.unwrap_or(0),
         read: contract.read.clone(),
         secrets: config.seckey_file.iter().cloned().collect(),
-    };
-    launcher.contain(&wanted).await
+    })
 }
 
 /// As [`contain`], for a node: tells what is off, and errors where the configuration requires it.
 pub(super) async fn contain_node(config: &Config, launcher: &Launcher) -> Result<Vec<Guard>, NodeError> {
-    let user = config.contract.run_as;
-    if let Some(run_as) = user.filter(|_| !nix::unistd::geteuid().is_root()) {
+    if let Some(run_as) = config.contract.run_as.filter(|_| !nix::unistd::geteuid().is_root()) {
         return Err(NodeError::RunAs { file: config.file.clone(), run_as });
     }
-    let guards = contain_as(config, launcher, true, user).await?;
+    let guards = match wanted(config, true) {
+        None => guards::none_wanted("by cfg/hp.cfg"),
+        Some(wanted) => launcher.contain(&wanted).await?,
+    };
     let names = |on: bool| {
         let named = guards.iter().filter(|guard| guard.on == on && (on || guard.wanted));
         named.map(|guard| guard.name.to_string()).collect::<Vec<_>>().join(", ")

@@ -75,11 +75,22 @@ fn belong(path: &Path) -> io::Result<()> {
 /// The changing operations. In tests, a point where they start to fail, and a record of what was done.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk {
+    /// Nothing is made durable: what is lost with the power is made anew.
+    volatile: bool,
     #[cfg(test)]
     pub test: std::sync::Arc<std::sync::Mutex<test::Script>>,
 }
 
 impl Disk {
+    /// For files that nobody needs after a restart.
+    pub fn volatile() -> Disk {
+        Disk {
+            volatile: true,
+            #[cfg(test)]
+            test: Default::default(),
+        }
+    }
+
     #[cfg(not(test))]
     fn step(&self, _op: &'static str, _path: &Path) -> Result<(), StateError> {
         Ok(())
@@ -160,6 +171,9 @@ impl Disk {
     }
 
     pub fn sync(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        if self.volatile {
+            return Ok(());
+        }
         self.step("sync", path)?;
         #[cfg(test)]
         if !self.test.lock().unwrap().sync_for_real {
@@ -170,6 +184,9 @@ impl Disk {
 
     /// The bytes and the size alone.
     pub fn sync_data(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        if self.volatile {
+            return Ok(());
+        }
         self.step("sync", path)?;
         #[cfg(test)]
         if !self.test.lock().unwrap().sync_for_real {
@@ -186,6 +203,9 @@ impl Disk {
     /// Everything of the file system that `top` is on. Cheaper than `sync` from some number of files on.
     #[cfg(target_os = "linux")]
     pub fn sync_all_below(&self, top: &Path) -> Result<(), StateError> {
+        if self.volatile {
+            return Ok(());
+        }
         let file = open_read(top).map_err(at("open", top))?;
         self.step("sync below", top)?;
         #[cfg(test)]

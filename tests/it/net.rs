@@ -18,8 +18,8 @@ use hotpocket::{
     ledger::Archive,
     node::control::{self, Request},
     signed::{
-        AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, Reason, Reply, Request as UserRequest,
-        sign_input,
+        AnswerBody, Base64, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, ReadFrame, ReadResult, Reason,
+        Reply, Request as UserRequest, sign_input,
     },
     types::{Hash, NodeKey, Seq},
     verify::{Ask, Stopped, verify},
@@ -68,6 +68,12 @@ pub fn probe() -> &'static Path {
 pub fn record() -> &'static Path {
     static RECORD: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     built(&RECORD, "record")
+}
+
+/// The contract that is asked questions, compiled once.
+pub fn ask() -> &'static Path {
+    static ASK: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&ASK, "ask")
 }
 
 /// The contract that attacks its node, compiled once.
@@ -138,6 +144,15 @@ pub fn processes(is: impl Fn(u32) -> bool) -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter(|pid| is_alive(*pid) && is(*pid)).collect()
+}
+
+/// The processes that work in such a folder. Not launchers: one may wait in the contract's folder for the next run.
+fn working(is: impl Fn(&Path) -> bool) -> Vec<u32> {
+    let is_launcher = |pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(hotpocket::contract::LAUNCHER_ARG.as_bytes())
+    };
+    processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is(&cwd)) && !is_launcher(pid))
 }
 
 /// The processes that `pid` started.
@@ -390,10 +405,16 @@ impl TestNode {
         send_signal(self.pid(), signal);
     }
 
-    /// The node's processes of the contract: those that work in its folder.
+    /// The node's processes of the contract: those that work in its folder, launchers excepted.
     pub fn contracts(&self) -> Vec<u32> {
         let dir = self.dir.canonicalize().expect("the folder is there");
-        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        working(|cwd| cwd == dir)
+    }
+
+    /// The node's processes of read-only runs.
+    pub fn reads(&self) -> Vec<u32> {
+        let dir = self.dir.canonicalize().expect("the folder is there").join("reads");
+        working(|cwd| cwd.starts_with(&dir))
     }
 
     /// Waits until a run of the contract is under way.
@@ -607,6 +628,23 @@ impl SignedUser {
         loop {
             match self.recv().await {
                 Reply::Executed(executed) => return executed,
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks the contract something.
+    pub async fn question(&mut self, id: u64, text: &str) {
+        let payload = Base64(text.into());
+        self.send(&UserRequest::Read(ReadFrame { id, payload })).await;
+    }
+
+    /// The next word on a question to the contract.
+    pub async fn answered(&mut self) -> ReadResult {
+        loop {
+            match self.recv().await {
+                Reply::ReadResult(result) => return result,
                 Reply::Error(error) => panic!("{error:?}"),
                 _ => {}
             }
