@@ -254,6 +254,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_root_makes_in_a_folder_belongs_to_whom_the_folder_belongs() {
+        use std::os::unix::fs::lchown;
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, disk) = (dir.path().join("folder"), Disk::default());
+        disk.create_dir(&folder).unwrap();
+        if lchown(&folder, Some(4242), Some(4343)).is_err() {
+            return println!("skipped: only root gives anything away");
+        }
+        disk.create_dir(&folder.join("below")).unwrap();
+        disk.create(&folder.join("below/file"), 0o644).unwrap();
+        disk.symlink(Path::new("nowhere"), &folder.join("below/link")).unwrap();
+        disk.create_dir(&dir.path().join("own")).unwrap();
+        let owner = |path: &Path| std::fs::symlink_metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+        for name in ["below", "below/file", "below/link"] {
+            assert_eq!(owner(&folder.join(name)), (4242, 4343), "{name}");
+        }
+        let own = dir.path().join("own");
+        assert_eq!(owner(&own), (0, 0));
+        let like = std::fs::symlink_metadata(&folder).unwrap();
+        disk.give(&own, &like).unwrap();
+        assert_eq!(owner(&own), (4242, 4343));
+    }
+
+    #[test]
     fn what_root_has_frozen_is_changed_and_removed_all_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let (folder, disk) = (dir.path().join("folder"), Disk::default());

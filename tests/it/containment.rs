@@ -64,6 +64,7 @@ impl Rig {
             env: Vec::new(),
             network: false,
             namespaces: true,
+            user: None,
             processes: 256,
             memory_bytes: 0,
             read: Vec::new(),
@@ -496,6 +497,75 @@ async fn what_a_killed_launcher_left_of_its_group_is_gone_with_the_next_one() {
     rig.told("").await;
     let after = groups_of(rig.dir.path());
     assert!(after.len() == before.len() && after.iter().all(|group| !before.contains(group)), "{before:?}, {after:?}");
+}
+
+#[tokio::test]
+async fn a_contract_that_runs_as_another_user_is_nothing_else_and_owns_its_state() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("not tried: only root can run a contract as another user");
+    }
+    let (uid, gid) = (4242, 4343);
+    let enter = |dir: &Path, mode| fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+    for namespaces in [true, false] {
+        let rig = Rig::new(|wanted| {
+            enter(&wanted.dir, 0o711);
+            (wanted.user, wanted.namespaces) = (Some((uid, gid)), namespaces);
+        })
+        .await;
+        assert!(rig.has(Name::RunAs));
+        let code = r#"
+seen["is"] = [os.getresuid(), os.getresgid(), os.getgroups()]
+caps = [line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")]
+seen["rights"] = sum(int(cap, 16) for cap in caps)
+seen["was there"] = open("state/file").read()
+for name in ["state/file", "state/new", os.environ["TMPDIR"] + "/new"]: open(name, "w").write("x")
+attempt("chown", lambda: os.chown("state/new", 0, 0))
+attempt("become root", lambda: os.setuid(0))
+attempt("read", lambda: open("private/key").read())
+# By its number as by its name: many shells know no other.
+out = list(facts["user"].values())[0][1]
+with open("/dev/fd/%d" % out, "w") as file: seen["opened"] = True
+"#;
+        fs::set_permissions(rig.at("private/key"), fs::Permissions::from_mode(0o600)).unwrap();
+        let expected = json!({
+            "is": [[uid, uid, uid], [gid, gid, gid], []], "rights": 0, "was there": "state/file", "chown": "EPERM",
+            "become root": "EPERM", "read": "EACCES", "opened": true,
+        });
+        assert_eq!(rig.told(code).await, expected, "namespaces: {namespaces}");
+        for name in ["state", "state/file", "state/new", "tmp"] {
+            let meta = fs::metadata(rig.at(name)).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (uid, gid), "{name}");
+        }
+        assert_eq!(fs::metadata(rig.at("bin")).unwrap().uid(), 0);
+        assert_eq!(
+            fs::metadata("/dev/null").unwrap().uid(),
+            0,
+            "what stands for a user without input is not given away"
+        );
+        // A binary that this user alone may not execute is this machine's trouble.
+        fs::write(rig.at("bin/contract"), "#!/bin/sh\n").unwrap();
+        enter(&rig.at("bin/contract"), 0o700);
+        let error = rig.try_run(rig.spec("bin/contract", &[])).await.expect_err("it is root's");
+        assert!(matches!(error, LaunchError::NotStarted { .. }), "{error:?}");
+    }
+    let closed = tempfile::tempdir().expect("a folder");
+    enter(closed.path(), 0o700);
+    let launcher = Launcher::start(Path::new(env!("CARGO_BIN_EXE_hp"))).expect("a launcher");
+    let wanted = Containment {
+        dir: closed.path().to_owned(),
+        binary: "/bin/true".into(),
+        args: Vec::new(),
+        env: Vec::new(),
+        network: false,
+        namespaces: true,
+        user: Some((uid, gid)),
+        processes: 256,
+        memory_bytes: 0,
+        read: Vec::new(),
+        secrets: Vec::new(),
+    };
+    let text = launcher.contain(&wanted).await.expect_err("it cannot be entered").to_string();
+    assert!(text.contains("user 4242") && text.contains("chmod o+x"), "{text}");
 }
 
 #[tokio::test]
