@@ -9,6 +9,7 @@
 mod address;
 mod amount;
 pub mod client;
+pub mod embedded;
 mod key_file;
 mod mnemonic;
 mod network;
