@@ -99,9 +99,7 @@ pub(super) enum Change {
 impl Change {
     pub(super) fn to_entry(&self) -> Entry {
         match self {
-            Change::Fund(address, amount) => {
-                Entry::Fund { address: address.to_string(), units: amount.0.to_string() }
-            }
+            Change::Fund(address, amount) => Entry::Fund { address: address.to_string(), units: amount.0.to_string() },
             Change::Impoverish(address) => Entry::Impoverish { address: address.to_string() },
             Change::Bootstrap(bs) => Entry::Bootstrap { bs: bs.to_string() },
             Change::Txv(txv) => Entry::Txv { txv: txv.to_string() },
@@ -416,7 +414,10 @@ impl Books {
             self.order.insert(self.length, landed.signed.hash);
         }
         self.length += 1;
-        assert!(!self.waiting.is_empty() || self.confirmed == self.unconfirmed, "nothing waits, so the views are alike");
+        assert!(
+            !self.waiting.is_empty() || self.confirmed == self.unconfirmed,
+            "nothing waits, so the views are alike"
+        );
     }
 
     /// Whatever waits is gone: the log could not be written.

@@ -275,14 +275,20 @@ impl Bus {
         };
         match state.waits[0].due {
             Due::At(due) if due > Instant::now() => {
-                if state.closing { Next::End } else { Next::WaitUntil(due) }
+                if state.closing {
+                    Next::End
+                } else {
+                    Next::WaitUntil(due)
+                }
             }
             Due::Held => {
-                if state.closing { Next::End } else { Next::Wait }
+                if state.closing {
+                    Next::End
+                } else {
+                    Next::Wait
+                }
             }
-            Due::Now | Due::At(_) => {
-                Next::Write(serde_json::to_string(&change.to_entry()).expect("an entry is JSON"))
-            }
+            Due::Now | Due::At(_) => Next::Write(serde_json::to_string(&change.to_entry()).expect("an entry is JSON")),
         }
     }
 

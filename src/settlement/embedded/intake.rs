@@ -59,8 +59,7 @@ pub(super) fn read(body: &[u8], network: Network) -> Result<Signed, Refusal> {
         Value::String(text) => text,
         _ => return Err(Refusal::bad_request("Payload must be a valid base64 string.")),
     };
-    let bytes =
-        STANDARD.decode(payload).map_err(|_| Refusal::bad_request("Payload must be a valid base64 string."))?;
+    let bytes = STANDARD.decode(payload).map_err(|_| Refusal::bad_request("Payload must be a valid base64 string."))?;
     let operation: Value = serde_json::from_str(&String::from_utf8_lossy(&bytes))
         .map_err(|_| Refusal::bad_request("Decoded payload is not valid JSON."))?;
     read_operation(&operation, network)
@@ -97,7 +96,7 @@ fn read_operation(value: &Value, network: Network) -> Result<Signed, Refusal> {
     // The real bus looks whether all of them are there and hexadecimal before it looks at any of them.
     for field in names {
         let text = fields.text(field)?;
-        let is_hex = text.len() > 1 && text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_hex = text.len() > 1 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if *field != "to" && !is_hex {
             return Err(Refusal::stumble());
         }
@@ -133,8 +132,7 @@ fn read_operation(value: &Value, network: Network) -> Result<Signed, Refusal> {
         Err(error) => return Err(Refusal::invalid(Code::RequesterAddressInvalid, error.to_string())),
         Ok(()) => Address::parse(address, network),
     };
-    let requester =
-        requester.map_err(|error| Refusal::invalid(Code::RequesterPublicKeyInvalid, error.to_string()))?;
+    let requester = requester.map_err(|error| Refusal::invalid(Code::RequesterPublicKeyInvalid, error.to_string()))?;
     Ok(Signed { requester, operation, hash, sig })
 }
 

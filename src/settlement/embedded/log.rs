@@ -119,8 +119,7 @@ impl Log {
             Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
         }
         let size = file.metadata().map_err(failed("look at"))?.len();
-        let mut log =
-            Log { path: path.to_owned(), file, end: 0, hash: Hash::ZERO, lines: Vec::new(), unknown: false };
+        let mut log = Log { path: path.to_owned(), file, end: 0, hash: Hash::ZERO, lines: Vec::new(), unknown: false };
         let reader = log.file.try_clone().map_err(failed("open"))?;
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
@@ -132,7 +131,8 @@ impl Log {
                 return Ok((log, 0));
             }
             let number = log.lines.len() as u64;
-            let damaged = |what: String| LogError::Damaged { path: path.to_owned(), line: number + 1, at: log.end, what };
+            let damaged =
+                |what: String| LogError::Damaged { path: path.to_owned(), line: number + 1, at: log.end, what };
             match read_line(&log.hash, &line) {
                 Ok((hash, json)) => {
                     each(number, json).map_err(damaged)?;

@@ -32,17 +32,14 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use self::{books::FEE, hooks::Hook, log::LogError};
 use self::{
     books::{Books, Change, Entry},
     bus::Bus,
     log::Log,
 };
-pub use self::{books::FEE, hooks::Hook, log::LogError};
 use super::{Address, Amount, KeyFileError, Network, read_key, tx::txv_of};
-use crate::{
-    crypto::SecretKey,
-    types::Hash,
-};
+use crate::{crypto::SecretKey, types::Hash};
 
 /// The log's name in the bus's folder.
 pub const LOG_FILE: &str = "bus.log";

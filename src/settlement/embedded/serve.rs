@@ -161,4 +161,3 @@ async fn read_body(mut body: Incoming, bytes_max: usize) -> Body {
     }
     if read <= bytes_max { Body::Whole(kept) } else { Body::TooLong }
 }
-

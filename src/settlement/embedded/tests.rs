@@ -118,7 +118,8 @@ impl Ground {
 
 async fn raw_text(to: SocketAddr, method: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(to).await.unwrap();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: bus\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: bus\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await.unwrap();
     // A bus that hears enough may have answered already.
     let _ = stream.write_all(body.as_bytes()).await;
@@ -283,11 +284,7 @@ async fn simple_questions_are_answered_word_for_word() {
         ("/v1/tx".to_owned(), 400, error("Transaction hash is required")),
         ("/v1/tx/ab".to_owned(), 400, error("Invalid transaction hash format")),
         (format!("/v1/tx/%20{}", "a".repeat(61)), 400, error("Invalid transaction hash format")),
-        (
-            format!("/v1/tx/{}", "AB".repeat(32)),
-            404,
-            error(&format!("Transaction {} not found.", "ab".repeat(32))),
-        ),
+        (format!("/v1/tx/{}", "AB".repeat(32)), 404, error(&format!("Transaction {} not found.", "ab".repeat(32)))),
         ("/v1/tx/details".to_owned(), 400, error("Transaction hash is required")),
         ("/v1/tx/details/ab".to_owned(), 400, error("Invalid transaction hash format")),
         (format!("/v1/tx/details/{}?confirmed=1", "ab".repeat(32)), 400, error(exact)),
@@ -492,7 +489,8 @@ async fn fees_go_to_the_validator_and_the_deployer_and_the_rest_is_burnt() {
     ground.land(deployment.clone(), 2).await;
     earned += fee / 100 * 75;
     assert_eq!(balances().await, [earned, ten - fee, ten - fee, 0]);
-    let again = Operation::from(Deployment { nonce: Hash([2; 32]), ..deployment }).sign(Network::Development, &wallet(1));
+    let again =
+        Operation::from(Deployment { nonce: Hash([2; 32]), ..deployment }).sign(Network::Development, &wallet(1));
     assert_eq!(ground.reason(&again).await, "BOOTSTRAP_ALREADY_EXISTS");
     ground.land(Tx { bs: Hash([0x46; 32]), ..ground.tx(2).await }, 1).await;
     earned += fee / 2;
@@ -857,7 +855,8 @@ fn stumbles(value: &Value) -> bool {
         Some(13.0) => &value["tro"],
         _ => &value["bdo"],
     };
-    let is_hex = |text: &str| text.len() > 1 && text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_hex =
+        |text: &str| text.len() > 1 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let field = |name: &&str| match body[name].as_str().map(str::trim) {
         None | Some("") => false,
         Some(text) => *name == "to" || is_hex(text),

@@ -1,0 +1,95 @@
+//! `hp msb`: the settlement bus from a terminal. Reading order: `serve` (one of our own), `wallet` (whose key), then what is
+//! asked of a bus: `account` (address, balance, fund) and `deploy`.
+
+mod account;
+mod deploy;
+mod serve;
+mod wallet;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use super::{Exit, Failure, Outcome};
+use crate::settlement::{
+    Network,
+    client::{Client, ClientError, UrlError},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  hp msb serve mybus --fund trac1...=100          a bus of your own, for trying
+  hp msb address mynode                           where to send a node's money
+  hp msb balance mynode --url http://127.0.0.1:5000
+  hp msb fund mynode --url http://127.0.0.1:5000 --amount 10
+  hp msb deploy mynode --url http://127.0.0.1:5000
+
+A settlement bus notes for a fee (0.03 TNK) that a hash was there. One of your own proves nothing to others.";
+
+/// Use a settlement bus, or run one for trying.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Msb {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Address(account::Address),
+    Balance(account::Balance),
+    Fund(account::Fund),
+    Deploy(deploy::Deploy),
+}
+
+impl Msb {
+    pub(super) fn run(self) -> Outcome {
+        match self.command {
+            Command::Serve(serve) => serve.run(),
+            Command::Address(address) => address.run(),
+            Command::Balance(balance) => balance.run(),
+            Command::Fund(fund) => fund.run(),
+            Command::Deploy(deploy) => deploy.run(),
+        }
+    }
+}
+
+/// Which bus is asked.
+#[derive(Debug, Args)]
+struct Bus {
+    /// The bus: http://HOST:PORT or https://HOST
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// Seconds to wait for an answer
+    #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+impl Bus {
+    fn client(&self, network: Network) -> Result<Client, Failure> {
+        let client = Client::new(&self.url, network).map_err(|error: UrlError| {
+            Failure::new(Exit::Usage, anyhow::Error::new(error).context("--url does not name a bus"))
+        })?;
+        Ok(client.with_timeout(Duration::from_secs(self.timeout)))
+    }
+}
+
+/// A bus that is silent is another failure than one that refuses.
+fn failure(error: ClientError) -> Failure {
+    match &error {
+        ClientError::Timeout { .. } => Failure::new(Exit::NoAnswer, error),
+        ClientError::Refused { reason: Some(reason), .. } => {
+            let reason = format!("the bus says why: {reason}");
+            Failure::new(Exit::Failed, anyhow::Error::new(error).context(reason))
+        }
+        _ => Failure::new(Exit::Failed, error),
+    }
+}
+
+fn block_on<T>(what: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    Ok(runtime.block_on(what))
+}
