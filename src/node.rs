@@ -152,6 +152,8 @@ pub struct Node {
     end_run: Option<(Seq, oneshot::Sender<()>)>,
     /// The state is being fetched, and no ledger is run.
     syncing: Option<sync::Syncing>,
+    /// It will be, and not before: fetched again and again it is no help.
+    sync_due: Option<Instant>,
     from_sync_tx: mpsc::Sender<sync::FromSync>,
     from_sync: mpsc::Receiver<sync::FromSync>,
     /// `state/` was found to be another than the chain's when the process began.
@@ -207,6 +209,8 @@ struct Kept {
     senders: Vec<UserKey>,
     /// Peers whose run was compared with this one, once each.
     compared: BTreeSet<NodeKey>,
+    /// Whether a quorum has the same result.
+    is_agreed: bool,
 }
 
 impl Kept {
@@ -218,6 +222,7 @@ impl Kept {
             leaves: Vec::new(),
             senders,
             compared: BTreeSet::new(),
+            is_agreed: false,
         }
     }
 }
@@ -528,7 +533,7 @@ impl Node {
 
     /// `state/` is not what it should be: other nodes may have it. What else can go wrong with a run ends the node.
     fn heal(&mut self, error: ExecError) -> Result<(), NodeError> {
-        if self.core.unl().len() == 1 || !error.is_lost_state() {
+        if self.core.unl().iter().all(|node| *node == self.config.key) || !error.is_lost_state() {
             return Err(error.into());
         }
         let what = format!("{error:#}; it is fetched from other nodes");
@@ -537,7 +542,10 @@ impl Node {
             "state/ is not what it should be; it is fetched from other nodes"
         );
         self.report.alert(what);
-        self.handle(Event::StateLost)
+        self.handle(Event::StateLost)?;
+        // Where it was known before, the fetch stands behind the run that found it out again.
+        self.next_job();
+        Ok(())
     }
 
     fn speak_on_line(&mut self, ledger_hash: Hash, out: NplOut) {

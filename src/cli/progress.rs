@@ -47,6 +47,7 @@ fn set_state(bar: &ProgressBar, fetching: &SyncProgress) {
     bar.set_length(fetching.fetched.bytes_total);
     bar.set_position(fetching.fetched.bytes);
     bar.set_message(match fetching.next {
+        _ if fetching.waits.is_some() => "waiting for room on the disk".to_owned(),
         None => "no node offers it yet".to_owned(),
         Some(_) => format!("{:.1} MB a second from {} nodes", fetching.bytes_per_s / 1e6, fetching.peers),
     });
@@ -105,6 +106,9 @@ mod tests {
         set_state(&bar, &fetching);
         let message = "2.5 MB a second from 3 nodes".to_owned();
         assert_eq!((bar.position(), bar.length(), bar.message()), (40, Some(100), message));
+        fetching.waits = Some("the disk is full".to_owned());
+        set_state(&bar, &fetching);
+        assert_eq!(bar.message(), "waiting for room on the disk");
     }
 
     #[test]

@@ -212,8 +212,8 @@ fn state_root(root: &str) -> &str {
 fn standing(status: &Value) -> &'static str {
     let is = |key: &str| status[key].as_bool().unwrap_or(false);
     match (is("diverged"), is("split"), is("synced")) {
-        (true, ..) => "DIVERGED: differs from the network's",
         _ if is("diverging") => "DIVERGING: differs from the network's again and again",
+        (true, ..) => "DIVERGED: differs from the network's",
         (_, true, _) => "SPLIT: no result has a quorum",
         _ if status["halted"].is_u64() => "HALTED: results differ, and none has a quorum yet",
         (_, _, true) => "in sync",
@@ -280,5 +280,7 @@ ALERT     look
         ));
         let diverged = json!({ "diverged": true, "state_root": "12" });
         assert!(text(&diverged).contains("state     12, DIVERGED"));
+        let again = json!({ "diverged": true, "diverging": true, "state_root": "12" });
+        assert!(text(&again).contains("state     12, DIVERGING"), "which says more");
     }
 }

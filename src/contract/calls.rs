@@ -71,6 +71,15 @@ const DENIED: &[c_long] = &[
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
+    // What outlives the processes that made it. Also where a run has a namespace for it, which not every machine has: a
+    // contract must not live on what other nodes' runs lack.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_semget,
+    libc::SYS_semtimedop,
+    libc::SYS_msgget,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
 ];
 
 #[cfg(target_arch = "x86_64")]
@@ -85,17 +94,6 @@ const DENIED_HERE: &[c_long] = &[
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const DENIED_HERE: &[c_long] = &[];
-
-/// What outlives the processes that made it, unless they have a namespace of their own.
-const DENIED_SHARED: &[c_long] = &[
-    libc::SYS_shmget,
-    libc::SYS_shmat,
-    libc::SYS_semget,
-    libc::SYS_semtimedop,
-    libc::SYS_msgget,
-    libc::SYS_mq_open,
-    libc::SYS_mq_unlink,
-];
 
 /// Flags of `clone` that make a namespace.
 const NAMESPACES: [libc::c_int; 8] = [
@@ -122,11 +120,10 @@ pub(super) fn target() -> Option<TargetArch> {
     std::env::consts::ARCH.try_into().ok()
 }
 
-/// The filter. `network`: whether the contract may open sockets. `own_ipc`: whether its run has queues and shared
-/// memory of its own.
-pub(super) fn filter(target: TargetArch, network: bool, own_ipc: bool) -> BpfProgram {
+/// The filter. `network`: whether the contract may open sockets.
+pub(super) fn filter(target: TargetArch, network: bool) -> BpfProgram {
     let mut rules: BTreeMap<i64, Vec<Rule>> = BTreeMap::new();
-    let always = DENIED.iter().chain(DENIED_HERE).chain(if own_ipc { &[] } else { DENIED_SHARED });
+    let always = DENIED.iter().chain(DENIED_HERE);
     rules.extend(always.map(|call| (*call, Vec::new())));
     rules.insert(libc::SYS_clone, NAMESPACES.iter().map(|flag| rule(&[has(0, *flag as u64)])).collect());
     rules.insert(libc::SYS_ioctl, TYPED.iter().map(|request| rule(&[is(1, *request)])).collect());
@@ -219,14 +216,14 @@ mod tests {
 
     #[test]
     fn what_is_listed_is_refused_and_what_programs_live_on_is_not() {
-        let program = filter(target().expect("a known processor"), false, true);
+        let program = filter(target().expect("a known processor"), false);
         let allow = u32::from(SeccompAction::Allow);
         let refused = u32::from(SeccompAction::Errno(libc::EPERM as u32));
         let missing = u32::from(SeccompAction::Errno(libc::ENOSYS as u32));
         for call in DENIED.iter().chain(DENIED_HERE) {
             assert_eq!(verdict(&program, *call, [0; 6]), refused, "call {call}");
         }
-        for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_mmap, libc::SYS_futex, libc::SYS_shmget, 100_000] {
+        for call in [libc::SYS_read, libc::SYS_execve, libc::SYS_mmap, libc::SYS_futex, 100_000] {
             assert_eq!(verdict(&program, call, [1; 6]), allow, "call {call}");
         }
         assert_eq!(verdict(&program, libc::SYS_clone3, [0; 6]), missing);
@@ -251,19 +248,16 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_for_contracts_that_may_use_the_network_and_queues_for_those_with_their_own() {
+    fn sockets_are_for_contracts_that_may_use_the_network() {
         let target = || target().expect("a known processor");
         let refused = u32::from(SeccompAction::Errno(libc::EPERM as u32));
         let socket = |program: &[sock_filter], family: i32| {
             verdict(program, libc::SYS_socket, [family as u64, 1, 0, 0, 0, 0]) == refused
         };
-        let (off, on) = (filter(target(), false, true), filter(target(), true, false));
+        let (off, on) = (filter(target(), false), filter(target(), true));
         for family in FAMILIES {
             assert!(socket(&off, family) && !socket(&on, family), "family {family}");
         }
         assert!(socket(&on, libc::AF_PACKET) && socket(&on, libc::AF_VSOCK) && socket(&on, libc::AF_ALG));
-        for call in DENIED_SHARED {
-            assert_eq!(verdict(&on, *call, [0; 6]), refused, "call {call}");
-        }
     }
 }

@@ -15,7 +15,9 @@ use nix::{
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
 };
 
-use super::{guards::Guards, limits::OsLimits};
+#[cfg(doc)]
+use super::guards::Guards;
+use super::limits::OsLimits;
 
 /// Most descriptors the kernel passes at once (SCM_MAX_FD).
 pub(super) const FD_BATCH: usize = 253;
@@ -30,7 +32,8 @@ pub(super) const PIECE_BYTES: usize = 32 * 1024;
 /// those; a longer request is refused before it is sent.
 pub(super) const BODY_BYTES_MAX: usize = 4 << 20;
 
-/// How a message begins. A request without body asks for the end of the run.
+/// How a message begins. One without descriptors is no [`Request`]: with a body it is the [`Guards`] of all requests that
+/// follow, without it asks for the end of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) body: u32,
@@ -41,6 +44,11 @@ impl Header {
     pub(super) const LEN: usize = 8;
     /// Kill what runs now. Means nothing when nothing runs.
     pub(super) const KILL: Header = Header { body: 0, fds: 0 };
+
+    /// Whether the body is [`Guards`], to which there is no answer.
+    pub(super) fn is_guards(self) -> bool {
+        self.fds == 0 && self.body > 0
+    }
 
     pub(super) fn to_bytes(self) -> [u8; Header::LEN] {
         let mut bytes = [0; Header::LEN];
@@ -75,8 +83,6 @@ pub(super) struct Request {
     pub(super) mount: Option<(Vec<u8>, Vec<u8>)>,
     /// A folder that is made empty before the run and after it.
     pub(super) tmp: Option<Vec<u8>>,
-    /// What else the contract is kept from.
-    pub(super) guards: Guards,
 }
 
 /// The answer to each [`Request`], once no process of that run is left.
@@ -120,6 +126,12 @@ pub enum Step {
     Files,
     /// Keeping it from system calls.
     Calls,
+    /// Making a place of its own for it.
+    Space,
+    /// Showing it its own processes alone.
+    Proc,
+    /// Taking the rights of root from it that it does not need.
+    Capabilities,
 }
 
 impl std::fmt::Display for Step {
@@ -137,6 +149,9 @@ impl std::fmt::Display for Step {
             Step::NoNewPrivs => "set no_new_privs for",
             Step::Files => "restrict the files (Landlock) of",
             Step::Calls => "filter the system calls (seccomp) of",
+            Step::Space => "make namespaces for",
+            Step::Proc => "mount /proc for",
+            Step::Capabilities => "drop the capabilities of",
         })
     }
 }
@@ -160,6 +175,21 @@ impl Line {
             return Ok(None);
         }
         Header::parse(bytes).map(Some)
+    }
+
+    /// The next header, which stays where it is; `None` when the supervisor is gone. Only where messages are packets.
+    #[cfg(target_os = "linux")]
+    pub(super) fn peek(&self) -> io::Result<Option<Header>> {
+        let mut bytes = [0; Header::LEN];
+        loop {
+            match nix::sys::socket::recv(self.0.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK) {
+                Ok(0) | Err(Errno::ECONNRESET) => return Ok(None),
+                Ok(Header::LEN) => return Header::parse(bytes).map(Some),
+                Ok(length) => return Err(io::Error::other(format!("a header of {length} bytes"))),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The body that the header announced; `None` when the supervisor is gone.

@@ -9,7 +9,7 @@ use std::{
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::control::Step;
+use super::{Overlay, control::Step};
 
 /// Folders of a contract folder that no contract sees: keys, votes, sockets, logs.
 pub const HIDDEN: [&str; 5] = ["cfg", "hist", "run", "log", "diag"];
@@ -30,6 +30,8 @@ pub struct Containment {
     pub env: Vec<(String, String)>,
     /// Whether it may use the network.
     pub network: bool,
+    /// Whether its runs get namespaces, in which the numbers of processes are always alike.
+    pub namespaces: bool,
     /// Files and folders that it may read beside the system's and its own.
     pub read: Vec<PathBuf>,
     /// Files and folders that it must not read, beside [`HIDDEN`].
@@ -47,11 +49,16 @@ pub enum Name {
     Seccomp,
     /// No network.
     Network,
+    /// Processes, a view of the files, and queues of its own.
+    Namespaces,
+    /// Root is not all-powerful.
+    Capabilities,
 }
 
 impl Name {
     /// All of them, in the order in which people read them.
-    pub const ALL: [Name; 4] = [Name::NoNewPrivs, Name::Landlock, Name::Seccomp, Name::Network];
+    pub const ALL: [Name; 6] =
+        [Name::NoNewPrivs, Name::Landlock, Name::Seccomp, Name::Network, Name::Namespaces, Name::Capabilities];
 }
 
 impl fmt::Display for Name {
@@ -61,6 +68,8 @@ impl fmt::Display for Name {
             Name::Landlock => "landlock",
             Name::Seccomp => "seccomp",
             Name::Network => "network",
+            Name::Namespaces => "namespaces",
+            Name::Capabilities => "capabilities",
         })
     }
 }
@@ -84,8 +93,23 @@ pub(super) struct Guards {
     /// Paths, for Landlock.
     #[cfg(target_os = "linux")]
     pub(super) files: Option<super::files::Files>,
+    /// Namespaces.
+    #[cfg(target_os = "linux")]
+    pub(super) space: Option<super::space::Space>,
+    /// Whether it is root without what only root can do.
+    pub(super) capabilities: bool,
     /// The filter of system calls.
     pub(super) calls: Option<Calls>,
+}
+
+impl Guards {
+    /// Whether runs are in namespaces.
+    pub(super) fn is_apart(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        return self.space.is_some();
+        #[cfg(not(target_os = "linux"))]
+        false
+    }
 }
 
 /// Which filter.
@@ -104,8 +128,8 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The guards of a run in `dir`.
-    pub(super) fn of_run(&self, dir: &Path, binary: &Path, private: Option<&Path>) -> Guards {
+    /// The guards of a run in `dir`; `overlay` is what its state is, where that is none of its own.
+    pub(super) fn of_run(&self, dir: &Path, binary: &Path, private: Option<&Path>, overlay: Option<Overlay>) -> Guards {
         #[cfg_attr(not(target_os = "linux"), expect(unused_mut))]
         let mut guards = self.guards.clone();
         #[cfg(target_os = "linux")]
@@ -116,8 +140,15 @@ impl Kept {
             files.read.extend(private.map(bytes));
             files.write.extend([bytes(&dir.join("state")), bytes(&dir.join(TMP))]);
         }
+        #[cfg(target_os = "linux")]
+        if let (Some(space), Some(overlay)) = (&mut guards.space, overlay) {
+            use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+            let parts = [overlay.lower, overlay.upper, overlay.work].map(|part| dir.join(part));
+            let is_part = |path: &Vec<u8>| parts.iter().any(|part| part.starts_with(OsStr::from_bytes(path)));
+            (space.hide_mounted, space.hide) = std::mem::take(&mut space.hide).into_iter().partition(is_part);
+        }
         #[cfg(not(target_os = "linux"))]
-        let _ = (dir, binary, private);
+        let _ = (dir, binary, private, overlay);
         guards
     }
 
@@ -187,11 +218,20 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
             None
         }
     };
+    let space = wanted.namespaces.then(|| super::space::Space {
+        dir: bytes(&wanted.dir),
+        fixed: ["bin", "private"].iter().map(|name| bytes(&wanted.dir.join(name))).collect(),
+        hide: secrets.iter().map(|path| bytes(path)).collect(),
+        hide_mounted: Vec::new(),
+        network: wanted.network,
+        own_proc: true,
+    });
+    let capabilities = nix::unistd::geteuid().is_root();
     let calls = calls::target().map(|_| Calls { network: wanted.network });
     if calls.is_none() {
         off.push((Name::Seccomp, format!("no list of system calls for {}", std::env::consts::ARCH)));
     }
-    Plan { kept: Kept { guards: Guards { files, calls }, read }, off }
+    Plan { kept: Kept { guards: Guards { files, space, capabilities, calls }, read }, off }
 }
 
 /// The guards as they should be: none, and why.
@@ -209,6 +249,14 @@ impl Plan {
             #[cfg(target_os = "linux")]
             Step::Files if guards.files.take().is_some() => Name::Landlock,
             Step::Calls if guards.calls.take().is_some() => Name::Seccomp,
+            #[cfg(target_os = "linux")]
+            Step::Proc if guards.space.as_ref().is_some_and(|space| space.own_proc) => {
+                guards.space.iter_mut().for_each(|space| space.own_proc = false);
+                return true;
+            }
+            #[cfg(target_os = "linux")]
+            Step::Space | Step::View | Step::Proc if guards.space.take().is_some() => Name::Namespaces,
+            Step::Capabilities if std::mem::take(&mut guards.capabilities) => Name::Capabilities,
             _ => return false,
         };
         self.off.push((name, format!("cannot {step} a contract here: {why}")));
@@ -223,26 +271,44 @@ impl Plan {
         let files = guards.files.as_ref().map(|_| super::files::version().unwrap_or(0));
         #[cfg(not(target_os = "linux"))]
         let files: Option<u32> = None;
+        #[cfg(target_os = "linux")]
+        let space = guards.space.as_ref().map(|space| space.own_proc);
+        #[cfg(not(target_os = "linux"))]
+        let space: Option<bool> = None;
         let on = |name: Name| match name {
             Name::NoNewPrivs => cfg!(target_os = "linux").then(|| "set".to_owned()),
             Name::Landlock => files.map(|version| format!("version {version}: {}", landlock_does(version))),
             Name::Seccomp => calls.then(|| "a list of system calls is refused with EPERM".to_owned()),
             Name::Network => {
-                let ways = [(calls, "no sockets"), (files.is_some_and(|version| version >= 4), "no TCP")];
+                let no_tcp = files.is_some_and(|version| version >= 4);
+                let ways = [(calls, "no sockets"), (no_tcp, "no TCP"), (space.is_some(), "no interfaces")];
                 let ways: Vec<&str> = ways.into_iter().filter_map(|(on, way)| on.then_some(way)).collect();
                 (!wanted.network && !ways.is_empty()).then(|| ways.join(", "))
             }
+            Name::Namespaces => space.map(|own_proc| match own_proc {
+                true => "processes, view of the files, queues and network of its own".to_owned(),
+                false => "processes, view of the files and queues of its own; but /proc shows all processes".to_owned(),
+            }),
+            Name::Capabilities => guards.capabilities.then(|| "root without what only root can do".to_owned()),
         };
+        let is_root = nix::unistd::geteuid().is_root();
         let off = |name: Name| {
             let tried = self.off.iter().find(|(off, _)| *off == name).map(|(_, why)| why.clone());
             match name {
                 Name::Network if wanted.network => "allowed: [contract] network = true".to_owned(),
-                _ => tried.unwrap_or_else(|| "needs landlock or seccomp".to_owned()),
+                Name::Capabilities if !is_root => "not needed: the node is not root".to_owned(),
+                Name::Namespaces if !wanted.namespaces => "not wanted here".to_owned(),
+                _ => tried.unwrap_or_else(|| "needs landlock, seccomp or namespaces".to_owned()),
             }
         };
         let guard = |name: Name| {
             let done = on(name);
-            let wanted = !(name == Name::Network && wanted.network);
+            let wanted = match name {
+                Name::Network => !wanted.network,
+                Name::Namespaces => wanted.namespaces,
+                Name::Capabilities => is_root,
+                _ => true,
+            };
             Guard { name, wanted, on: done.is_some(), why: done.unwrap_or_else(|| off(name)) }
         };
         Name::ALL.into_iter().map(guard).collect()

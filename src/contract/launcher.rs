@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd},
-    sync::atomic::{AtomicI32, Ordering},
+    sync::atomic::{AtomicBool, AtomicI32, Ordering},
 };
 
 use nix::{
@@ -28,7 +28,7 @@ use nix::{
 use std::rc::Rc;
 
 #[cfg(target_os = "linux")]
-use super::{calls, files, guards::Calls};
+use super::{calls, files, guards::Calls, space};
 use super::{
     control::{Exit, Header, Line, Reply, Request, Step},
     guards::Guards,
@@ -61,6 +61,20 @@ pub fn launcher_main() -> ! {
     std::process::exit(code)
 }
 
+/// This process is the first of a place of its own, in which it may end everything else.
+static ALONE: AtomicBool = AtomicBool::new(false);
+
+/// How the first process of a place tells its parent what became of it.
+#[cfg(target_os = "linux")]
+mod end {
+    /// It has done what was asked, and nothing of it is left.
+    pub(super) const SERVED: i32 = 0;
+    /// It has failed, perhaps in the middle of a run.
+    pub(super) const FAILED: i32 = 1;
+    /// It has taken nothing: the next message, or the end of them, is for the parent.
+    pub(super) const NOT_MINE: i32 = 2;
+}
+
 /// The write end that the SIGCHLD handler wakes the loop through.
 static CHILD_PIPE: AtomicI32 = AtomicI32::new(-1);
 
@@ -79,9 +93,23 @@ struct Resident {
     first_fd: RawFd,
     /// Processes of this user when the launcher started; see `Limits::processes`.
     processes_before: u64,
+    /// What runs are guarded by from now on.
+    guards: Guards,
     /// The filter that the last run had, which is usually that of the next.
     #[cfg(target_os = "linux")]
     filter: Option<(Calls, Rc<seccompiler::BpfProgram>)>,
+    #[cfg(target_os = "linux")]
+    left: space::Left,
+    /// The place of the next run, where this process is the first of one; or why there is none.
+    #[cfg(target_os = "linux")]
+    place: Option<Result<Place, (Step, Errno)>>,
+}
+
+/// What is ready for a run in a place of its own.
+#[cfg(target_os = "linux")]
+struct Place {
+    view: space::View,
+    rules: Option<files::Rules>,
 }
 
 /// Killing what runs is also done when the launcher fails, by panic or by error.
@@ -129,37 +157,127 @@ impl Resident {
             child_pipe: File::from(read),
             first_fd,
             processes_before: processes_of_user(),
+            guards: Guards::default(),
             #[cfg(target_os = "linux")]
             filter: None,
+            #[cfg(target_os = "linux")]
+            left: space::Left::default(),
+            #[cfg(target_os = "linux")]
+            place: None,
         })
     }
 
-    /// Serves one request after the other until the supervisor is gone.
+    /// Serves one message after the other until the supervisor is gone.
     fn serve(&mut self) -> io::Result<()> {
-        while let Some(header) = self.line.header()? {
-            if header == Header::KILL {
-                continue; // the run it meant had just ended
+        loop {
+            #[cfg(target_os = "linux")]
+            if let Some(space) = self.guards.space.clone()
+                && self.serve_apart(&space)?
+            {
+                continue;
             }
-            let Some(body) = self.line.body(header)? else { break };
-            let Some(in_place) = self.line.descriptors(header, self.first_fd)? else { break };
-            let request: Request = borsh::from_slice(&body)?;
-            let started =
-                if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
-            spawn::close_from(self.first_fd as u32);
-            let reply = match started {
-                Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
-                Ok(main) => match self.watch(main)? {
-                    Some(reply) => reply,
-                    None => break,
-                },
-            };
-            if let Some(tmp) = &request.tmp {
-                // The next run begins with it, and does not begin without.
-                let _ = empty(tmp);
+            if !self.serve_one()? {
+                return Ok(());
             }
-            self.line.answer(&reply)?;
         }
-        Ok(())
+    }
+
+    /// Serves the next message. False: the supervisor is gone.
+    fn serve_one(&mut self) -> io::Result<bool> {
+        let Some(header) = self.line.header()? else { return Ok(false) };
+        if header == Header::KILL {
+            return Ok(true); // the run it meant had just ended
+        }
+        let Some(body) = self.line.body(header)? else { return Ok(false) };
+        if header.is_guards() {
+            self.guards = borsh::from_slice(&body)?;
+            #[cfg(target_os = "linux")]
+            let _ = self.filter(); // what is wrong with it is for a request to tell
+            return Ok(true);
+        }
+        let Some(in_place) = self.line.descriptors(header, self.first_fd)? else { return Ok(false) };
+        let request: Request = borsh::from_slice(&body)?;
+        let started = if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
+        spawn::close_from(self.first_fd as u32);
+        let reply = match started {
+            Err((step, errno)) => Reply::NotStarted { step, errno: errno as i32 },
+            Ok(main) => match self.watch(main)? {
+                Some(reply) => reply,
+                None => return Ok(false),
+            },
+        };
+        #[cfg(target_os = "linux")]
+        if let Some(Ok(place)) = &mut self.place {
+            place.view.end()?;
+        }
+        if let Some(tmp) = &request.tmp {
+            // The next run begins with it, and does not begin without.
+            let _ = empty(tmp);
+        }
+        self.line.answer(&reply)?;
+        Ok(true)
+    }
+
+    /// Has a copy of this process, the first of a new place, serve the next request. It is made before there is one, so that
+    /// no run waits for that. False: the next message is none for it.
+    #[cfg(target_os = "linux")]
+    fn serve_apart(&mut self, space: &space::Space) -> io::Result<bool> {
+        match self.left.fork(space.network) {
+            Ok(0) => self.first_process(space),
+            Ok(first) => match spawn::reap(Pid::from_raw(first)) {
+                Some(Exit::Code(end::SERVED)) => Ok(true),
+                Some(Exit::Code(end::NOT_MINE)) => Ok(false),
+                // The supervisor sees this process end, too, and begins anew.
+                other => Err(io::Error::other(format!("the first process of a run's place has ended: {other:?}"))),
+            },
+            Err(errno) => {
+                self.place = Some(Err((Step::Space, errno)));
+                let served = self.serve_one();
+                self.place = None;
+                served
+            }
+        }
+    }
+
+    /// The copy, of which nothing but its end comes back.
+    #[cfg(target_os = "linux")]
+    fn first_process(&mut self, space: &space::Space) -> ! {
+        space::end_with_parent();
+        ALONE.store(true, Ordering::Relaxed);
+        self.place = Some(self.prepare_place(space));
+        let code = loop {
+            match self.line.peek() {
+                // The run it meant has ended before this place was made.
+                Ok(Some(Header::KILL)) if self.serve_one().is_ok() => {}
+                Ok(Some(header)) if !header.is_guards() => match self.serve_one() {
+                    Ok(true) => break end::SERVED,
+                    Ok(false) => break end::NOT_MINE,
+                    Err(_) => break end::FAILED,
+                },
+                Ok(_) => break end::NOT_MINE,
+                Err(_) => break end::FAILED,
+            }
+        };
+        // SAFETY: ends this process, without what its original has yet to do at its own end.
+        unsafe { libc::_exit(code) }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn prepare_place(&mut self, space: &space::Space) -> Result<Place, (Step, Errno)> {
+        // While /proc is still the machine's and can be written. What is started here inherits it.
+        spawn::prefer_as_oom_victim();
+        let view = space::View::mount(space)?;
+        // The last number below the contract's: one of those that are kept for it.
+        let rules = |files: &files::Files| {
+            unistd::close(self.first_fd - 1)?;
+            let made = files::Rules::new(files);
+            if made.is_err() {
+                fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(self.first_fd - 1))?;
+            }
+            made
+        };
+        let rules = self.guards.files.as_ref().map(rules).transpose().map_err(|errno| (Step::Files, errno))?;
+        Ok(Place { view, rules })
     }
 
     fn start(&mut self, request: &Request, fds: u32) -> Result<Pid, (Step, Errno)> {
@@ -168,8 +286,17 @@ impl Resident {
         // The last three are stdin, stdout and stderr.
         let std_fds = self.first_fd + fds.saturating_sub(3) as RawFd;
         let mount = match &request.mount {
-            Some((target, options)) => Some(spawn::Mount::new(text(target)?, text(options)?)),
+            Some((target, options)) => Some((text(target)?, text(options)?)),
             None => None,
+        };
+        #[cfg(target_os = "linux")]
+        let mount = match &mut self.place {
+            Some(Ok(place)) => {
+                place.view.begin(mount)?;
+                None
+            }
+            Some(Err(why)) => return Err(*why),
+            None => mount,
         };
         if let Some(tmp) = &request.tmp {
             empty(tmp).map_err(|errno| (Step::Tmp, errno))?;
@@ -182,34 +309,49 @@ impl Resident {
             first_fd: self.first_fd,
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
             limits: request.limits.to_set(self.processes_before),
-            mount,
-            guards: self.confined(&request.guards)?,
+            mount: mount.map(|(target, options)| spawn::Mount::new(target, options)),
+            guards: self.confined()?,
         })
     }
 
     /// Makes ready what the child does to itself.
     #[cfg(target_os = "linux")]
-    fn confined(&mut self, guards: &Guards) -> Result<spawn::Confined, (Step, Errno)> {
-        let files = guards.files.as_ref().map(files::rules).transpose().map_err(|errno| (Step::Files, errno))?;
-        let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(|errno| (Step::Files, errno))?;
-        let Some(wanted) = guards.calls else { return Ok(spawn::Confined { files, mounted, calls: None }) };
+    fn confined(&mut self) -> Result<spawn::Confined, (Step, Errno)> {
+        let rules = |errno: Errno| (Step::Files, errno);
+        let ready = match &mut self.place {
+            Some(Ok(place)) => place.rules.take(),
+            _ => None,
+        };
+        let files = match (ready, &self.guards.files) {
+            (Some(ready), _) => Some(ready.up_to_date().map_err(rules)?),
+            (None, Some(files)) => Some(files::rules(files).map_err(rules)?),
+            (None, None) => None,
+        };
+        let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(rules)?;
+        Ok(spawn::Confined { files, mounted, capabilities: self.guards.capabilities, calls: self.filter()? })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn confined(&mut self) -> Result<spawn::Confined, (Step, Errno)> {
+        match self.guards.calls {
+            None => Ok(spawn::Confined::default()),
+            Some(_) => Err((Step::Calls, Errno::ENOTSUP)),
+        }
+    }
+
+    /// The filter of system calls, if there is to be one.
+    #[cfg(target_os = "linux")]
+    fn filter(&mut self) -> Result<Option<Rc<seccompiler::BpfProgram>>, (Step, Errno)> {
+        let Some(wanted) = self.guards.calls else { return Ok(None) };
         let filter = match self.filter.take().filter(|(of, _)| *of == wanted) {
             Some((_, filter)) => filter,
             None => {
                 let target = calls::target().ok_or((Step::Calls, Errno::ENOTSUP))?;
-                Rc::new(calls::filter(target, wanted.network, false))
+                Rc::new(calls::filter(target, wanted.network))
             }
         };
         self.filter = Some((wanted, Rc::clone(&filter)));
-        Ok(spawn::Confined { files, mounted, calls: Some(filter) })
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn confined(&mut self, guards: &Guards) -> Result<spawn::Confined, (Step, Errno)> {
-        match guards.calls {
-            None => Ok(spawn::Confined::default()),
-            Some(_) => Err((Step::Calls, Errno::ENOTSUP)),
-        }
+        Ok(Some(filter))
     }
 
     /// Waits for the end of the run, by itself or by order, and until nothing of it is left. `None`: supervisor gone.
@@ -275,6 +417,9 @@ fn kill_run(main: Pid) -> (Exit, u32) {
 
 /// Kills and reaps until this process has no child. Orphans become its children, so then nothing is left.
 fn end_descendants() -> u32 {
+    if ALONE.load(Ordering::Relaxed) {
+        return end_place();
+    }
     let mut killed = BTreeSet::new();
     loop {
         while let Some(pid) = spawn::dead_child() {
@@ -290,6 +435,23 @@ fn end_descendants() -> u32 {
         }
         spawn::wait_for_dead_child();
     }
+}
+
+/// As [`end_descendants`], for the first process of a place: who is in there is known to the kernel.
+fn end_place() -> u32 {
+    while let Some(pid) = spawn::dead_child() {
+        spawn::reap(pid);
+    }
+    let mut killed = 0;
+    while spawn::has_children() {
+        // All at once, and none of them can fork any more.
+        let _ = signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+        spawn::wait_for_dead_child();
+        while let Some(pid) = spawn::dead_child() {
+            killed += u32::from(spawn::reap(pid) == Some(Exit::Signal(libc::SIGKILL)));
+        }
+    }
+    killed
 }
 
 /// Kills a child that is not reaped yet, and the group it leads, if it does.

@@ -7,8 +7,8 @@
 //! `supervisor.rs` (the handle), `orphans.rs` (what a killed launcher leaves), `launcher.rs` (the resident process),
 //! `control.rs` (what the two say to each other), `spawn.rs` (system calls), `limits.rs`, `log.rs`; what keeps a contract
 //! in its place: [`guards`] (which, and whether they work here), `readable.rs` and `files.rs` (what it may read and
-//! write), `calls.rs` (what it may ask of the system), `tmp.rs`; and `surroundings.rs` (other ones than a node's, for
-//! `hp check`).
+//! write), `calls.rs` (what it may ask of the system), `space.rs` (namespaces), `tmp.rs`; and `surroundings.rs` (other
+//! ones than a node's, for `hp check`).
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -38,6 +38,8 @@ mod readable;
 pub mod request;
 mod run;
 mod sinks;
+#[cfg(target_os = "linux")]
+mod space;
 mod spawn;
 mod supervisor;
 mod surroundings;

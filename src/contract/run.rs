@@ -68,7 +68,7 @@ pub(super) async fn run(
     let channel = connection.channel()?;
     let mut sinks = Sinks::new(&spec, log);
     // The launcher has nothing else to do than to take this; one that does not is stopped or hangs.
-    let start = timeout(START_TIME_MAX, start(&channel, &spec, (kept, connection.first_fd), &mut sinks));
+    let start = timeout(START_TIME_MAX, start((connection, &channel), &spec, kept, &mut sinks));
     let pumps = start.await.map_err(|_| LaunchError::Unresponsive)??;
     let moving = pump(&channel, &spec, npl, pumps, &mut sinks, started);
     let (reply, overtime) = tokio::select! {
@@ -150,14 +150,16 @@ fn refused(spec: &RunSpec, kept: &Kept, step: Step, errno: i32) -> Result<Status
 
 /// Makes all pipes, hands their other ends over, and so starts the contract.
 async fn start(
-    channel: &Channel<'_>,
+    (connection, channel): (&Connection, &Channel<'_>),
     spec: &RunSpec,
-    (kept, first_fd): (&Kept, RawFd),
+    kept: &Kept,
     sinks: &mut Sinks,
 ) -> Result<Pumps, LaunchError> {
     let pipe_error = |source| LaunchError::Pipe { users: spec.users.len(), source };
-    let (json, users) = fdlist_of(spec, first_fd).await;
-    channel.request(&request(spec, kept), 6 + 2 * users.len()).await?;
+    let (json, users) = fdlist_of(spec, connection.first_fd).await;
+    let guards = kept.of_run(&spec.dir, &spec.binary, spec.facts.private.as_deref(), spec.overlay);
+    connection.guard(channel, &guards).await?;
+    channel.request(&request(spec), 6 + 2 * users.len()).await?;
 
     let null = std::fs::File::open("/dev/null").map_err(pipe_error)?;
     let mut pumps = Pumps::new();
@@ -244,7 +246,7 @@ async fn fdlist_of(spec: &RunSpec, first_fd: RawFd) -> (Vec<u8>, Vec<UserFds>) {
     made.await.expect("making text does not panic")
 }
 
-fn request(spec: &RunSpec, kept: &Kept) -> Request {
+fn request(spec: &RunSpec) -> Request {
     use std::os::unix::ffi::OsStrExt as _;
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     let tmp = spec.dir.join(TMP);
@@ -265,7 +267,6 @@ fn request(spec: &RunSpec, kept: &Kept) -> Request {
         limits: OsLimits::of(&spec.limits, spec.users.len()),
         mount: spec.overlay.map(mount),
         tmp: Some(bytes(&tmp)),
-        guards: kept.of_run(&spec.dir, &spec.binary, spec.facts.private.as_deref()),
     }
 }
 

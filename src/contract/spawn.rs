@@ -38,6 +38,8 @@ pub(super) struct Confined {
     /// What the rule for a folder allows that is mounted only in the child.
     #[cfg(target_os = "linux")]
     pub(super) mounted: u64,
+    /// It is root without what only root can do.
+    pub(super) capabilities: bool,
     /// The filter of its system calls.
     #[cfg(target_os = "linux")]
     pub(super) calls: Option<std::rc::Rc<seccompiler::BpfProgram>>,
@@ -195,6 +197,12 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
         }
     }
     #[cfg(target_os = "linux")]
+    if program.guards.capabilities
+        && let Err(errno) = drop_capabilities()
+    {
+        return (Step::Capabilities, errno);
+    }
+    #[cfg(target_os = "linux")]
     if let Err((step, errno)) = confine_files(&program.guards) {
         return (step, errno);
     }
@@ -210,6 +218,41 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     // SAFETY: path, argv and env are NUL-terminated texts and null-terminated lists of them, which outlive the call.
     unsafe { libc::execve(program.path.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
     (Step::Exec, Errno::last())
+}
+
+/// Takes from root what is not about files, users and own processes, for good: what is not in the bounding set is not
+/// got back by executing anything.
+#[cfg(target_os = "linux")]
+fn drop_capabilities() -> Result<(), Errno> {
+    /// chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service: what programs that run as root expect.
+    const KEPT: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10;
+    /// As the kernel has it: 64 bits in two halves each of effective, permitted, inheritable.
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    let mut header = Header { version: 0x2008_0522, pid: 0 };
+    let mut sets = [[0u32; 3]; 2];
+    // SAFETY: plain calls on this process; the last two read and write the two structures, which outlive them.
+    unsafe {
+        for capability in (0..64).filter(|capability| KEPT & (1 << capability) == 0) {
+            if libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) < 0 {
+                match Errno::last() {
+                    Errno::EINVAL => break, // past the last one of this kernel
+                    other => return Err(other),
+                }
+            }
+        }
+        // An older kernel has none of these.
+        let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
+        libc::prctl(libc::PR_CAP_AMBIENT, clear, 0, 0, 0);
+        Errno::result(libc::syscall(libc::SYS_capget, ptr::from_mut(&mut header), sets.as_mut_ptr()))?;
+        for half in &mut sets {
+            half[2] = 0;
+        }
+        Errno::result(libc::syscall(libc::SYS_capset, ptr::from_mut(&mut header), sets.as_ptr())).map(drop)
+    }
 }
 
 /// A rule for what was mounted: that for the folder below it does not hold for what covers it.
@@ -348,7 +391,7 @@ fn reset_signals() {
 }
 
 /// When memory runs out, the kernel shall take the contract and not the node. A refusal changes nothing.
-fn prefer_as_oom_victim() {
+pub(super) fn prefer_as_oom_victim() {
     #[cfg(target_os = "linux")]
     {
         const FILE: &std::ffi::CStr = c"/proc/self/oom_score_adj";

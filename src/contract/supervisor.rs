@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use borsh::BorshSerialize;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -179,10 +180,11 @@ impl Launcher {
     ///
     /// Says where each stands; errors when nothing can be run at all.
     pub async fn contain(&self, wanted: &Containment) -> Result<Vec<Guard>, LaunchError> {
+        self.end_apart().await;
         let mut plan = guards::plan(wanted);
         loop {
             let private = wanted.dir.join("private");
-            let guards = plan.kept.of_run(&wanted.dir, &wanted.binary, Some(&private));
+            let guards = plan.kept.of_run(&wanted.dir, &wanted.binary, Some(&private), None);
             match self.attempt(&wanted.dir, None, guards).await {
                 Err(LaunchError::NotStarted { step, ref source, .. }) if plan.give_up(step, source) => {}
                 tried => break tried?,
@@ -191,6 +193,12 @@ impl Launcher {
         let report = plan.report(wanted);
         *self.0.kept.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan.kept);
         Ok(report)
+    }
+
+    /// Ends a launcher whose runs had namespaces: what it has left for their sake, it does not come back to.
+    async fn end_apart(&self) {
+        let mut idle = self.0.idle.lock().await;
+        *idle = idle.take().filter(|connection| !connection.guards.lock().is_ok_and(|guards| guards.is_apart()));
     }
 
     /// Does all that comes before a program's first instruction, for no program.
@@ -210,11 +218,11 @@ impl Launcher {
             limits: OsLimits::of(&Limits::default(), 0),
             mount,
             tmp: None,
-            guards,
         };
         let null = std::fs::File::open("/dev/null").map_err(|source| LaunchError::Pipe { users: 0, source })?;
         let channel = connection.channel()?;
         let asked = async {
+            connection.guard(&channel, &guards).await?;
             channel.request(&request, 3).await?;
             channel.descriptors(&[null.as_raw_fd(); 3]).await?;
             channel.reply().await
@@ -274,6 +282,8 @@ impl Launcher {
 pub(super) struct Connection {
     socket: Option<OwnedFd>,
     resident: Option<Resident>,
+    /// What it was told to guard runs by.
+    guards: std::sync::Mutex<Guards>,
     /// The contract's first descriptor after stderr.
     pub(super) first_fd: RawFd,
 }
@@ -301,7 +311,17 @@ impl Connection {
         let child = orphans::spawn(&mut command)?;
         alive.send_modify(|alive| *alive += 1);
         let resident = Some(Resident { child, alive: Arc::clone(alive) });
-        Ok(Connection { socket: Some(ours), resident, first_fd: surroundings.first_fd() })
+        let (guards, first_fd) = (Default::default(), surroundings.first_fd());
+        Ok(Connection { socket: Some(ours), resident, guards, first_fd })
+    }
+
+    /// Has all runs that follow guarded so, if they are not yet.
+    pub(super) async fn guard(&self, channel: &Channel<'_>, guards: &Guards) -> Result<(), LaunchError> {
+        if *self.guards.lock().unwrap_or_else(PoisonError::into_inner) != *guards {
+            channel.message(guards, 0).await?;
+            *self.guards.lock().unwrap_or_else(PoisonError::into_inner) = guards.clone();
+        }
+        Ok(())
     }
 
     /// Lets a launcher go on that a contract has stopped. Means nothing to one that runs.
@@ -367,7 +387,11 @@ pub(super) struct Channel<'a>(AsyncFd<BorrowedFd<'a>>);
 impl Channel<'_> {
     /// Sends all of a request but its descriptors.
     pub(super) async fn request(&self, request: &Request, fds: usize) -> Result<(), LaunchError> {
-        let body = borsh::to_vec(request).expect("writing to memory does not fail");
+        self.message(request, fds).await
+    }
+
+    async fn message(&self, body: &impl BorshSerialize, fds: usize) -> Result<(), LaunchError> {
+        let body = borsh::to_vec(body).expect("writing to memory does not fail");
         if body.len() > BODY_BYTES_MAX {
             return Err(LaunchError::TooLong { bytes: body.len() });
         }

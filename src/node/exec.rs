@@ -99,15 +99,7 @@ impl ExecError {
     pub fn is_lost_state(&self) -> bool {
         match self {
             ExecError::WrongState { .. } => true,
-            ExecError::State(error) => matches!(
-                error,
-                StateError::Root { .. }
-                    | StateError::Changed { .. }
-                    | StateError::Forbidden { .. }
-                    | StateError::NoSnapshot
-                    | StateError::NotScanned
-                    | StateError::Unfinished { .. }
-            ),
+            ExecError::State(error) => error.is_damage(),
             ExecError::Launch(_) | ExecError::DiskFull { .. } => false,
         }
     }
@@ -301,10 +293,11 @@ impl Executor {
         self.blocking(move |held| {
             let recent = run.recent.clone();
             let left = match &recent {
-                _ if !fresh => {
-                    held.state.scan(false)?;
-                    Left::State(&*held.state)
+                // What an earlier process kept is all there is when the state has become another since.
+                _ if !fresh && held.state.scan(false)?.root != run.result.state_root => {
+                    return Ok(diverge::read(&dir, run.seq).filter(|known| known.details.result == run.result));
                 }
+                _ if !fresh => Left::State(&*held.state),
                 _ if held.root == run.result.state_root => Left::State(&*held.state),
                 Some(recent) => Left::Memory(recent),
                 None => return Ok(None),
@@ -609,15 +602,18 @@ fn look(held: &mut Held) -> Result<(), ExecError> {
 /// What is left of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    bytes: u128,
-    files: u128,
+    /// Free bytes.
+    pub bytes: u128,
+    /// Files that can still be made.
+    pub files: u128,
 }
 
 impl Room {
-    const MIN: Room = Room { bytes: DISK_FREE_BYTES_MIN, files: DISK_FREE_FILES_MIN };
+    /// With less no run is begun.
+    pub(super) const MIN: Room = Room { bytes: DISK_FREE_BYTES_MIN, files: DISK_FREE_FILES_MIN };
 
     /// Of the disk that the folder is on. One that does not say may have any room.
-    fn of(path: &Path) -> Room {
+    pub(super) fn of(path: &Path) -> Room {
         let any = u128::MAX;
         let Ok(disk) = statvfs(path) else { return Room { bytes: any, files: any } };
         // There are file systems without such a number, which say 0 of 0.
@@ -625,7 +621,8 @@ impl Room {
         Room { bytes: u128::from(disk.blocks_available()) * u128::from(disk.fragment_size()), files }
     }
 
-    fn is_above(&self, least: Room) -> bool {
+    /// Whether there is so much, of both.
+    pub(super) fn is_above(&self, least: Room) -> bool {
         self.bytes >= least.bytes && self.files >= least.files
     }
 

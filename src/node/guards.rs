@@ -9,7 +9,9 @@ use crate::{
 };
 
 /// Gives every run of this launcher the guards that work here, as far as `[contract] containment` wants them.
-pub(super) async fn contain(config: &Config, launcher: &Launcher) -> Result<Vec<Guard>, LaunchError> {
+///
+/// Without `namespaces` runs that are compared have other process numbers each, as on machines that have none.
+pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bool) -> Result<Vec<Guard>, LaunchError> {
     let contract = &config.contract;
     if contract.containment == config::Containment::Off {
         return Ok(guards::none_wanted("by cfg/hp.cfg"));
@@ -20,6 +22,7 @@ pub(super) async fn contain(config: &Config, launcher: &Launcher) -> Result<Vec<
         args: config.argv.iter().skip(1).cloned().collect(),
         env: contract.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         network: contract.network,
+        namespaces,
         read: contract.read.clone(),
         secrets: config.seckey_file.iter().cloned().collect(),
     };
@@ -28,7 +31,7 @@ pub(super) async fn contain(config: &Config, launcher: &Launcher) -> Result<Vec<
 
 /// As [`contain`], for a node: tells what is off, and errors where the configuration requires it.
 pub(super) async fn contain_node(config: &Config, launcher: &Launcher) -> Result<Vec<Guard>, NodeError> {
-    let guards = contain(config, launcher).await?;
+    let guards = contain(config, launcher, true).await?;
     let names = |on: bool| {
         let named = guards.iter().filter(|guard| guard.on == on && (on || guard.wanted));
         named.map(|guard| guard.name.to_string()).collect::<Vec<_>>().join(", ")

@@ -94,8 +94,9 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Begins with the files in `config.dir`/state. `config.dir` is a copy of a contract's folder, and absolute.
-    pub async fn start(config: Config, launcher: Launcher) -> Result<Offline, OfflineError> {
+    /// Begins with the files in `config.dir`/state. `config.dir` is a copy of a contract's folder, and absolute. Runs have
+    /// `namespaces` as on a node, or, for comparing them, other process numbers each.
+    pub async fn start(config: Config, launcher: Launcher, namespaces: bool) -> Result<Offline, OfflineError> {
         let dir = config.dir.clone();
         let opened = tokio::task::spawn_blocking(move || {
             let mut state = state::open(&dir, Backend::Shadow, None)?;
@@ -104,7 +105,7 @@ impl Offline {
             Ok::<_, StateError>((state, root, leaves))
         });
         let (state, root, leaves) = opened.await.expect("file work does not panic")?;
-        guards::contain(&config, &launcher).await?;
+        guards::contain(&config, &launcher, namespaces).await?;
         Ok(Offline { launcher, config, state: Some(state), root, leaves, runs: 0 })
     }
 

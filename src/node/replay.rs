@@ -73,7 +73,7 @@ impl Replayer {
         .await
         .expect("file work does not panic")?;
         let launcher = Launcher::start(exe)?;
-        guards::contain(&config, &launcher).await?;
+        guards::contain(&config, &launcher, true).await?;
         let executor = Executor::new(launcher, state, root, 0, &config);
         Ok(Replayer { executor, me: config.key, root })
     }

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Node,
+    diverge::Streak,
     exec::Ran,
     progress::{self, Part},
     silence,
@@ -32,10 +33,6 @@ use crate::{
 
 /// Alerts shown in the status; the oldest make room.
 const ALERTS_MAX: usize = 20;
-/// Divergences that are remembered, and so many of them in [`DIVERGING_LEDGERS`] are no accident.
-const DIVERGENCES_MAX: usize = 3;
-/// See [`DIVERGENCES_MAX`].
-const DIVERGING_LEDGERS: Seq = 100;
 /// Nodes without a link shown in the status. Strangers can take any key, so the oldest make room.
 const REFUSED_MAX: usize = 10;
 /// Wrong frames of one peer that are logged one by one; then every hundredth.
@@ -64,46 +61,29 @@ pub(super) struct Report {
     failed_runs: u64,
     /// Who sent something false as a closed ledger: what last, and how often.
     liars: BTreeMap<NodeKey, (String, u64)>,
-    /// The last ledgers of which this node's result was another than the network's.
-    divergences: VecDeque<Seq>,
-    /// Whether the state of the last of them was replaced by the network's.
-    healed: bool,
+    /// How often this node's result was another than the network's, lately.
+    streak: Streak,
+    /// Whether it goes without a state of its own since then.
+    has_diverged: bool,
     /// Set while the node is behind.
     pub progress: Option<progress::Progress>,
 }
 
 impl Report {
-    /// This node's result of a ledger differs. Thrice in a hundred ledgers is no accident.
-    pub fn diverged(&mut self, seq: Seq) {
-        self.healed = false;
-        if self.divergences.back() != Some(&seq) {
-            self.divergences.push_back(seq);
-        }
-        if self.divergences.len() > DIVERGENCES_MAX {
-            self.divergences.pop_front();
-        }
-        if self.is_diverging() {
-            self.alert(format!(
-                "diverging: the results of {DIVERGENCES_MAX} of the last {DIVERGING_LEDGERS} ledgers differ from the \
-                 network's; this node's contract, or what it runs on, is not the same as elsewhere"
-            ));
-        }
+    /// This node's result of a ledger differs.
+    pub fn diverged(&mut self) {
+        self.has_diverged = true;
+        self.streak.diverged();
     }
 
-    /// Whether the last few of them came close after each other.
-    pub fn is_diverging(&self) -> bool {
-        let (first, last) = (self.divergences.front(), self.divergences.back());
-        self.divergences.len() == DIVERGENCES_MAX && last.zip(first).is_some_and(|(l, f)| l - f < DIVERGING_LEDGERS)
+    /// How long to wait before the network's state is fetched, because it was of no use time and again.
+    pub fn pause(&self) -> Option<Duration> {
+        self.streak.pause()
     }
 
     /// The network's state replaced this node's.
     pub fn state_fetched(&mut self) {
-        self.healed = true;
-    }
-
-    /// Whether this node goes without a state of its own since its result differed.
-    pub fn has_diverged(&self) -> bool {
-        !self.divergences.is_empty() && !self.healed
+        self.has_diverged = false;
     }
 
     pub fn lied(&mut self, peer: NodeKey, lie: String) {
@@ -239,6 +219,7 @@ impl Report {
     }
 
     pub fn agreed(&mut self, result: &ExecResult) {
+        self.streak.agreed();
         debug!(seq = result.of_seq, state = %result.state_root.short(), status = %result.status, "result agreed");
     }
 }
@@ -270,6 +251,21 @@ fn undecided(seq: Seq, overtimes: usize, quiet: Duration) -> Option<String> {
         )
     };
     (overtimes > 0 && quiet >= STUCK_TIME).then(text)
+}
+
+/// Why a node fetches the state now and then instead of running the contract.
+fn diverging(streak: &Streak, left: Option<Duration>) -> Option<String> {
+    let text = || {
+        let then = left.map(|left| format!("; it fetches the network's state again in {} s", left.as_secs()));
+        format!(
+            "diverging: this node's results differ from the network's again and again: its contract, or what that runs on, \
+             is not the same as elsewhere. `hp diverge show` says in what; compare the executable, its libraries and \
+             interpreter, and cfg/hp.cfg with another node's, then start the node again. It votes on the order of inputs \
+             meanwhile{}",
+            then.unwrap_or_default()
+        )
+    };
+    streak.is_long().then(text)
 }
 
 fn failing(seq: Seq, status: Status) -> Option<String> {
@@ -317,6 +313,9 @@ impl Node {
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
+        let pause = self.sync_due.map(|due| due.saturating_duration_since(Instant::now()));
+        alerts.extend(diverging(&self.report.streak, pause));
+        alerts.extend(self.syncing.as_ref().and_then(|syncing| syncing.look().waits));
         let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
         alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
         alerts.extend(stuck(summary.synced || self.syncing.is_some() || links.is_empty(), quiet));
@@ -336,7 +335,7 @@ impl Node {
             "stage": summary.stage.name(),
             "synced": summary.synced,
             "split": summary.split,
-            "diverged": self.report.has_diverged(),
+            "diverged": self.report.has_diverged,
             "state_root": summary.state_root.to_string(),
             "state_kept": state_kept,
             "unl": names(self.core.unl()),
@@ -372,7 +371,8 @@ impl Node {
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
         });
-        status["diverging"] = self.report.is_diverging().into();
+        status["diverging"] = self.report.streak.is_long().into();
+        status["fetches_state_in_s"] = json!(pause.map(|pause| pause.as_secs()));
         status["fetching_state"] =
             self.syncing.as_ref().map(|syncing| fetching(&syncing.look(), syncing.why)).unwrap_or_default();
         // The macro takes no more than that.
@@ -388,6 +388,7 @@ fn fetching(progress: &SyncProgress, why: Lost) -> Value {
     json!({
         "why": why_text(why), "next": progress.next, "peers": progress.peers, "bytes": bytes, "bytes_total": bytes_total,
         "entries": entries, "entries_total": entries_total, "bytes_per_s": progress.bytes_per_s.round(),
+        "waits": progress.waits,
     })
 }
 
@@ -471,6 +472,17 @@ mod tests {
     fn an_alert_stands_while_it_is_not_decided_whether_a_run_was_over_its_time() {
         assert_eq!((undecided(7, 0, STUCK_TIME), undecided(7, 3, Duration::ZERO)), (None, None));
         assert!(undecided(7, 3, STUCK_TIME).unwrap().contains("ledger 7 took longer than time_limit_s on 3 members"));
+    }
+
+    #[test]
+    fn a_node_that_diverges_again_and_again_says_what_to_do_and_when_it_tries_once_more() {
+        let mut streak = Streak::default();
+        (0..2).for_each(|_| streak.diverged());
+        assert_eq!(diverging(&streak, None), None);
+        streak.diverged();
+        let alert = diverging(&streak, Some(Duration::from_secs(10))).unwrap();
+        assert!(alert.starts_with("diverging: ") && alert.contains("hp diverge show") && alert.ends_with("in 10 s"));
+        assert!(diverging(&streak, None).unwrap().ends_with("meanwhile"));
     }
 
     #[test]

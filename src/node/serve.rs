@@ -143,7 +143,7 @@ impl Node {
         );
         error!(seq, "{what}");
         self.report.alert(what);
-        self.report.diverged(seq);
+        self.report.diverged();
         let (me, mine, agreed) = (self.config.key, mine.clone(), agreed.clone());
         self.look_into_own(seq, |facts| {
             facts.results.insert(me, mine);
@@ -154,9 +154,7 @@ impl Node {
 
     /// No result can reach a quorum: everybody tells everybody.
     pub(super) fn split(&mut self, results: &[(NodeKey, ExecResult)]) {
-        let waits =
-            "no quorum is possible: no ledger is closed until a missing result completes one, or operators decide";
-        self.halt(results, waits, |facts| {
+        self.halt(results, |facts| {
             facts.results.extend(results.iter().cloned());
             facts.is_split = true;
         });

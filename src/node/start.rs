@@ -27,7 +27,7 @@ use crate::{
     gateway::{self, Gateway, GatewayConfig, GatewayError},
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
-    state::{self, StateError, StateStore},
+    state::{self, Backend, StateError, StateStore},
     types::{Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
 };
@@ -110,6 +110,18 @@ pub enum NodeError {
     /// The state at the start.
     #[error(transparent)]
     State(#[from] StateError),
+    /// What is kept of the state is damaged, and nobody else has it.
+    #[error(
+        "what is kept of the state in {dir}/hist is damaged, and there is no other member of the UNL to fetch the state \
+         from: restore a backup with `hp restore`; or, where state/ itself may be whole, move the folders shadow, overlay \
+         and sync out of hist/ and start again: state/ is then checked against the chain"
+    )]
+    DamagedAlone {
+        /// The contract folder.
+        dir: PathBuf,
+        /// What was found.
+        source: StateError,
+    },
     /// A run, and so the node's state.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -139,7 +151,7 @@ impl NodeError {
     pub fn is_damage(&self) -> bool {
         match self {
             NodeError::Ledger(error) => error.is_damage(),
-            NodeError::Exec(ExecError::WrongState { .. }) => true,
+            NodeError::Exec(ExecError::WrongState { .. }) | NodeError::DamagedAlone { .. } => true,
             NodeError::State(StateError::Root { .. } | StateError::Intent { .. }) => true,
             _ => false,
         }
@@ -199,11 +211,8 @@ impl Node {
         let guards = guards::contain_node(&config, &launcher).await?;
         let kept = store.load(config.consensus.input_window)?;
         let expected = kept.as_ref().map(Journal::state_root);
-        let state = {
-            let (dir, backend) = (config.dir.clone(), chosen.backend);
-            let open = move || state::open(&dir, backend, expected);
-            tokio::task::spawn_blocking(open).await.expect("opening does not panic")?
-        };
+        let others = kept.as_ref().map(|journal| journal.unl.iter().any(|node| *node != config.key));
+        let (state, damage) = open_state(&config.dir, chosen.backend, expected, others).await?;
         let (genesis, state) = genesis(&config, &mut store, state).await?;
         let shared = config.shared();
         let journal = match kept {
@@ -221,6 +230,15 @@ impl Node {
 
         let mut report = Report::default();
         report.restore_evidence(store.proven()?);
+        if let Some(damage) = damage {
+            warn!(error = &damage as &dyn std::error::Error, "what is kept of the state is damaged; it is put aside");
+            report.alert(format!(
+                "what was kept of the state was damaged ({:#}); it is in {}, and what is not right in state/ is fetched \
+                 from other nodes",
+                anyhow::Error::new(damage),
+                config.dir.join(state::DAMAGED).display()
+            ));
+        }
         let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
         let executor = Executor::new(launcher, state, root, executed, &config);
         executor.check_room()?;
@@ -228,7 +246,7 @@ impl Node {
         let found = if cut { Ok(()) } else { executor.verify().await };
         let state_was_lost = match found {
             Ok(()) => false,
-            Err(error) if error.is_lost_state() && journal.unl.len() > 1 => {
+            Err(error) if error.is_lost_state() && others == Some(true) => {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "state/ is not what it should be; it is fetched from other nodes"
@@ -311,6 +329,7 @@ impl Node {
             running: None,
             end_run: None,
             syncing: None,
+            sync_due: None,
             from_sync_tx,
             from_sync,
             state_was_lost,
@@ -341,6 +360,27 @@ impl Node {
             _lock: lock,
         };
         Ok((node, banner))
+    }
+}
+
+/// Opens the state. `others`: whether there is another member to fetch it from; `None` where there is no chain yet. What was
+/// damaged, if anything.
+async fn open_state(
+    dir: &Path,
+    backend: Backend,
+    expected: Option<Hash>,
+    others: Option<bool>,
+) -> Result<(Box<dyn StateStore>, Option<StateError>), NodeError> {
+    let folder = dir.to_owned();
+    let open = move || match others {
+        Some(true) => state::open_or_put_aside(&folder, backend, expected),
+        Some(false) | None => state::open(&folder, backend, expected).map(|state| (state, None)),
+    };
+    match tokio::task::spawn_blocking(open).await.expect("opening does not panic") {
+        Err(source) if others == Some(false) && source.is_damage() => {
+            Err(NodeError::DamagedAlone { dir: dir.to_owned(), source })
+        }
+        opened => Ok(opened?),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Fetches the contract's state from other nodes, beside the loop: on a thread of its own, which asks, checks and stores.
 //! The loop hands it what peers send and who is linked, and hears when the state is there.
 
+mod room;
+
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -23,7 +25,10 @@ use crate::{
     },
     ledger::{Ledger, LedgerError, Standing},
     mesh::{Class, Mesh},
-    state::sync::{Fetch, Goal, Lie, Local, Progress, Stage},
+    state::{
+        StateError, drop_fetched,
+        sync::{Fetch, Goal, Lie, Local, Progress, Stage},
+    },
     types::{Hash, NodeKey, Seq},
     wire,
 };
@@ -50,6 +55,10 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 const FIRST_ID: u64 = 1 << 32;
 /// Looks over which the speed is taken.
 const SPEED_TIME: Duration = Duration::from_secs(3);
+/// Fetches that damage on this machine's disk may undo, one after the other, before the node gives up.
+const FAILURES_MAX: u32 = 3;
+/// After the disk turned out to be full although there was room before, the fetch begins anew after this.
+const FULL_TIME: Duration = Duration::from_secs(10);
 /// Bytes beyond twice what the state needs, that blocks of earlier tries may take before they are dropped.
 const STAGE_SPARE_BYTES: u64 = 256 << 20;
 
@@ -69,6 +78,8 @@ pub(super) enum FromSync {
     Lied(NodeKey, Lie),
     /// This machine's disk or database is at fault.
     Failed(NodeError),
+    /// The pause is over: a state from before the run of this ledger, or of a later one, is to be fetched.
+    Due(Seq, Lost),
 }
 
 /// How far the fetching of a state is, for people.
@@ -82,6 +93,8 @@ pub struct SyncProgress {
     pub peers: usize,
     /// Bytes a second, lately.
     pub bytes_per_s: f64,
+    /// What it waits for, as a sentence; `None` while it goes on.
+    pub waits: Option<String>,
 }
 
 /// A state being fetched, as the loop sees it. Dropping it ends the thread.
@@ -110,8 +123,17 @@ impl Node {
     /// Fetches the state from before the run of `from`, or of a later ledger, once what there is was kept for people.
     pub(super) fn sync_state(&mut self, from: Seq, why: Lost) {
         self.jobs.retain(|job| matches!(job, Job::Keep(_)));
-        self.jobs.push_back(Job::Sync(from, why));
-        self.next_job();
+        let Some(pause) = self.report.pause().filter(|_| why == Lost::Diverged) else {
+            self.jobs.push_back(Job::Sync(from, why));
+            return self.next_job();
+        };
+        warn!(pause_s = pause.as_secs(), "this node diverges again and again; it fetches the state after a pause");
+        self.sync_due = Some(Instant::now() + pause);
+        let due = self.from_sync_tx.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _ = due.send(FromSync::Due(from, why)).await;
+        });
     }
 
     pub(super) fn begin_sync(&mut self, from: Seq, why: Lost) {
@@ -139,6 +161,8 @@ impl Node {
             told: Instant::now(),
             speeds: Vec::new(),
             goal: None,
+            failures: 0,
+            waits: None,
         };
         let thread = tokio::task::spawn_blocking(move || work.run());
         self.syncing = Some(Syncing { to, progress, why, thread });
@@ -169,6 +193,12 @@ impl Node {
                 Ok(())
             }
             FromSync::Failed(error) => Err(error),
+            FromSync::Due(from, why) => {
+                self.sync_due = None;
+                self.jobs.push_back(Job::Sync(from, why));
+                self.next_job();
+                Ok(())
+            }
             FromSync::Done(standing) => {
                 self.syncing = None;
                 let Standing { result, users, unl } = *standing;
@@ -223,6 +253,10 @@ struct Thread {
     speeds: Vec<(Instant, u64)>,
     /// The state that is being fetched.
     goal: Option<Standing>,
+    /// How often damage on the disk made it begin anew.
+    failures: u32,
+    /// What it waits for.
+    waits: Option<String>,
 }
 
 /// Why the thread ends without a state.
@@ -238,8 +272,8 @@ impl From<ExecError> for Stop {
     }
 }
 
-impl From<crate::state::StateError> for Stop {
-    fn from(error: crate::state::StateError) -> Stop {
+impl From<StateError> for Stop {
+    fn from(error: StateError) -> Stop {
         Stop::Failed(error.into())
     }
 }
@@ -252,15 +286,50 @@ impl From<LedgerError> for Stop {
 
 impl Thread {
     fn run(mut self) {
-        let told = match self.fetch() {
-            Ok(standing) => FromSync::Done(Box::new(standing)),
-            Err(Stop::Failed(error)) => FromSync::Failed(error),
-            Err(Stop::Unwanted) => return,
+        let told = loop {
+            match self.fetch().or_else(|stop| self.mend(stop)) {
+                Ok(Some(standing)) => break FromSync::Done(Box::new(standing)),
+                Ok(None) => {}
+                Err(Stop::Failed(error)) => break FromSync::Failed(error),
+                Err(Stop::Unwanted) => return,
+            }
         };
         let _ = self.to_loop.blocking_send(told);
     }
 
-    fn fetch(&mut self) -> Result<Standing, Stop> {
+    /// Makes ready to begin anew after what can be mended here: a full disk is waited for, what is damaged is dropped.
+    fn mend(&mut self, stop: Stop) -> Result<Option<Standing>, Stop> {
+        let error = match &stop {
+            Stop::Failed(NodeError::State(error) | NodeError::Exec(ExecError::State(error))) => error,
+            Stop::Failed(_) | Stop::Unwanted => return Err(stop),
+        };
+        self.offers.clear();
+        self.goal = None;
+        if error.is_full() {
+            // Somebody else filled it meanwhile: how much there must be is told again when the list is known.
+            let what = format!("the disk is full ({error}): make room, and the fetch of the state goes on by itself");
+            self.wait_for(Some(what), Progress::default());
+            let until = Instant::now() + FULL_TIME;
+            while let Some(left) = until.checked_duration_since(Instant::now()) {
+                match self.frames.recv_timeout(left) {
+                    // Who is linked is of use later; an answer to what was asked before is not.
+                    Ok(ToSync::Peers(peers)) => self.peers = peers,
+                    Ok(ToSync::Part(..)) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return Err(Stop::Unwanted),
+                }
+            }
+            return Ok(None);
+        }
+        self.failures += 1;
+        if !error.is_damage() || self.failures > FAILURES_MAX {
+            return Err(stop);
+        }
+        warn!(error = error as &dyn std::error::Error, "what was fetched of the state is damaged; it is fetched anew");
+        drop_fetched(&self.dir)?;
+        Ok(None)
+    }
+
+    fn fetch(&mut self) -> Result<Option<Standing>, Stop> {
         let mut stage = Stage::open(&self.dir)?;
         let mut local = Some(self.runtime.block_on(self.executor.survey())?);
         let mut fetch: Option<Fetch> = None;
@@ -292,14 +361,20 @@ impl Thread {
                 && let Some(standing) = self.runtime.block_on(self.ledger.standing(had))?
             {
                 info!(from = had + 1, "no node offers a state; running all ledgers that wait");
-                return Ok(standing);
+                return Ok(Some(standing));
             }
             let Some(fetching) = &mut fetch else { continue };
+            let short = fetching.need().and_then(|need| room::look(&self.dir, need));
+            self.wait_for(short.map(|short| short.to_string()), fetching.progress());
+            if self.waits.is_some() {
+                self.tell(fetching);
+                continue;
+            }
             if fetching.is_done() {
                 let standing = self.goal.take().expect("chosen when it began");
                 let (next, target) = (standing.result.of_seq + 1, fetching.target());
                 self.runtime.block_on(self.executor.adopt(next, target, stage))?;
-                return Ok(standing);
+                return Ok(Some(standing));
             }
             self.ask(fetching);
             self.tell(fetching);
@@ -475,6 +550,20 @@ impl Thread {
         let _ = self.mesh.send(&to, Class::Bulk, wire::encode(&Message::StateGet(get)).into());
     }
 
+    /// Tells people what it waits for, and when it goes on.
+    fn wait_for(&mut self, what: Option<String>, fetched: Progress) {
+        match (&self.waits, &what) {
+            (None, Some(what)) => warn!("{what}"),
+            (Some(_), None) => info!("there is room for the state now; going on"),
+            _ => {}
+        }
+        if self.waits != what {
+            self.waits = what.clone();
+            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            (progress.waits, progress.fetched) = (what, fetched);
+        }
+    }
+
     /// Tells people how far it is.
     fn tell(&mut self, fetch: &Fetch) {
         let (now, fetched) = (Instant::now(), fetch.progress());
@@ -486,9 +575,9 @@ impl Thread {
         let seconds = (now - since).as_secs_f64();
         let bytes_per_s = if seconds > 0.0 { fetched.bytes.saturating_sub(before) as f64 / seconds } else { 0.0 };
         let next = self.goal.as_ref().map(|standing| standing.result.of_seq + 1);
-        let progress = SyncProgress { fetched, next, peers: self.offers.len(), bytes_per_s };
+        let progress = SyncProgress { fetched, next, peers: self.offers.len(), bytes_per_s, waits: self.waits.clone() };
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
-        if now - self.told >= TOLD_EVERY {
+        if now - self.told >= TOLD_EVERY && self.waits.is_none() {
             self.told = now;
             let Progress { bytes, bytes_total, entries, entries_total } = fetched;
             info!(

@@ -345,6 +345,7 @@ impl Node {
         self.last_agreed = (!agreed.sigs.is_empty()).then(|| agreed.clone());
         // Not there: executed before a restart, and its sessions ended with that process.
         let kept = self.runs.get_mut(&result.of_seq).map(|kept| {
+            kept.is_agreed = kept.details.as_ref().is_some_and(|details| details.result == *result);
             // From here on the outputs are in the database alone.
             let (outputs, leaves) = (std::mem::take(&mut kept.outputs), std::mem::take(&mut kept.leaves));
             (Outputs { outputs, leaves }, std::mem::take(&mut kept.senders))

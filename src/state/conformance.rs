@@ -19,6 +19,7 @@ use super::{
     tests::{Act, Tree, act, name, perform, root_by_the_book, tree_of},
     *,
 };
+use crate::{consensus::messages::StatePart, types::NodeKey};
 
 /// Acts of a run, for the process inside the mount.
 const ACTS: &str = "HP_TEST_ACTS";
@@ -327,6 +328,28 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_process_after_pins_the_same_pre_state_and_it_stays_what_it_is() {
+    for backend in backends() {
+        let (mut rig, root, old) = before(backend);
+        rig.run_program(&["sh", "-c", CHANGE_ALL]);
+        rig.commit();
+        rig.reopen();
+        let new = rig.store.scan(true).unwrap().root;
+        let pin = rig.store.pin().unwrap();
+        assert_eq!((pin.root(), pinned(&pin)), (root, old.clone()), "{backend}");
+        rig.store.snapshot(9, new).unwrap();
+        rig.run_program(&["sh", "-c", "rm -r state/* && echo other > state/other"]);
+        rig.commit();
+        assert_eq!(pinned(&pin), old, "{backend}");
+        // What was looked at for a pin is still there to be taken back.
+        rig.reopen();
+        rig.store.scan(true).unwrap();
+        assert_eq!(rig.store.pin().unwrap().root(), new, "{backend}");
+        assert_eq!(rig.store.rollback().unwrap(), new, "{backend}");
     }
 }
 
@@ -710,6 +733,143 @@ fn a_damaged_plan_is_an_error_and_not_followed() {
     file.write_all_at(b"?", 9).unwrap();
     let opened = Rig::open(rig.dir.path(), Backend::Overlay, &Disk::default());
     assert!(matches!(opened, Err(StateError::Intent { .. })), "{opened:?}");
+}
+
+/// Leaves the folder as a cut in the middle of one of its works does.
+type Leave = fn(&mut Rig);
+
+/// Damages a record, or what is in its place.
+type Damage = fn(&Path) -> std::io::Result<()>;
+
+#[test]
+fn damaged_records_are_put_aside_and_whatever_is_there_then_becomes_the_state_that_is_fetched() {
+    const RAN: Leave = |rig| {
+        rig.run_program(&["sh", "-c", CHANGE_ALL]);
+        rig.commit();
+    };
+    // Cut when half of it is taken back.
+    const UNDOING: Leave = |rig| {
+        RAN(rig);
+        rig.cut_after(Some(if rig.backend == Backend::Overlay { 6 } else { 4 }));
+        rig.store.rollback().unwrap_err();
+    };
+    const ADOPTING: Leave = |rig| {
+        let mut server = Rig::new(Backend::Shadow);
+        fs::write(server.top().join("fetched"), [7; 100_000]).unwrap();
+        server.keep(3);
+        let pin = server.store.pin().unwrap();
+        let mut stage = Stage::open_on(rig.dir.path(), rig.disk.clone()).unwrap();
+        let fetch = fetched(&pin, rig, &mut stage);
+        rig.cut_after(Some(12));
+        rig.store.adopt(9, &fetch.target(), &stage).unwrap_err();
+    };
+    let both = [Backend::Shadow, Backend::Overlay];
+    let cases: [(&str, &[Backend], Leave, Damage); 10] = [
+        ("both slots of the intent", &both, RAN, |hist| fs::write(hist.join("x/intent"), [1; 9000])),
+        ("an intent that is a folder", &both, RAN, |hist| {
+            fs::remove_file(hist.join("x/intent")).and_then(|()| fs::create_dir(hist.join("x/intent")))
+        }),
+        ("all of it a file", &both, RAN, |hist| {
+            fs::remove_dir_all(hist.join("x")).and_then(|()| fs::write(hist.join("x"), "no folder"))
+        }),
+        ("a plan cut short", &[Backend::Overlay], RAN, |hist| fs::write(hist.join("x/plan"), "short")),
+        ("no plan", &[Backend::Overlay], UNDOING, |hist| fs::remove_file(hist.join("x/plan"))),
+        ("what was put aside", &[Backend::Overlay], UNDOING, |hist| {
+            fs::remove_dir_all(hist.join("x/undo")).and_then(|()| fs::create_dir(hist.join("x/undo")))
+        }),
+        ("the copy", &[Backend::Shadow], UNDOING, |hist| fs::write(hist.join("x/copy/one-more"), "file")),
+        ("no list of what was fetched", &both, ADOPTING, |hist| fs::remove_file(hist.join("sync/target"))),
+        ("a list of something else", &both, ADOPTING, |hist| fs::write(hist.join("sync/target"), [9; 60])),
+        ("the blocks that were fetched", &both, ADOPTING, |hist| fs::write(hist.join("sync/blocks"), "torn")),
+    ];
+    for (what, on, leave, damage) in cases {
+        for backend in backends().filter(|backend| on.contains(backend)) {
+            let what = format!("{what} on {backend}");
+            let (mut rig, ..) = before(backend);
+            leave(&mut rig);
+            // The damage names the backend's folder x.
+            let hist = rig.dir.path().join("hist");
+            let (own, x) = (hist.join(backend.name()), hist.join("x"));
+            fs::rename(&own, &x).unwrap();
+            damage(&hist).unwrap();
+            fs::rename(&x, &own).unwrap();
+            for cut in 0.. {
+                let disk = Disk::default();
+                disk.test.lock().unwrap().left = Some(cut);
+                let opened = Rig::open(rig.dir.path(), backend, &Disk::default());
+                let damage = match opened {
+                    Err(damage) => damage,
+                    Ok(_) if cut > 0 => break,
+                    Ok(_) => panic!("{what}: no damage"),
+                };
+                assert!(damage.is_damage(), "{what}: {damage}");
+                if put_aside(&disk, rig.dir.path()).is_ok() {
+                    assert!(rig.dir.path().join(DAMAGED).is_dir(), "{what}");
+                }
+            }
+            let (mut store, damage) = open_or_put_aside(rig.dir.path(), backend, None).unwrap();
+            assert!(damage.is_none() && store.snapshot_info().is_none(), "{what}: {damage:?}");
+            // As a node heals: what is there is looked through, and the rest is fetched.
+            let mut server = Rig::new(backend);
+            fs::write(server.top().join("agreed"), "on").unwrap();
+            let root = server.keep(7);
+            let pin = server.store.pin().unwrap();
+            store.scan(false).ok();
+            rig.store = store;
+            rig.disk = Disk::default();
+            let mut stage = Stage::open_on(rig.dir.path(), Disk::default()).unwrap();
+            let fetch = fetched(&pin, &mut rig, &mut stage);
+            rig.store.adopt(7, &fetch.target(), &stage).unwrap();
+            assert_eq!((rig.tree(), rig.store.snapshot_info()), (server.tree(), Some((7, root))), "{what}");
+            rig.reopen();
+            assert_eq!(rig.store.scan(true).unwrap().root, root, "{what}");
+        }
+    }
+}
+
+#[test]
+fn damaged_records_are_put_aside_once_and_those_of_the_time_before_make_room() {
+    let mut rig = Rig::new(Backend::Shadow);
+    rig.keep(1);
+    let damaged = rig.dir.path().join(DAMAGED).join("shadow/intent");
+    for bytes in [[1; 9000], [2; 9000]] {
+        fs::write(rig.dir.path().join("hist/shadow/intent"), bytes).unwrap();
+        let (_, damage) = open_or_put_aside(rig.dir.path(), Backend::Shadow, None).unwrap();
+        assert!(matches!(damage, Some(StateError::Intent { .. })), "{damage:?}");
+        assert_eq!(fs::read(&damaged).unwrap(), bytes);
+    }
+    let (_, damage) = open_or_put_aside(rig.dir.path(), Backend::Shadow, None).unwrap();
+    assert!(damage.is_none() && damaged.exists());
+}
+
+#[test]
+fn where_state_is_no_folder_everything_is_fetched() {
+    for backend in backends() {
+        let (mut rig, ..) = before(backend);
+        fs::remove_dir_all(rig.top()).unwrap();
+        fs::write(rig.top(), "no folder").unwrap();
+        let mut server = Rig::new(backend);
+        fs::write(server.top().join("agreed"), "on").unwrap();
+        server.keep(7);
+        let pin = server.store.pin().unwrap();
+        let mut stage = Stage::open_on(rig.dir.path(), Disk::default()).unwrap();
+        let fetch = fetched(&pin, &mut rig, &mut stage);
+        rig.store.adopt(7, &fetch.target(), &stage).unwrap();
+        assert_eq!(rig.tree(), server.tree(), "{backend}");
+    }
+}
+
+/// Fetches the state of a pin from itself.
+fn fetched(pin: &Pin, rig: &mut Rig, stage: &mut Stage) -> sync::Fetch {
+    let goal = sync::Goal { root: pin.root(), entries: pin.entries() as u64 };
+    let mut fetch = sync::Fetch::new(goal, rig.store.survey().unwrap(), 0, stage).unwrap();
+    let node = NodeKey([1; 32]);
+    while let Some(get) = fetch.ask(node, pin.root()) {
+        let part = StatePart { id: get.id, body: sync::answer(pin, &get.want) };
+        assert_eq!(fetch.take(node, part, stage).unwrap(), Ok(true));
+    }
+    assert!(fetch.is_done());
+    fetch
 }
 
 #[test]

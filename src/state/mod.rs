@@ -32,6 +32,7 @@
 //! Behind one trait, [`StateStore`], are two ways to get back to the state before a run: [`Backend::Shadow`] (a copy)
 //! and [`Backend::Overlay`] (the run writes into a folder of its own). The root is the same with both.
 
+mod aside;
 mod cache;
 mod clock;
 #[cfg(all(test, target_os = "linux"))]
@@ -63,19 +64,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::libc;
 use tracing::info;
 
-pub use self::{
-    diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
-    merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
-    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
-    scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
-};
 use self::{
+    aside::put_aside,
     disk::{Disk, at},
     mirror::remove_tree,
     shadow::Shadow,
     sync::{Local, Stage, Target},
+};
+pub use self::{
+    aside::{DAMAGED, drop_fetched},
+    diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
+    merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
+    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
+    scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
 };
 use crate::{
     consensus::details::{Known, PathState},
@@ -195,6 +199,41 @@ pub enum StateError {
     /// The backend asked for is none of this system's.
     #[error("state_backend \"{0}\" does not exist on this system")]
     NoBackend(Backend),
+}
+
+impl StateError {
+    /// Whether what is on the disk is not what was left there, while the machine reads and writes it well: then another
+    /// node's state heals it.
+    pub fn is_damage(&self) -> bool {
+        use io::ErrorKind::{
+            AlreadyExists, DirectoryNotEmpty, InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof,
+        };
+        match self {
+            StateError::Io { source, .. } => match source.kind() {
+                AlreadyExists | DirectoryNotEmpty | InvalidData | IsADirectory | NotADirectory | NotFound
+                | UnexpectedEof => true,
+                // A symlink, or a socket, in the place of a file.
+                _ => matches!(source.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)),
+            },
+            StateError::Forbidden { .. }
+            | StateError::Changed { .. }
+            | StateError::Root { .. }
+            | StateError::NotScanned
+            | StateError::NoSnapshot
+            | StateError::Unfinished { .. }
+            | StateError::Intent { .. } => true,
+            StateError::TooManyPins
+            | StateError::PinLost { .. }
+            | StateError::NoState { .. }
+            | StateError::NoBackend(_) => false,
+        }
+    }
+
+    /// Whether the disk, or the share of it that this user has, is full.
+    pub fn is_full(&self) -> bool {
+        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, StateError::Io { source, .. } if full(source.kind()))
+    }
 }
 
 /// What a scan found.
@@ -364,6 +403,22 @@ pub fn open(dir: &Path, backend: Backend, expected: Option<Hash>) -> Result<Box<
         remove_tree(&disk, &dir.join("hist"), retired)?;
     }
     open_backend(dir, backend)
+}
+
+/// The same for a node that can fetch a state: what is damaged of the records is put aside in [`DAMAGED`], and told. What
+/// `state/` is then, and whether anything is to be fetched, a scan says.
+pub fn open_or_put_aside(
+    dir: &Path,
+    backend: Backend,
+    expected: Option<Hash>,
+) -> Result<(Box<dyn StateStore>, Option<StateError>), StateError> {
+    match open(dir, backend, expected) {
+        Err(damage) if damage.is_damage() => {
+            put_aside(&Disk::default(), dir)?;
+            open(dir, backend, expected).map(|store| (store, Some(damage)))
+        }
+        opened => opened.map(|store| (store, None)),
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -28,11 +28,11 @@ use super::{
     disk::{Disk, at},
     ensure_dir, expect_root,
     intent::{IntentFile, Record},
-    merkle::Kind,
+    merkle::{BLOCK_BYTES, Kind, Leaf},
     mirror::{Modes, REMOVING, mirror_from, prune, remove_tree},
     pin::{Pin, Pins},
     plan::{self, Folders, Step},
-    scan::{Entry, Index, SYNC_EACH_MAX, Totals, parent},
+    scan::{Entry, Index, SYNC_EACH_MAX, Stat, Totals, parent, read_entry},
     shadow::differing,
     sync::{Local, Stage, Staged, Target, clear, clear_adopted, local_of},
     upper,
@@ -85,7 +85,7 @@ pub(super) struct Overlay {
     unfinished: bool,
     /// They read `state/`, as far as it is what it was.
     pins: Pins,
-    /// Of the steps that this process took: what was at their paths before, and its number in the undo folder.
+    /// Of the steps taken, as far as it was asked for: what was at their paths before, and its number in the undo folder.
     before: BTreeMap<Vec<u8>, (Option<Entry>, Option<u32>)>,
 }
 
@@ -237,6 +237,38 @@ impl Overlay {
         changed.into_iter().try_for_each(|folder| self.disk.sync_path(&self.live.full(folder)))
     }
 
+    /// Finds out what the steps replaced that a process before this one took.
+    fn know_before(&mut self) -> Result<(), StateError> {
+        if !self.before.is_empty() {
+            return Ok(());
+        }
+        let mut block = vec![0; BLOCK_BYTES];
+        let mut before = BTreeMap::new();
+        for step in &self.steps {
+            let (path, undo) = (step.path(), step.undo());
+            let old = match (step, undo) {
+                (Step::RemoveFolder { .. }, _) => Some((Leaf::FOLDER, Vec::new(), Stat::default())),
+                (_, Some(undo)) => {
+                    let aside = self.folders.undo.join(undo.to_string());
+                    let meta = std::fs::symlink_metadata(&aside).map_err(at("look at", &aside))?;
+                    Some(read_entry(&self.disk, path, &aside, meta, &mut block)?)
+                }
+                (_, None) => None,
+            };
+            let entry = |(leaf, blocks, stat): (Leaf, Vec<Hash>, Stat)| Entry {
+                leaf,
+                hash: leaf.hash(path),
+                blocks,
+                stat,
+                settled: false,
+                seen: 0,
+            };
+            before.entry(path.to_vec()).or_insert((old.map(entry), undo));
+        }
+        self.before = before;
+        Ok(())
+    }
+
     /// Goes on, from wherever a cut left it, to make what was fetched the state.
     fn finish_adopting(&mut self, seq: Seq, target: &Target, stage: &Stage) -> Result<(), StateError> {
         self.pins.lose_all();
@@ -382,8 +414,9 @@ impl StateStore for Overlay {
     fn pin(&mut self) -> Result<Pin, StateError> {
         match (self.intent.intent, self.root) {
             (Intent::Base { root, .. }, Some(found)) if root == found => self.pins.pin(&self.live),
-            // What the run replaced is in the undo folder. After a restart nobody knows what that was.
+            // What the run replaced is in the undo folder.
             (Intent::Applying { root, .. }, Some(_)) if !self.unfinished => {
+                self.know_before()?;
                 let mut entries = self.live.entries.clone();
                 for (path, (old, _)) in &self.before {
                     match old {

@@ -186,6 +186,8 @@ impl Index {
         let mut totals = Totals::default();
         let meta = match std::fs::symlink_metadata(&self.top) {
             Ok(meta) if meta.is_dir() => open_up(disk, &self.top, meta)?,
+            Ok(_) if passes_over => return Ok(self.is_nothing()),
+            Err(gone) if passes_over && gone.kind() == io::ErrorKind::NotFound => return Ok(self.is_nothing()),
             Ok(_) => return Err(Forbidden::NoFolder.at(b"")),
             Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Err(Forbidden::NoFolder.at(b"")),
             Err(other) => return Err(at("look at", &self.top)(other)),
@@ -250,9 +252,18 @@ impl Index {
         Ok(totals)
     }
 
+    /// There is no such folder.
+    fn is_nothing(&mut self) -> Totals {
+        self.changed.extend(std::mem::take(&mut self.entries).into_keys());
+        self.unsynced.clear();
+        self.tree_stale = true;
+        self.retree();
+        Totals::default()
+    }
+
     /// Takes one path in; returns how many bytes were read for it.
     fn visit(&mut self, disk: &Disk, path: Vec<u8>, meta: Metadata, now_ns: i128) -> Result<u64, StateError> {
-        let mut stat = Stat::of(&meta);
+        let stat = Stat::of(&meta);
         if let Some(known) = self.entries.get_mut(&path)
             && known.settled
             && known.stat == stat
@@ -262,25 +273,9 @@ impl Index {
         }
 
         let full = self.full(&path);
-        let kind = kind_of(&meta).map_err(|kind| kind.at(&path))?;
-        let (leaf, blocks) = match kind {
-            Kind::Folder => {
-                stat = Stat::of(&open_up(disk, &full, meta)?);
-                (Leaf::FOLDER, Vec::new())
-            }
-            Kind::Symlink => {
-                let target = std::fs::read_link(&full).map_err(at("read symlink", &full))?;
-                (symlink_leaf(&path, target.as_os_str().as_bytes())?, Vec::new())
-            }
-            Kind::File => {
-                let file;
-                (file, stat) = open_file(disk, &full, meta)?;
-                let blocks = read_blocks(&file, &full, stat, &mut self.block)?;
-                (file_leaf(stat, &blocks), blocks)
-            }
-        };
+        let (leaf, blocks, stat) = read_entry(disk, &path, &full, meta, &mut self.block)?;
         // A symlink has no content of its own to sync: it is in its folder's entry.
-        match kind {
+        match leaf.kind {
             Kind::File | Kind::Folder => self.unsynced.insert(path.clone()),
             Kind::Symlink => self.unsynced.remove(&path),
         };
@@ -430,7 +425,7 @@ pub(super) fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|&byte| byte == b'/').map_or(b"", |slash| &path[..slash])
 }
 
-pub(super) fn kind_of(meta: &Metadata) -> Result<Kind, Forbidden> {
+fn kind_of(meta: &Metadata) -> Result<Kind, Forbidden> {
     let kind = meta.file_type();
     match () {
         () if kind.is_file() && meta.nlink() > 1 => Err(Forbidden::HardLink),
@@ -443,7 +438,29 @@ pub(super) fn kind_of(meta: &Metadata) -> Result<Kind, Forbidden> {
     }
 }
 
-pub(super) fn file_leaf(stat: Stat, blocks: &[Hash]) -> Leaf {
+/// Reads what is at `full`, as what stands at `path` of a state.
+pub(super) fn read_entry(
+    disk: &Disk,
+    path: &[u8],
+    full: &Path,
+    meta: Metadata,
+    block: &mut [u8],
+) -> Result<(Leaf, Vec<Hash>, Stat), StateError> {
+    match kind_of(&meta).map_err(|kind| kind.at(path))? {
+        Kind::Folder => Ok((Leaf::FOLDER, Vec::new(), Stat::of(&open_up(disk, full, meta)?))),
+        Kind::Symlink => {
+            let target = std::fs::read_link(full).map_err(at("read symlink", full))?;
+            Ok((symlink_leaf(path, target.as_os_str().as_bytes())?, Vec::new(), Stat::of(&meta)))
+        }
+        Kind::File => {
+            let (file, stat) = open_file(disk, full, meta)?;
+            let blocks = read_blocks(&file, full, stat, block)?;
+            Ok((file_leaf(stat, &blocks), blocks, stat))
+        }
+    }
+}
+
+fn file_leaf(stat: Stat, blocks: &[Hash]) -> Leaf {
     Leaf { kind: Kind::File, executable: stat.mode & 0o100 != 0, size: stat.size, root: merkle::root_of(blocks) }
 }
 
@@ -492,7 +509,7 @@ pub(super) fn open_up(disk: &Disk, full: &Path, meta: Metadata) -> Result<Metada
     std::fs::symlink_metadata(full).map_err(at("look at", full))
 }
 
-pub(super) fn open_file(disk: &Disk, full: &Path, meta: Metadata) -> Result<(File, Stat), StateError> {
+fn open_file(disk: &Disk, full: &Path, meta: Metadata) -> Result<(File, Stat), StateError> {
     let stat = Stat::of(&open_up(disk, full, meta)?);
     let file = open_read(full).map_err(at("open", full))?;
     let opened = Stat::of(&file.metadata().map_err(at("look at", full))?);
@@ -504,7 +521,7 @@ pub(super) fn open_file(disk: &Disk, full: &Path, meta: Metadata) -> Result<(Fil
 }
 
 /// Hashes of all blocks; an error when the file is not what `stat` says, before or after.
-pub(super) fn read_blocks(mut file: &File, full: &Path, stat: Stat, block: &mut [u8]) -> Result<Vec<Hash>, StateError> {
+fn read_blocks(mut file: &File, full: &Path, stat: Stat, block: &mut [u8]) -> Result<Vec<Hash>, StateError> {
     let mut blocks = Vec::new();
     let mut size = 0;
     loop {

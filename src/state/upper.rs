@@ -20,10 +20,7 @@ use super::{
     disk::{Disk, at},
     merkle::{BLOCK_BYTES, Kind, Leaf},
     plan::Step,
-    scan::{
-        BYTES_MAX, ENTRIES_MAX, Index, PATH_BYTES_MAX, file_leaf, join, kind_of, open_file, open_up, read_blocks,
-        symlink_leaf,
-    },
+    scan::{BYTES_MAX, ENTRIES_MAX, Index, PATH_BYTES_MAX, join, open_up, read_entry},
 };
 use crate::types::Hash;
 
@@ -100,18 +97,7 @@ pub(super) fn read(disk: &Disk, top: &Path, state: &Index, bytes: u64) -> Result
 
     let mut block = vec![0; BLOCK_BYTES];
     for (path, (full, meta)) in listed {
-        let (leaf, blocks) = match kind_of(&meta).map_err(|kind| kind.at(&path))? {
-            Kind::Folder => (Leaf::FOLDER, Vec::new()),
-            Kind::Symlink => {
-                let target = std::fs::read_link(&full).map_err(at("read symlink", &full))?;
-                (symlink_leaf(&path, target.as_os_str().as_bytes())?, Vec::new())
-            }
-            Kind::File => {
-                let (file, stat) = open_file(disk, &full, meta)?;
-                let blocks = read_blocks(&file, &full, stat, &mut block)?;
-                (file_leaf(stat, &blocks), blocks)
-            }
-        };
+        let (leaf, blocks, _) = read_entry(disk, &path, &full, meta, &mut block)?;
         changes.read += file_bytes(&leaf);
         let same = state.entries.get(&path).is_some_and(|old| old.leaf == leaf);
         if !same || changes.gone.contains(&path) {

@@ -100,7 +100,7 @@ impl Exec {
         let run = async {
             let exe = std::env::current_exe().context("cannot find this program's own file")?;
             let launcher = Launcher::start(&exe).context("cannot start the launcher")?;
-            let mut offline = Offline::start(config, launcher).await?;
+            let mut offline = Offline::start(config, launcher, true).await?;
             let mut changes = Vec::new();
             let look = |after: &Path, paths: &[Vec<u8>]| {
                 changes = paths.iter().take(PATHS_MAX).map(|path| Change::of(path, &before, after)).collect();

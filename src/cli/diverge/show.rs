@@ -106,8 +106,7 @@ fn text(report: &Report, dir: &Path, paint: Paint) -> String {
         groups(group, &report.node, paint, &mut line);
     }
     if !report.silent.is_empty() {
-        let plural = if report.silent.len() == 1 { "result is" } else { "results are" };
-        line(format!("not known    the following members' {plural} not known here"));
+        line("not known    results of these members are not known here".to_owned());
         report.silent.iter().for_each(|node| line(format!("             {node}")));
     }
     let Some(own) = report.own_group() else { return text };
@@ -338,4 +337,108 @@ fn what_to_do(report: &Report, dir: &Path, paint: Paint, line: &mut impl FnMut(S
         kept.display()
     ));
     line("  What a contract must not use is in contracts/README.md, \"Same inputs, same result\".".to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::divergence::{Kept, PathDifference};
+
+    fn group(name: &str, node: &str, this_node: bool, status: &str) -> Group {
+        Group {
+            name: name.to_owned(),
+            nodes: vec![node.to_owned()],
+            this_node,
+            agreed: false,
+            status: status.to_owned(),
+            state_root: format!("{name}0"),
+            outputs_root: "00".to_owned(),
+            unl_request: None,
+        }
+    }
+
+    #[test]
+    fn a_report_names_sides_bytes_and_what_to_do_in_plain_text() {
+        let (a, b) = (group("A", "n1", true, "ok"), group("B", "n2", false, "exit code 3"));
+        let bytes = |text: &str| Some(Bytes { from: 16, hex: hex::encode(text) });
+        let mine = Side { is: "file".to_owned(), size: Some(20), ..Side::nothing(Proof::Own) };
+        let what = What {
+            offset: Some(18),
+            mine_bytes: bytes("at 1"),
+            theirs_bytes: bytes("at"),
+            no_bytes: None,
+            looks_like: vec!["something".to_owned()],
+        };
+        let path = PathDifference {
+            path: "file".to_owned(),
+            mine,
+            theirs: Side { is: "file".to_owned(), size: Some(18), executable: true, ..Side::nothing(Proof::Says) },
+            what,
+        };
+        let compared = Comparison {
+            state_root: b.state_root.clone(),
+            outputs_root: b.outputs_root.clone(),
+            status: b.status.clone(),
+            with: Some("n2".to_owned()),
+            paths: vec![path],
+            paths_more: 3,
+            outputs: Vec::new(),
+            outputs_more: 0,
+            cut: false,
+        };
+        let report = Report {
+            seq: 9,
+            ledger: "1f".to_owned(),
+            time_ms: 0,
+            node: "n1".to_owned(),
+            kind: Kind::Split,
+            quorum: 3,
+            silent: vec!["n3".to_owned()],
+            groups: vec![a, b],
+            compared: vec![compared],
+            kept: Kept::default(),
+        };
+        let expected = "\
+Ledger 9: SPLIT: 2 nodes, 2 results, none with a quorum of 3
+hash 1f
+
+result A     1 node, this node
+  run        ok
+  state      A0
+  outputs    none
+  nodes      n1  (this node)
+result B     1 node
+  run        exit code 3
+  state      B0
+  outputs    none
+  nodes      n2
+not known    results of these members are not known here
+             n3
+
+A (this node) and B
+  run: ok here, exit code 3 there
+  log/contract/ of the other nodes says what the contract printed there; a failed run has no outputs and changes nothing
+  compared with n2
+
+  state/file
+    A   file, 20 bytes
+    B   file, 18 bytes, executable (that node says so, not proven)
+    the first byte that differs is at offset 18
+    A         16  61 74>20 31                                      at 1
+    B         16  61 74                                            at
+    B         18  (ends here)
+    looks like something
+  and 3 more paths
+
+What to do
+  Start the members whose results are not known: one that completes a quorum decides, and the network goes on by itself.
+  Else all operators decide on one of the results. On every node, with the same arguments:
+    hp recover node --seq 9 --root A0    (result A)
+    hp recover node --seq 9 --root B0    (result B, the state before the run)
+  node/diag/9/ has in state/ the files that this node's run changed, in before/ files as they were, in outputs/ what users got.
+  What a contract must not use is in contracts/README.md, \"Same inputs, same result\".
+";
+        assert_eq!(text(&report, Path::new("node"), Paint(false)), expected);
+        assert!(text(&report, Path::new("node"), Paint(true)).contains("\x1b[32m20\x1b[0m"), "coloured in a terminal");
+    }
 }

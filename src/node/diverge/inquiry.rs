@@ -236,7 +236,11 @@ impl<A: Ask> Inquiry<A> {
     fn take(&mut self, tell: Tell) {
         match tell {
             Tell::Facts(facts) => {
-                self.facts = facts;
+                // Some results are known by what the nodes say alone.
+                let said = std::mem::replace(&mut self.facts, facts).results;
+                for (node, result) in said {
+                    self.facts.results.entry(node).or_insert(result);
+                }
                 self.again = 0;
                 self.tries.clear();
                 self.told = false;

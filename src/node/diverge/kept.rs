@@ -177,7 +177,7 @@ pub(in crate::node) fn keep(dir: &Path, left: &Left<'_>, run: ToKeep) -> Result<
         }
         Left::Memory(_) => BTreeMap::new(),
     };
-    let whole = is_own && ok && matches!(left, Left::State(_));
+    let whole = is_own && matches!(left, Left::State(_));
     let kept = KeptRun { details, time_ms, whole, things, before };
 
     let extent = Extent { whole: kept.whole, bytes_max: if is_own { OWN_BYTES_MAX } else { OTHERS_BYTES_MAX } };

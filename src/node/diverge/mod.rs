@@ -3,9 +3,10 @@
 
 mod inquiry;
 mod kept;
+mod streak;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{
         Arc,
@@ -17,7 +18,10 @@ use std::{
 use tracing::{debug, error, info, warn};
 
 use self::inquiry::{Facts, Inquiry, Tell};
-pub(super) use self::kept::{KeptRun, Left, Recent, ToKeep, answer, keep};
+pub(super) use self::{
+    kept::{KeptRun, Left, Recent, ToKeep, answer, keep, read},
+    streak::Streak,
+};
 use super::{FromRun, Job, Node, exec::ExecError};
 use crate::{
     consensus::{
@@ -161,6 +165,11 @@ impl Node {
             }
         }
 
+        // The alert that stands says how many sides there are now.
+        if self.records.halted == Some(*seq) && agreed.is_none() {
+            self.report.split(self.split_text(results));
+        }
+
         let of_use = |record: &Record| record.kept.is_some() || record.keeping || record.is_own;
         let known = self.records.by_seq.get(seq).is_some_and(of_use);
         if !known {
@@ -221,22 +230,26 @@ impl Node {
             && let Some(undecided) = long
         {
             let results = undecided.results.clone();
-            let (silent, quorum) = (self.core.unl().len() - results.len(), self.core.quorum().q);
-            let waits = format!(
-                "none has a quorum of {quorum} yet: no ledger is closed until one of {silent} missing results completes one"
-            );
-            self.halt(&results, &waits, |facts| facts.results.extend(results.clone()));
+            self.halt(&results, |facts| facts.results.extend(results.clone()));
         }
     }
 
+    /// What holds the network up while these are the results that are known.
+    fn split_text(&self, results: &[(NodeKey, ExecResult)]) -> String {
+        let quorum = self.core.quorum();
+        let missing = (!self.core.summary().split).then(|| (quorum.n - results.len(), quorum.q));
+        split_text(results, missing)
+    }
+
     /// The network does not go on as long as results are as they are: says so to everybody.
-    pub(super) fn halt(&mut self, results: &[(NodeKey, ExecResult)], waits: &str, change: impl FnOnce(&mut Facts)) {
+    pub(super) fn halt(&mut self, results: &[(NodeKey, ExecResult)], change: impl FnOnce(&mut Facts)) {
         let mut by_result: BTreeMap<&ExecResult, Vec<String>> = BTreeMap::new();
         for (node, result) in results {
             by_result.entry(result).or_default().push(node.short());
         }
         let seq = results.first().map_or(0, |(_, result)| result.of_seq);
-        error!(seq, "results of ledger {seq} differ, and {waits}");
+        let what = self.split_text(results);
+        error!(seq, "{what}");
         for (result, nodes) in &by_result {
             error!(
                 seq,
@@ -247,8 +260,7 @@ impl Node {
                 "one side of the split"
             );
         }
-        let sides = by_result.len();
-        self.report.split(format!("results of ledger {seq} are split {sides} ways, and {waits}; see hp diverge show"));
+        self.report.split(what);
         if self.records.halted.replace(seq).is_none()
             && let Some(gateway) = &self.gateway
         {
@@ -279,12 +291,15 @@ impl Node {
 
     /// A peer wants to know what this node's run did: it differs from its own, then.
     pub(super) fn keep_for(&mut self, peer: NodeKey, seq: Seq) {
-        let ran = self.runs.get(&seq).is_some_and(|kept| kept.details.is_some());
+        let Some(run) = self.runs.get(&seq) else { return };
+        let Some(details) = &run.details else { return };
+        // The network went on with this node's result before the peer asked.
+        let agreed = run.is_agreed.then(|| details.result.clone());
         let known = self.records.by_seq.contains_key(&seq);
-        if ran && !known && self.records.may_keep_for(peer) {
+        if !known && self.records.may_keep_for(peer) {
             let (members, quorum) = (self.core.unl().to_vec(), self.core.quorum().q);
             let record = self.records.of(seq);
-            (record.facts.members, record.facts.quorum) = (members, quorum);
+            (record.facts.members, record.facts.quorum, record.facts.agreed) = (members, quorum, agreed);
             self.look_into(seq);
             self.send(peer, &Message::Get(Get::Details(seq)));
         }
@@ -345,24 +360,24 @@ impl Node {
         let path = folder::of(&self.config.dir, seq);
         let Some(record) = self.records.by_seq.get_mut(&seq) else { return };
         match kept {
+            // It is worth less than what is wanted by now.
+            Ok(Some(_)) if std::mem::take(&mut record.is_poor) => self.jobs.push_front(Job::Keep(seq)),
             Ok(Some(kept)) => {
-                // One that is worth less than what is wanted by now is made again.
-                if record.is_own == kept.whole
-                    || kept.details.result.status != crate::types::Status::Ok
-                    || !record.is_own
-                {
-                    let kept = Arc::new(kept);
-                    record.kept = Some(kept.clone());
-                    record.tell(Tell::Kept(kept));
-                    if record.is_own {
-                        error!(seq, path = %path.display(), "the differing state is kept");
-                    } else {
-                        info!(seq, path = %path.display(), "what this node's run left is kept");
-                    }
-                    self.inquire(seq);
+                let kept = Arc::new(kept);
+                record.kept = Some(kept.clone());
+                record.tell(Tell::Kept(kept));
+                if record.is_own {
+                    error!(seq, path = %path.display(), "the differing state is kept");
                 } else {
-                    self.jobs.push_front(Job::Keep(seq));
+                    info!(seq, path = %path.display(), "what this node's run left is kept");
                 }
+                // Whoever never signed what its run led to may have told it before this was kept, to nobody.
+                let (me, facts) = (self.config.key, &record.facts);
+                let unheard = facts.members.iter().filter(|node| **node != me && !facts.results.contains_key(node));
+                for node in unheard.copied().collect::<Vec<_>>() {
+                    self.send(node, &Message::Get(Get::Details(seq)));
+                }
+                self.inquire(seq);
             }
             Ok(None) => debug!(seq, "the state has moved on; what its run left is not kept"),
             Err(error) => error!(seq, error = &error as &dyn std::error::Error, "cannot keep the differing state"),
@@ -465,6 +480,24 @@ impl Node {
             ));
         }
     }
+}
+
+/// What an operator reads while results that differ hold the network up. `missing`: how many results are not known, and how
+/// many a quorum takes; `None` when none can have one any more.
+fn split_text(results: &[(NodeKey, ExecResult)], missing: Option<(usize, usize)>) -> String {
+    let seq = results.first().map_or(0, |(_, result)| result.of_seq);
+    let sides = results.iter().map(|(_, result)| result).collect::<BTreeSet<_>>().len();
+    let waits = match missing {
+        Some((1, quorum)) => {
+            format!("none has a quorum of {quorum} yet: no ledger is closed until the missing result completes one")
+        }
+        Some((missing, quorum)) => format!(
+            "none has a quorum of {quorum} yet: no ledger is closed until one of {missing} missing results completes one"
+        ),
+        None => "no quorum is possible: no ledger is closed until a missing result completes one, or operators decide"
+            .to_owned(),
+    };
+    format!("results of ledger {seq} are split {sides} ways, and {waits}; see hp diverge show")
 }
 
 /// A path that a peer named, fit for a log: one line, no control characters, of a bounded length.

@@ -141,6 +141,39 @@ fn a_small_run_is_kept_after_the_state_has_moved_on_and_a_large_one_is_not() {
     assert!(Recent::of(&top, &*store, 1_000_000, &[]).is_none(), "of so many files no run goes through all");
 }
 
+#[test]
+fn of_a_failed_run_of_its_own_a_node_keeps_the_whole_state_which_is_that_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = state::open(dir.path(), Backend::Shadow, None).unwrap();
+    write(&dir.path().join("state"), "file", "as it was");
+    let root = store.scan(false).unwrap().root;
+    store.snapshot(SEQ, root).unwrap();
+    let run = |is_own| {
+        let mut run = to_keep(root, None, b"", is_own);
+        (run.result.status, run.outputs) = (Status::Exit(3), Vec::new());
+        run.result.outputs_root = Hash::ZERO;
+        keep(dir.path(), &Left::State(&*store), run).unwrap()
+    };
+    assert!(!run(false).whole);
+    assert!(run(true).whole);
+    let kept = folder::of(dir.path(), SEQ).join("state");
+    assert_eq!(state::folder::look(&kept).unwrap().root, root, "`hp recover` can go on from it");
+}
+
+#[test]
+fn an_alert_of_a_split_counts_the_sides_there_are_and_says_what_is_missing() {
+    let result = |root| ExecResult { state_root: Hash([root; 32]), ..to_keep(Hash::ZERO, None, b"", true).result };
+    let results = |roots: &[u8]| -> Vec<(NodeKey, ExecResult)> {
+        (0..).zip(roots).map(|(node, root)| (NodeKey([node; 32]), result(*root))).collect()
+    };
+    let text = split_text(&results(&[1, 1, 2]), Some((2, 4)));
+    assert!(text.contains("ledger 7 are split 2 ways") && text.contains("one of 2 missing results"), "{text}");
+    let text = split_text(&results(&[1, 1, 2, 3]), Some((1, 4)));
+    assert!(text.contains("3 ways") && text.contains("the missing result completes"), "{text}");
+    let text = split_text(&results(&[1, 2, 2, 3, 3]), None);
+    assert!(text.contains("3 ways, and no quorum is possible"), "{text}");
+}
+
 /// The other node, which answers at once; what it says may be changed on the way.
 struct Other {
     tells: Sender<Tell>,

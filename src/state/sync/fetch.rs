@@ -11,7 +11,7 @@ use super::{
         merkle::{self, BLOCK_BYTES, Kind, Leaf, block_hash},
         scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX, parent, symlink_leaf},
     },
-    LEAVES_LEVELS, Local, NODES_LEVELS, Stage, Target, children, level_len,
+    LEAVES_LEVELS, Local, NODES_LEVELS, Need, Space, Stage, Target, children, level_len,
 };
 use crate::{
     consensus::{
@@ -107,6 +107,8 @@ pub struct Fetch {
     entries: BTreeMap<Vec<u8>, (Leaf, Vec<Hash>)>,
     bytes: u64,
     bytes_total: u64,
+    /// What the folders grow by, once the list is known.
+    growth: Option<Need>,
 }
 
 impl Fetch {
@@ -124,6 +126,7 @@ impl Fetch {
             entries: BTreeMap::new(),
             bytes: 0,
             bytes_total: 0,
+            growth: None,
         };
         let top = HEIGHTS.iter().find(|height| level_len(goal.entries, **height) <= 1).unwrap_or(&HEIGHTS[2]);
         if goal.entries > 0 {
@@ -159,6 +162,13 @@ impl Fetch {
             entries: entries as u64,
             entries_total: self.goal.entries,
         }
+    }
+
+    /// Room that the rest takes on the disk, at most; `None` until the list is known, as long as nothing is written.
+    pub fn need(&self) -> Option<Need> {
+        let Need { hist, state } = self.growth?;
+        let fetched = Space { bytes: self.bytes_total.saturating_sub(self.bytes), files: 0 };
+        Some(Need { hist: hist + fetched, state })
     }
 
     /// Whether everything is here.
@@ -475,6 +485,10 @@ impl Fetch {
                 }
             }
         }
+        let target = Space::of(self.entries.values().map(|(leaf, blocks)| (leaf, &blocks[..])));
+        let Local { hist, state, .. } = &self.local;
+        let hist = hist.map(|there| target.beyond(there)).unwrap_or_default();
+        self.growth = Some(Need { hist, state: target.beyond(*state) });
         self.bytes_total = missing.iter().map(|(_, len)| u64::from(*len)).sum();
         let mut job: Vec<(Hash, u32)> = Vec::new();
         let mut bytes = 0;

@@ -27,7 +27,7 @@ pub use self::{
     fetch::{Fetch, Goal, Lie, Progress},
     serve::answer,
     stage::Stage,
-    target::{Local, Target},
+    target::{Local, Need, Space, Target},
 };
 pub(super) use self::{
     stage::Staged,

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
     io::{self, Read},
+    ops::Add,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -122,9 +123,60 @@ pub struct Local {
     /// Where a block is, in any folder: a file, and the number of the block in it.
     pub(super) blocks: HashMap<Hash, (u32, u32)>,
     pub(super) paths: Vec<PathBuf>,
+    /// What the folders take that are made equal to the target: those in `hist/`, and `state/`.
+    pub(super) hist: Option<Space>,
+    pub(super) state: Space,
 }
 
-/// What is in `base`, and of single blocks also what is in `other`. All of it was just read.
+/// Bytes and files on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// Bytes of files, but for whole blocks of zeros.
+    pub bytes: u64,
+    /// Files, folders and symlinks.
+    pub files: u64,
+}
+
+impl Space {
+    /// What a folder of these files takes.
+    pub(super) fn of<'a>(leaves: impl IntoIterator<Item = (&'a Leaf, &'a [Hash])>) -> Space {
+        let hole = block_hash(&[0; BLOCK_BYTES]);
+        leaves.into_iter().fold(Space::default(), |all, (leaf, blocks)| {
+            let holes = blocks.iter().filter(|hash| **hash == hole).count() as u64 * BLOCK_BYTES as u64;
+            Space { bytes: all.bytes + leaf.size.saturating_sub(holes), files: all.files + 1 }
+        })
+    }
+
+    fn of_index(index: &Index) -> Space {
+        Space::of(index.entries.values().map(|entry| (&entry.leaf, &entry.blocks[..])))
+    }
+
+    /// What is to come where this much is wanted and `there` is.
+    pub(super) fn beyond(self, there: Space) -> Space {
+        Space { bytes: self.bytes.saturating_sub(there.bytes), files: self.files.saturating_sub(there.files) }
+    }
+}
+
+impl Add for Space {
+    type Output = Space;
+
+    fn add(self, other: Space) -> Space {
+        let (bytes, files) = (self.bytes.saturating_add(other.bytes), self.files.saturating_add(other.files));
+        Space { bytes, files }
+    }
+}
+
+/// Room on the disk that the rest of a fetch takes, and making it the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Need {
+    /// Where `hist/` is.
+    pub hist: Space,
+    /// Where `state/` is.
+    pub state: Space,
+}
+
+/// What is in `base`, and of single blocks also what is in `other`: the copy in `hist/` and `state/`, or `state/` alone. All
+/// of it was just read.
 pub(in super::super) fn local_of(base: &Index, other: Option<&Index>) -> Local {
     let (mut files, mut blocks, mut paths) = (HashMap::new(), HashMap::new(), Vec::new());
     for index in [Some(base), other].into_iter().flatten() {
@@ -139,7 +191,11 @@ pub(in super::super) fn local_of(base: &Index, other: Option<&Index>) -> Local {
     for (path, entry) in base.entries.iter().filter(|(_, entry)| entry.leaf.kind == Kind::File) {
         files.insert(entry.leaf.root, path.clone());
     }
-    Local { base: Index::of(base.top().to_path_buf(), base.entries.clone()), files, blocks, paths }
+    let (hist, state) = match other {
+        Some(live) => (Some(Space::of_index(base)), Space::of_index(live)),
+        None => (None, Space::of_index(base)),
+    };
+    Local { base: Index::of(base.top().to_path_buf(), base.entries.clone()), files, blocks, paths, hist, state }
 }
 
 impl Local {

@@ -157,6 +157,19 @@ fn one_of_four_that_differs_says_so_with_the_path_and_the_others_go_on() {
             assert_eq!((node.state("odd"), node.state("inputs")), ("/probe".to_owned(), "31".to_owned()));
         }
         assert_eq!(fs::read_to_string(&odd_state).expect("it is kept"), "/odd");
+
+        // A third time is no accident: it waits before it fetches the state once more, and says what to do.
+        net.nodes[1].start().await;
+        assert_eq!(user.ask("odd").await, "3 34");
+        net.nodes[3].logs(&["ledger", "differs from the network's"]).await;
+        net.nodes[3].status_where("it has the network's state again", healed).await;
+        assert_eq!(user.ask("odd").await, "3 37");
+        let status = net.nodes[3].status_where("it waits", |status| status["fetches_state_in_s"].is_u64()).await;
+        assert_eq!((&status["diverging"], &status["fetching_state"]), (&true.into(), &Value::Null));
+        assert!(alerts(&status).contains("compare the executable"), "{status}");
+        assert_eq!(user.ask("more").await, "4 41", "the others go on, and it votes with them");
+        let seq = net.nodes[0].seq().await;
+        net.nodes[3].status_where("it follows", |status| status["seq"].as_u64() >= Some(seq)).await;
     });
 }
 

@@ -277,7 +277,7 @@ fn after_each_attack_of_a_contract_the_next_ledger_closes_and_nothing_of_it_is_l
             ("connect_out 1", Denied(&["network"])),
             ("trace_parent", DeniedOrHarmful(&["landlock", "seccomp"])),
             ("read_parent", Denied(&["landlock"])),
-            ("kill_all", DeniedOrHarmful(&["pids"])),
+            ("kill_all", DeniedOrHarmful(&["namespaces"])),
             ("be_urgent", Ok("denied: EACCES")),
             ("raise_limits", Ok("denied: EPERM")),
             ("keep_memory", Denied(&["seccomp"])),

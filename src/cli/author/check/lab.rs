@@ -216,7 +216,7 @@ impl<'a> Lab<'a> {
         }
         let _busy = setup.busy.then(Busy::start);
         let launcher = Launcher::start_in(&self.exe, self.surroundings(setup)?).context("cannot start the launcher")?;
-        let mut offline = Offline::start(config.clone(), launcher.clone()).await?;
+        let mut offline = Offline::start(config.clone(), launcher.clone(), false).await?;
         let mut room_kept = KEPT_BYTES_MAX;
         for (at, room) in self.ledgers.iter().enumerate() {
             if setup.other_order && at > 0 {
@@ -227,11 +227,11 @@ impl<'a> Lab<'a> {
                 fs::create_dir(&dir).context("cannot make a copy")?;
                 scratch::fill(&self.place.dir, Some(&aside), &dir, true)?;
                 fs::remove_dir_all(&aside).context("cannot remove a copy")?;
-                offline = Offline::start(config.clone(), launcher.clone()).await?;
+                offline = Offline::start(config.clone(), launcher.clone(), false).await?;
             }
             if setup.old_files {
                 make_old(&dir.join("state"));
-                offline = Offline::start(config.clone(), launcher.clone()).await?;
+                offline = Offline::start(config.clone(), launcher.clone(), false).await?;
             }
             let ledger = self.ledger(at, room, setup, with, &config);
             let mut kept = BTreeMap::new();
