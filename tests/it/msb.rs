@@ -82,13 +82,14 @@ fn what_a_bus_confirmed_outlives_kill_9_and_its_commands_work() {
         let listen = bus.url.strip_prefix("http://").unwrap().to_owned();
 
         assert_eq!(run(&folder, &["msb", "address", "--key-file", "key"]).1, format!("{address}\n"));
-        let balance = ["msb", "balance", "--key-file", "key", "--url", &bus.url];
+        let url = bus.url.clone();
+        let balance = ["msb", "balance", "--key-file", "key", "--url", &url];
         let told = run(&folder, &balance);
         let worth = format!("{address}\n  10 TNK: enough for 333 settlements of 0.03 TNK\n");
         assert_eq!((told.0, told.1), (Some(0), worth), "{}", told.2);
-        let fund = ["msb", "fund", "--key-file", "key", "--url", &bus.url, "--amount", "0.5"];
+        let fund = ["msb", "fund", "--key-file", "key", "--url", &url, "--amount", "0.5"];
         assert!(run(&folder, &fund).1.contains("10.5 TNK"));
-        let deploy = ["msb", "deploy", "--key-file", "key", "--url", &bus.url, "--bootstrap", &"45".repeat(32)];
+        let deploy = ["msb", "deploy", "--key-file", "key", "--url", &url, "--bootstrap", &"45".repeat(32)];
         let told = run(&folder, &deploy);
         assert_eq!((told.0, told.1.as_str()), (Some(0), format!("{}\n", "45".repeat(32)).as_str()), "{}", told.2);
         assert!(run(&folder, &deploy).2.contains("deployed already"));

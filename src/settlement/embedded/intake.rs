@@ -96,7 +96,8 @@ fn read_operation(value: &Value, network: Network) -> Result<Signed, Refusal> {
     // The real bus looks whether all of them are there and hexadecimal before it looks at any of them.
     for field in names {
         let text = fields.text(field)?;
-        let is_hex = text.len() > 1 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_hex =
+            text.len() > 1 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if *field != "to" && !is_hex {
             return Err(Refusal::stumble());
         }

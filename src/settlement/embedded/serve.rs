@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Response,
-    body::{Bytes, Incoming},
+    body::{Body as _, Bytes, Incoming},
     header::{self, HeaderValue},
     server::conn::http1,
     service::service_fn,
@@ -99,12 +99,13 @@ async fn respond(
     }
     let (parts, body) = request.into_parts();
     let (bytes_max, too_long) = route.body_bytes_max();
-    let room = u32::try_from(bytes_max).expect("bodies are small");
+    let announced = body.size_hint().upper().unwrap_or(u64::MAX).min(bytes_max as u64);
+    let room = u32::try_from(announced).expect("bodies are small");
     let _room = bodies.acquire_many(room).await.expect("it is never closed");
     let body = match timeout(BODY_TIME, read_body(body, bytes_max)).await {
-        Ok(Body::Whole(body)) => body,
-        Ok(Body::TooLong) => return Ok(closing(response(route, 413, error_text(too_long)))),
-        Ok(Body::Broken) | Err(_) => return Err(io::Error::other("the request did not come")),
+        Ok(Read::Whole(body)) => body,
+        Ok(Read::TooLong) => return Ok(closing(response(route, 413, error_text(too_long)))),
+        Ok(Read::Broken) | Err(_) => return Err(io::Error::other("the request did not come")),
     };
     let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or(""));
     let is_local = peer.ip().to_canonical().is_loopback();
@@ -141,23 +142,23 @@ fn closing(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     response
 }
 
-enum Body {
+enum Read {
     Whole(Vec<u8>),
     TooLong,
     Broken,
 }
 
-async fn read_body(mut body: Incoming, bytes_max: usize) -> Body {
+async fn read_body(mut body: Incoming, bytes_max: usize) -> Read {
     let (mut kept, mut read) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return Body::Broken };
+        let Ok(frame) = frame else { return Read::Broken };
         let Some(data) = frame.data_ref() else { continue };
         read += data.len();
         if read <= bytes_max {
             kept.extend_from_slice(data);
         } else if read > DRAINED_BYTES_MAX {
-            return Body::Broken;
+            return Read::Broken;
         }
     }
-    if read <= bytes_max { Body::Whole(kept) } else { Body::TooLong }
+    if read <= bytes_max { Read::Whole(kept) } else { Read::TooLong }
 }

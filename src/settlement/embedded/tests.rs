@@ -855,8 +855,9 @@ fn stumbles(value: &Value) -> bool {
         Some(13.0) => &value["tro"],
         _ => &value["bdo"],
     };
-    let is_hex =
-        |text: &str| text.len() > 1 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_hex = |text: &str| {
+        text.len() > 1 && text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
     let field = |name: &&str| match body[name].as_str().map(str::trim) {
         None | Some("") => false,
         Some(text) => *name == "to" || is_hex(text),
