@@ -6,6 +6,8 @@ Interface: contracts/README.md. A user sends lines, each a JSON object:
     {"op":"read","key":"color"}   {"op":"delete","key":"color"}   {"op":"list"}   {"op":"list","after":"color"}
 and gets one line for each: {"ok":true,...} or {"ok":false,"error":"..."}.
 
+Without a ledger (`hp client --read`), it answers `read` and `list` and refuses the others.
+
 An entry is the file state/directory/<hex of the key>: the owner's key, a line feed, the value.
 """
 
@@ -45,7 +47,8 @@ class Refused(Exception):
 
 
 class Directory:
-    def __init__(self):
+    def __init__(self, readonly):
+        self.readonly = readonly
         os.makedirs(FOLDER, exist_ok=True)
         # Hex of UTF-8 sorts as the keys do. The order in which a folder is listed differs from machine to machine.
         self.names = sorted(os.listdir(FOLDER))
@@ -58,6 +61,8 @@ class Directory:
         place = bisect.bisect_left(self.names, name)
         found = place < len(self.names) and self.names[place] == name
         path = f"{FOLDER}/{name}"
+        if self.readonly and op != "read":
+            raise Refused("a question changes nothing: send it as an input")
         if op == "create":
             if found:
                 raise Refused("the key is taken")
@@ -160,7 +165,7 @@ def main():
                 inputs[user] = text
     if not inputs:
         return
-    directory = Directory()
+    directory = Directory(ledger.get("readonly", False))
     share = min(USER_COMMANDS_MAX, max(1, COMMANDS_MAX // len(inputs)))
     # Two users may want one key in one ledger. The agreed randomness decides who is first, so that no key always is.
     seed = ledger.get("seed", ledger["lcl"])

@@ -101,6 +101,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp msb verify mynode                          what of it is settled, and does the bus have it?
   hp backup mynode mynode.tar                   a copy of a node, also while it runs
   hp replay mynode --from 100 --binary ./new    what would another contract have changed?
   hp diverge show mynode                        why do results differ?

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::Failure;
 
 /// What a node has in its folder that a run of the contract does not need, or must not touch.
-const LEFT_OUT: [&str; 7] = ["state", "hist", "log", "run", "diag", "cfg", "tmp"];
+const LEFT_OUT: [&str; 8] = ["state", "hist", "log", "run", "diag", "reads", "cfg", "tmp"];
 
 /// The copy; dropping it removes it.
 pub(super) struct Scratch(TempDir);

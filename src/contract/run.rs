@@ -370,6 +370,10 @@ async fn pump(
     let mut reply = pin!(channel.reply());
     let mut window = pin!(sleep_until(started + spec.npl_window));
     let mut limit = pin!(sleep_until(started + spec.limits.wall));
+    if spec.npl_window.is_zero() {
+        // Nobody is on the line, and the contract does not hear itself either.
+        party.close(&mut pumps);
+    }
     let (mut overtime, mut killed) = (false, false);
     let mut moved = 0;
     let reply = loop {

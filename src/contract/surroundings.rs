@@ -1,4 +1,5 @@
-//! Surroundings that a launcher can give its contracts, other than a node's: for finding out what a contract depends on.
+//! Surroundings that a launcher can give its contracts, other than those of a ledger's run: for finding out what a contract
+//! depends on, and for runs that must not slow a ledger's.
 //!
 //! A launcher takes them as arguments and enters them once, at its start; everything it starts inherits them.
 
@@ -19,6 +20,8 @@ const TRY_ARG: &str = "try";
 const HOST_NAME: &str = "another-host";
 /// The bits taken from new files in [`Surroundings::umask`].
 const UMASK: libc::mode_t = 0o077;
+/// How far programs in [`Surroundings::background`] stand back: each gets a thirtieth of the processor time of others.
+const NICE: libc::c_int = 15;
 /// The contract's first descriptor in [`Surroundings::descriptors`].
 const OTHER_FIRST_FD: i32 = 101;
 
@@ -37,6 +40,8 @@ pub struct Surroundings {
     pub host_name: bool,
     /// Descriptors have other numbers.
     pub descriptors: bool,
+    /// Whatever else wants the processor goes before.
+    pub background: bool,
 }
 
 impl Surroundings {
@@ -45,7 +50,7 @@ impl Surroundings {
         if self.descriptors { OTHER_FIRST_FD } else { FIRST_FD }
     }
 
-    fn list(self) -> [(&'static str, bool); 6] {
+    fn list(self) -> [(&'static str, bool); 7] {
         [
             ("umask", self.umask),
             ("one-cpu", self.one_cpu),
@@ -53,6 +58,7 @@ impl Surroundings {
             ("no-network", self.no_network),
             ("host-name", self.host_name),
             ("descriptors", self.descriptors),
+            ("background", self.background),
         ]
     }
 
@@ -72,6 +78,7 @@ impl Surroundings {
             no_network: has("no-network"),
             host_name: has("host-name"),
             descriptors: has("descriptors"),
+            background: has("background"),
         };
         (surroundings, has(TRY_ARG))
     }
@@ -89,6 +96,11 @@ impl Surroundings {
         let step = |what: &str, done: Result<(), Errno>| {
             done.map_err(|errno| io::Error::other(format!("{what}: {}", io::Error::from(errno))))
         };
+        if self.background {
+            // SAFETY: sets a number of this process, which everything that it starts takes over.
+            let set = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+            step("background", Errno::result(set).map(drop))?;
+        }
         if self.umask {
             // SAFETY: sets a number of this process.
             unsafe { libc::umask(UMASK) };
@@ -196,7 +208,7 @@ mod tests {
     fn every_surrounding_survives_the_way_to_the_launcher() {
         let parse = |args: &[&str]| Surroundings::of_args(args.iter().map(OsString::from));
         assert_eq!(parse(&[]), (Surroundings::default(), false));
-        for place in 0..6 {
+        for place in 0..7 {
             let is = |at: usize| at == place;
             let one = Surroundings {
                 umask: is(0),
@@ -205,6 +217,7 @@ mod tests {
                 no_network: is(3),
                 host_name: is(4),
                 descriptors: is(5),
+                background: is(6),
             };
             let args: Vec<&str> = one.args().collect();
             assert_eq!((args.len(), parse(&args)), (1, (one, false)), "{args:?}");

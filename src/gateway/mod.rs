@@ -285,15 +285,20 @@ impl Gateway {
 
     /// Answers one session. Nothing happens when it is over.
     pub fn answer(&self, session: SessionId, frame: String) {
-        if let Some(outbox) = self.shared.lock().sessions.get(&session) {
-            outbox.push(Message::text(frame));
+        if let Some(seat) = self.shared.lock().sessions.get(&session) {
+            seat.outbox.push(Message::text(frame));
         }
+    }
+
+    /// The end of a session, as the end of the channel; `None` when it is over already.
+    pub fn left(&self, session: SessionId) -> Option<watch::Receiver<()>> {
+        self.shared.lock().sessions.get(&session).map(|seat| seat.left.subscribe())
     }
 
     /// Tells one session that the node did not take its input. Nothing happens when the session is over.
     pub fn refuse(&self, session: SessionId, code: ErrorCode, message: &str) {
-        if let Some(outbox) = self.shared.lock().sessions.get(&session) {
-            outbox.push(Message::text(error_frame(code, message)));
+        if let Some(seat) = self.shared.lock().sessions.get(&session) {
+            seat.outbox.push(Message::text(error_frame(code, message)));
         }
     }
 
@@ -350,12 +355,20 @@ struct Registry {
     connections: Connections,
     rate: Option<MessageRate>,
     users: HashMap<UserKey, BTreeMap<SessionId, Line>>,
-    sessions: HashMap<SessionId, Arc<Outbox>>,
+    sessions: HashMap<SessionId, Seat>,
     /// Welcomed sessions in signed mode.
     signed: usize,
     next_session: u64,
     /// What each session is told when it opens.
     notice: Option<Message>,
+}
+
+/// What is there as long as a session is.
+#[derive(Debug)]
+struct Seat {
+    outbox: Arc<Outbox>,
+    /// Dropped when it is over; nothing is ever sent.
+    left: watch::Sender<()>,
 }
 
 /// The way to one session.
@@ -399,7 +412,7 @@ impl Shared {
         if mode == Mode::Raw {
             registry.notice.iter().for_each(|notice| outbox.push(notice.clone()));
         }
-        registry.sessions.insert(id, outbox.clone());
+        registry.sessions.insert(id, Seat { outbox: outbox.clone(), left: watch::Sender::new(()) });
         let sessions = registry.users.entry(user).or_default();
         sessions.insert(id, Line { outbox, mode, welcomed: mode == Mode::Raw });
         if sessions.len() == 1 {

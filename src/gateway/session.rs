@@ -36,7 +36,10 @@ use super::{
     socket::{Socket, UNFINISHED_BYTES_MAX, config},
 };
 use crate::{
-    signed::{Fate, Reason, Reply, Request, RequestError, StatusFrame, frame_bytes_max, parse_request},
+    signed::{
+        Fate, ReadFate, ReadReason, ReadResult, Reason, Reply, Request, RequestError, StatusFrame, frame_bytes_max,
+        parse_request,
+    },
     types::{Challenge, UserKey},
 };
 
@@ -315,8 +318,12 @@ impl<'a> Open<'a> {
             }
             Ok(Request::Input(input)) => self.reject(socket, input.nonce, Reason::Rate, self.rate_message()),
             Ok(Request::Query(_)) => self.refuse(socket, ErrorCode::Rate, &self.rate_message()),
+            Ok(Request::Read(read)) => self.refuse_read(socket, read.id, ReadReason::Rate, self.rate_message()),
             Err(error @ RequestError::TooLarge { nonce, .. }) => {
                 self.reject(socket, nonce, Reason::TooLarge, error.to_string())
+            }
+            Err(error @ RequestError::ReadTooLarge { id, .. }) => {
+                self.refuse_read(socket, id, ReadReason::TooLarge, error.to_string())
             }
             Err(RequestError::Format(_)) if !allowed => self.refuse(socket, ErrorCode::Rate, &self.rate_message()),
             Err(error) => self.refuse(socket, ErrorCode::BadFormat, &error.to_string()),
@@ -371,6 +378,19 @@ impl<'a> Open<'a> {
     {
         let status = StatusFrame { nonce, id: None, fate: Fate::Rejected { reason, message } };
         self.tell(socket, Reply::Status(status).to_json())
+    }
+
+    fn refuse_read<S>(
+        &mut self,
+        socket: &mut Socket<S>,
+        id: u64,
+        reason: ReadReason,
+        message: String,
+    ) -> Result<(), End>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.tell(socket, Reply::ReadResult(ReadResult { id, fate: ReadFate::Refused { reason, message } }).to_json())
     }
 
     fn tell<S>(&mut self, socket: &mut Socket<S>, frame: String) -> Result<(), End>

@@ -729,7 +729,10 @@ async fn in_signed_mode_requests_arrive_parsed_and_raw_words_go_to_raw_sessions_
     assert_eq!(frame_of(&mut websocket).await["to"], "one");
     assert_eq!(soon(raw.recv()).await.unwrap(), Frame::Text("raw output".into()));
     assert_eq!(error_code(&mut raw).await, "expired");
+    let mut left = gateway.left(session).expect("it is open");
     drop(websocket);
+    // The end of the session is the end of the channel.
+    assert!(soon(left.changed()).await.is_err() && gateway.left(session).is_none());
     connections(&gateway, 1).await;
     assert!(!gateway.has_any_signed());
 }
@@ -738,7 +741,7 @@ async fn in_signed_mode_requests_arrive_parsed_and_raw_words_go_to_raw_sessions_
 async fn in_signed_mode_what_is_malformed_too_large_or_too_often_is_answered_and_the_session_stays() {
     let (gateway, mut events) = start(|config| {
         config.message_bytes_max = 100;
-        config.messages_per_minute = Some(6);
+        config.messages_per_minute = Some(7);
     })
     .await;
     let (mut websocket, _) = signed(&gateway, &mut events, 1).await;
@@ -755,7 +758,11 @@ async fn in_signed_mode_what_is_malformed_too_large_or_too_often_is_answered_and
     );
     websocket.send(Message::text("x".repeat(crate::signed::frame_bytes_max(100) + 1))).await.unwrap();
     assert_eq!(frame_of(&mut websocket).await["code"], "too_large");
-    // Two of the minute's six are left.
+    let long = Request::Read(crate::signed::ReadFrame { id: 4, payload: crate::signed::Base64(vec![0; 101]) });
+    websocket.send(Message::text(long.to_json())).await.unwrap();
+    let refused = frame_of(&mut websocket).await;
+    assert_eq!((&refused["id"], &refused["reason"]), (&json!(4), &json!("too_large")));
+    // Two of the minute's seven are left.
     for nonce in 8..11 {
         websocket.send(Message::text(signed_input(nonce, b"x"))).await.unwrap();
     }
@@ -763,6 +770,10 @@ async fn in_signed_mode_what_is_malformed_too_large_or_too_often_is_answered_and
     assert_eq!((&status["nonce"], &status["reason"]), (&json!(10), &json!("rate")));
     websocket.send(Message::text(r#"{"type":"query","what":"lcl"}"#)).await.unwrap();
     assert_eq!(frame_of(&mut websocket).await["code"], "rate");
+    websocket.send(Message::text(r#"{"type":"read","id":3,"payload":"eA=="}"#)).await.unwrap();
+    let refused = frame_of(&mut websocket).await;
+    assert_eq!((&refused["type"], &refused["id"]), (&json!("read_result"), &json!(3)));
+    assert_eq!((&refused["status"], &refused["reason"]), (&json!("refused"), &json!("rate")));
     for nonce in [8, 9] {
         match soon(events.recv()).await {
             Some(GatewayEvent::Request { request: Request::Input(input), .. }) => assert_eq!(input.nonce, nonce),

@@ -13,9 +13,12 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
-use super::diverge::{self, KeptRun, Left, Recent, ToKeep};
+use super::{
+    diverge::{self, KeptRun, Left, Recent, ToKeep},
+    reads,
+};
 use crate::{
     config::{self, Config},
     consensus::{
@@ -29,7 +32,7 @@ use crate::{
         fdlist::Facts, npl,
     },
     state::{
-        Pin, RunMount, StateError, StateStore, folder,
+        Pin, Quota, Replica, RunMount, StateError, StateStore, folder,
         sync::{Local, Stage, Target},
     },
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
@@ -141,6 +144,8 @@ struct Held {
     root: Hash,
     /// The last ledger whose run was begun: the pre-state that is kept is the one before it.
     begun: Option<Seq>,
+    /// The ledger that `state/` is the state after; `None` while a run is under way, or was cut.
+    after: Option<Seq>,
     /// When `state/` was last looked at, and how long that took.
     looked: (Instant, Duration),
 }
@@ -166,6 +171,7 @@ struct Plan {
     dir: PathBuf,
     env: Vec<(String, String)>,
     limits: Limits,
+    quota: Quota,
     npl_window: Duration,
     me: NodeKey,
     contract: Hash,
@@ -198,7 +204,11 @@ impl Executor {
             args: config.argv.iter().skip(1).cloned().collect(),
             dir: config.dir.clone(),
             env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
-            limits: limits_of(contract),
+            limits: Limits {
+                processes: reads::beside(contract.processes, config.user.reads_max),
+                ..limits_of(contract)
+            },
+            quota: quota_of(contract),
             npl_window: Duration::from_millis(contract.npl_window_ms),
             me: config.key,
             contract: contract.id,
@@ -210,6 +220,7 @@ impl Executor {
                 state,
                 root,
                 begun: (executed > 0).then_some(executed),
+                after: Some(executed),
                 looked: (Instant::now(), Duration::ZERO),
             })),
             plan: Arc::new(plan),
@@ -240,7 +251,34 @@ impl Executor {
         .await
     }
 
-    /// Copies the state to a folder that must not exist, and gives its root.
+    /// Copies the state from before the last run that was begun to a folder that must not exist, while that run and others
+    /// go on. Gives the ledger after which it was so, and its root; `None`, and no folder, where too little is known of it,
+    /// too many read it, or too much changes meanwhile.
+    pub async fn copy_pinned(&self, to: PathBuf) -> Result<Option<(Seq, Hash)>, ExecError> {
+        let pinned = match self.pin().await {
+            Err(ExecError::State(StateError::NoSnapshot | StateError::TooManyPins)) => None,
+            pinned => pinned?,
+        };
+        // Before the first run there is no ledger after which it is so.
+        let Some((next, pin)) = pinned.filter(|(next, _)| *next > 1) else { return Ok(None) };
+        let copy = move || {
+            // Beside the copy, as it needs the time of that file system.
+            let clock = to.with_extension("clock");
+            let copied = Replica::make(&to, &clock).and_then(|mut replica| replica.become_state(&pin));
+            let cleared = std::fs::remove_file(&clock);
+            let error = match copied {
+                Ok(()) => return Ok(Some((next - 1, pin.root()))),
+                Err(error) => error,
+            };
+            if let Err(left) = cleared.and_then(|()| std::fs::remove_dir_all(&to)) {
+                debug!(%left, "a part of a copy of the state stays");
+            }
+            if matches!(error, StateError::PinLost { .. }) { Ok(None) } else { Err(error.into()) }
+        };
+        tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
+    }
+
+    /// Copies the state to a folder that must not exist, between two runs, and gives its root.
     pub async fn copy_state(&self, to: PathBuf) -> Result<Hash, ExecError> {
         let from = self.plan.dir.join("state");
         self.blocking(move |held| {
@@ -261,6 +299,26 @@ impl Executor {
         .await
     }
 
+    /// The last ledger whose run is agreed on, as far as its state is here, and that state's root. `agreed` is the last one
+    /// with an agreed result, and the root of that.
+    pub async fn last(&self, agreed: Option<(Seq, Hash)>) -> Result<Option<(Seq, Hash)>, ExecError> {
+        self.blocking(move |held| Ok(last(held, agreed).map(|(seq, root, _)| (seq, root)))).await
+    }
+
+    /// The same state, pinned, and how long the thread that runs need too was taken for that.
+    pub async fn pin_last(&self, agreed: Option<(Seq, Hash)>) -> Result<Option<(Seq, Pin, Duration)>, ExecError> {
+        self.blocking(move |held| {
+            let begun = Instant::now();
+            let Some((seq, _, is_now)) = last(held, agreed) else { return Ok(None) };
+            match if is_now { held.state.pin_now() } else { held.state.pin() } {
+                Ok(pin) => Ok(Some((seq, pin, begun.elapsed()))),
+                Err(StateError::NoSnapshot | StateError::NotScanned) => Ok(None),
+                Err(other) => Err(other.into()),
+            }
+        })
+        .await
+    }
+
     /// What is here of a state that is to be fetched.
     pub async fn survey(&self) -> Result<Local, ExecError> {
         self.blocking(|held| Ok(held.state.survey()?)).await
@@ -270,16 +328,26 @@ impl Executor {
     pub async fn adopt(&self, next: Seq, target: Target, stage: Stage) -> Result<(), ExecError> {
         self.blocking(move |held| {
             held.state.adopt(next, &target, &stage)?;
-            (held.root, held.begun) = (target.root(), Some(next));
+            (held.root, held.begun, held.after) = (target.root(), Some(next), Some(next - 1));
             Ok(())
         })
         .await
     }
 
-    /// Makes state/ what it was before the last run, which had this root: the run has no effect.
-    pub async fn undo(&self, root: Hash) -> Result<(), ExecError> {
+    /// Makes state/ what it was before the run of `seq`, which had this root: the run has no effect.
+    pub async fn undo(&self, seq: Seq, root: Hash) -> Result<(), ExecError> {
+        self.put_back(root).await?;
         self.blocking(move |held| {
-            held.root = root;
+            held.after = Some(seq);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes state/ what it was before the last run, which had this root.
+    async fn put_back(&self, root: Hash) -> Result<(), ExecError> {
+        self.blocking(move |held| {
+            (held.root, held.after) = (root, None);
             Ok(())
         })
         .await?;
@@ -340,7 +408,7 @@ impl Executor {
         }
         self.launcher.settled().await?;
         // It may have been ended when its post-state was there already.
-        self.undo(before).await?;
+        self.put_back(before).await?;
         Ok(Ended::Cut(execution))
     }
 
@@ -353,7 +421,7 @@ impl Executor {
             .blocking(move |held| {
                 look(held)?;
                 let root = held.root;
-                held.begun = Some(seq);
+                (held.begun, held.after) = (Some(seq), None);
                 // Where the runs since then changed nothing, what is kept is this run's pre-state too.
                 if held.state.snapshot_info().is_none_or(|(_, kept)| kept != root) {
                     match held.state.snapshot(seq, root) {
@@ -390,13 +458,18 @@ impl Executor {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
         };
-        let top = self.plan.dir.join("state");
+        let (top, quota) = (self.plan.dir.join("state"), self.plan.quota);
         let (root, changed, recent) = self
             .blocking(move |held| {
                 if status == Status::Ok {
                     match held.state.scan(true) {
+                        Ok(scan) if !quota.allows(&scan) => {
+                            let (bytes, files) = (scan.bytes, scan.files);
+                            warn!(seq, bytes, files, "the contract left more in state/ than state_mb or state_files allows");
+                            status = Status::Limit(LimitKind::StateSize);
+                        }
                         Ok(scan) => {
-                            held.root = scan.root;
+                            (held.root, held.after) = (scan.root, Some(seq));
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
                             let changed: Vec<Changed> = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
                             let recent = Recent::of(&top, &*held.state, scan.files, &changed);
@@ -410,6 +483,7 @@ impl Executor {
                     }
                 }
                 held.root = held.state.rollback()?;
+                held.after = Some(seq);
                 Ok((held.root, Vec::new(), None, status))
             })
             .await
@@ -549,6 +623,7 @@ impl Executor {
                 contract: plan.contract,
                 private: plan.private.clone(),
                 readonly: false,
+                settlement: execution.header.settlement.clone(),
             },
             users,
             log_dir: plan.dir.join("log/contract"),
@@ -569,6 +644,20 @@ impl Executor {
             work(&mut held)
         };
         tokio::task::spawn_blocking(lock).await.expect("file work does not panic")
+    }
+}
+
+/// The last ledger whose run is agreed on, the root of the state after it, and whether `state/` is that state: else it is
+/// the one before the run that was begun last.
+fn last(held: &Held, agreed: Option<(Seq, Hash)>) -> Option<(Seq, Hash, bool)> {
+    match (held.after, agreed) {
+        (Some(after), Some(agreed)) if (after, held.root) == agreed => Some((after, held.root, true)),
+        _ => {
+            let (kept, root) = held.state.snapshot_info()?;
+            // Runs that changed nothing since then have the same pre-state.
+            let next = held.begun.map_or(kept, |begun| begun.max(kept));
+            Some((next.checked_sub(1)?, root, false))
+        }
     }
 }
 
@@ -657,6 +746,11 @@ pub(super) fn limits_of(contract: &config::Contract) -> Limits {
         log_bytes_max: contract.log_bytes,
         npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
     }
+}
+
+/// What the state may have after a run, by the configuration.
+pub(super) fn quota_of(contract: &config::Contract) -> Quota {
+    Quota { bytes: contract.state_bytes, files: contract.state_files }
 }
 
 fn auth(inputs: &[Input]) -> Auth {

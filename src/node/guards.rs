@@ -12,11 +12,16 @@ use crate::{
 ///
 /// Without `namespaces` runs that are compared have other process numbers each, as on machines that have none.
 pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bool) -> Result<Vec<Guard>, LaunchError> {
-    let contract = &config.contract;
-    if contract.containment == config::Containment::Off {
-        return Ok(guards::none_wanted("by cfg/hp.cfg"));
+    match wanted(config, namespaces) {
+        None => Ok(guards::none_wanted("by cfg/hp.cfg")),
+        Some(wanted) => launcher.contain(&wanted).await,
     }
-    let wanted = Containment {
+}
+
+/// What runs are kept from; nothing where the configuration says so.
+pub(super) fn wanted(config: &Config, namespaces: bool) -> Option<Containment> {
+    let contract = &config.contract;
+    (contract.containment != config::Containment::Off).then(|| Containment {
         dir: config.dir.clone(),
         binary: config.binary.clone(),
         args: config.argv.iter().skip(1).cloned().collect(),
@@ -25,8 +30,7 @@ pub(super) async fn contain(config: &Config, launcher: &Launcher, namespaces: bo
         namespaces,
         read: contract.read.clone(),
         secrets: config.seckey_file.iter().cloned().collect(),
-    };
-    launcher.contain(&wanted).await
+    })
 }
 
 /// As [`contain`], for a node: tells what is off, and errors where the configuration requires it.

@@ -63,6 +63,8 @@ struct Outputs {
 pub(super) enum Told {
     /// An answer to one session.
     Answer(SessionId, String),
+    /// A question to the contract is over; what to say of it, if the session is not.
+    Read(SessionId, Option<String>),
     /// To all sessions of a user: what became of an input it sent again.
     Fate(UserKey, String),
     /// Frames of the delivery under way.
@@ -107,6 +109,10 @@ impl Node {
             }
             GatewayEvent::Request { user, session, request: Request::Query(asked) } => {
                 self.on_query(user, session, asked);
+                Ok(())
+            }
+            GatewayEvent::Request { user, session, request: Request::Read(asked) } => {
+                self.on_read(user, session, asked);
                 Ok(())
             }
             GatewayEvent::Request { user, session, request: Request::Input(frame) } => {
@@ -321,6 +327,12 @@ impl Node {
                     gateway.answer(session, frame);
                 }
             }
+            Told::Read(session, frame) => {
+                self.reads.done(session);
+                if let (Some(gateway), Some(frame)) = (&self.gateway, frame) {
+                    gateway.answer(session, frame);
+                }
+            }
             Told::Fate(user, frame) => {
                 done(&mut self.asking, NO_SESSION);
                 if let Some(gateway) = &self.gateway {
@@ -341,6 +353,7 @@ impl Node {
     pub(super) fn deliver(&mut self, agreed: ResultCert) {
         let result = &agreed.result;
         self.report.agreed(result);
+        self.reads.agreed(result);
         self.settled(result);
         self.last_agreed = (!agreed.sigs.is_empty()).then(|| agreed.clone());
         // Not there: executed before a restart, and its sessions ended with that process.

@@ -66,6 +66,8 @@ pub enum Request {
     Input(InputFrame),
     /// A question.
     Query(QueryFrame),
+    /// A question to the contract.
+    Read(ReadFrame),
 }
 
 /// One input with its user's signature.
@@ -79,6 +81,15 @@ pub struct InputFrame {
     pub payload: Base64,
     /// By the user, over the input's id.
     pub sig: Text<Sig>,
+}
+
+/// A question that the contract answers in a read-only run on this node alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReadFrame {
+    /// Stands in the answer again.
+    pub id: u64,
+    /// What the contract reads as the user's input.
+    pub payload: Base64,
 }
 
 /// One question.
@@ -131,6 +142,16 @@ pub enum RequestError {
         /// The longest.
         max: usize,
     },
+    /// The same of a question to the contract.
+    #[error("the payload has {bytes} bytes, at most {max} are taken")]
+    ReadTooLarge {
+        /// Of the question.
+        id: u64,
+        /// Its length.
+        bytes: usize,
+        /// The longest.
+        max: usize,
+    },
 }
 
 /// Reads a frame of a client. Payloads have `payload_bytes_max` bytes at most.
@@ -149,6 +170,14 @@ pub fn parse_request(frame: &[u8], payload_bytes_max: usize) -> Result<Request, 
         max_ledger: Seq,
         payload: Base64,
         sig: Text<Sig>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Read {
+        #[serde(rename = "type")]
+        _type: String,
+        id: u64,
+        payload: Base64,
     }
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -176,6 +205,14 @@ pub fn parse_request(frame: &[u8], payload_bytes_max: usize) -> Result<Request, 
                 return Err(RequestError::TooLarge { nonce, bytes, max: payload_bytes_max });
             }
             Ok(Request::Input(InputFrame { nonce, max_ledger, payload, sig }))
+        }
+        "read" => {
+            let Read { id, payload, .. } = serde_json::from_slice(frame).map_err(format)?;
+            let bytes = payload.0.len();
+            if bytes > payload_bytes_max {
+                return Err(RequestError::ReadTooLarge { id, bytes, max: payload_bytes_max });
+            }
+            Ok(Request::Read(ReadFrame { id, payload }))
         }
         "query" => {
             let asked: Asked = serde_json::from_slice(frame).map_err(format)?;
@@ -225,6 +262,8 @@ pub enum Reply {
     Executed(Executed),
     /// Of a query.
     Answer(Answer),
+    /// What came of a question to the contract.
+    ReadResult(ReadResult),
     /// A request was not understood or cannot be answered.
     Error(ErrorFrame),
 }
@@ -387,6 +426,79 @@ impl RunEnd {
     }
 }
 
+/// What came of a question to the contract. It is this node's word alone: nothing proves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadResult {
+    /// Of the question.
+    pub id: u64,
+    /// What came of it.
+    #[serde(flatten)]
+    pub fate: ReadFate,
+}
+
+/// What comes of a question to the contract.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum ReadFate {
+    /// The contract has answered.
+    Ok {
+        /// The ledger whose run left the state that it saw.
+        seq: Seq,
+        /// Its hash.
+        ledger: Text<Hash>,
+        /// What it wrote to the user; may be nothing.
+        payload: Base64,
+    },
+    /// The run failed, and what it wrote is dropped.
+    Failed {
+        /// The ledger whose run left the state that it saw.
+        seq: Seq,
+        /// Its hash.
+        ledger: Text<Hash>,
+        /// How it ended, in words.
+        run: String,
+    },
+    /// The contract was not run.
+    Refused {
+        /// For programs.
+        reason: ReadReason,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Why a question to the contract is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadReason {
+    /// The payload is longer than inputs may be.
+    TooLarge,
+    /// More frames a minute than `pubmaxcpm`.
+    Rate,
+    /// As many wait as this node, or this session, may have wait. It may be asked again.
+    Busy,
+    /// This node answers none (`reads_max = 0`).
+    Off,
+    /// No state of this node is agreed on now, as when it is fetching one. It may be asked again, or another node.
+    NotReady,
+    /// The node could not run the contract, by a fault of its machine. Another node may.
+    Trouble,
+}
+
+impl ReadReason {
+    /// The word in the `reason` field.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ReadReason::TooLarge => "too_large",
+            ReadReason::Rate => "rate",
+            ReadReason::Busy => "busy",
+            ReadReason::Off => "off",
+            ReadReason::NotReady => "not_ready",
+            ReadReason::Trouble => "trouble",
+        }
+    }
+}
+
 /// Of a query.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
@@ -523,7 +635,8 @@ mod tests {
         let queries = [Query::Lcl, Query::Ledger { seq: 1 }, Query::Input { nonce: 2 }, Query::Outputs { since: 3 }];
         let queries = queries.map(|query| Request::Query(QueryFrame { id: None, query }));
         let named = Request::Query(QueryFrame { id: Some(u64::MAX), query: Query::Lcl });
-        for request in inputs.into_iter().chain(queries).chain([named]) {
+        let read = Request::Read(ReadFrame { id: u64::MAX, payload: Base64(b"hello".to_vec()) });
+        for request in inputs.into_iter().chain(queries).chain([named, read]) {
             assert_eq!(parse_request(request.to_json().as_bytes(), PAYLOAD_MAX), Ok(request));
         }
     }
@@ -537,7 +650,8 @@ mod tests {
             assert!(matches!(parse_request(frame.as_bytes(), 9), Err(RequestError::Format(_))), "{frame}");
         }
         let query = || json!({"type": "query", "what": "ledger", "seq": 1});
-        assert!(parse(&query()).is_ok());
+        let read = || json!({"type": "read", "id": 1, "payload": "aGVsbG8="});
+        assert!(parse(&query()).is_ok() && parse(&read()).is_ok());
         for wrong in [
             with(input(), "type", json!("Input")),
             with(input(), "type", json!("x".repeat(10_000))),
@@ -560,6 +674,10 @@ mod tests {
             with(query(), "seq", json!(-1)),
             with(query(), "id", json!("1")),
             with(query(), "why", json!(null)),
+            with(read(), "id", json!(null)),
+            with(read(), "payload", json!("aGVsbG8")),
+            with(read(), "sig", json!("ab".repeat(64))),
+            json!({"type": "read", "payload": ""}),
         ] {
             let Err(RequestError::Format(text)) = parse(&wrong) else { panic!("{wrong}") };
             assert!(text.len() < 400, "{text}");
@@ -571,6 +689,8 @@ mod tests {
         let request = |bytes: usize| with(input(), "payload", json!(STANDARD.encode(vec![0; bytes])));
         assert!(parse(&request(PAYLOAD_MAX)).is_ok());
         assert_eq!(parse(&request(10)), Err(RequestError::TooLarge { nonce: 5, bytes: 10, max: 9 }));
+        let read = json!({"type": "read", "id": 6, "payload": STANDARD.encode([0; 10])});
+        assert_eq!(parse(&read), Err(RequestError::ReadTooLarge { id: 6, bytes: 10, max: 9 }));
         // Every request that may be taken fits the longest frame.
         let longest = with(with(request(PAYLOAD_MAX), "nonce", json!(u64::MAX)), "max_ledger", json!(u64::MAX));
         assert!(longest.to_string().len() <= frame_bytes_max(PAYLOAD_MAX));

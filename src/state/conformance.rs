@@ -288,7 +288,7 @@ proptest! {
 fn pinned(pin: &Pin) -> Tree {
     let dir = folder();
     let made = dir.path().join("state");
-    pin.copy_to(&made).unwrap();
+    Replica::make(&made, &dir.path().join("clock")).unwrap().become_state(pin).unwrap();
     tree_of(&made)
 }
 
@@ -301,6 +301,9 @@ proptest! {
     ) {
         for mut rig in backends().map(Rig::new) {
             let mut pins: Vec<(Pin, Tree)> = Vec::new();
+            let elsewhere = folder();
+            let top = elsewhere.path().join("state");
+            let mut replica = Replica::make(&top, &elsewhere.path().join("clock")).unwrap();
             for (number, (acts, early, is_taken_back)) in runs.iter().enumerate() {
                 let what = format!("run {number} on {}", rig.backend);
                 let root = rig.keep(number as Seq);
@@ -326,8 +329,63 @@ proptest! {
                 for (pin, tree) in &pins {
                     prop_assert_eq!(&pinned(pin), tree, "{}", what);
                 }
+                // A folder that somebody does as he likes in is made any of them, again and again.
+                for (pin, tree) in &pins {
+                    replica.become_state(pin).unwrap();
+                    prop_assert_eq!(&tree_of(&top), tree, "{}", what);
+                    prop_assert!(replica.is(&pin.root()).unwrap(), "{}", what);
+                    act_all(&top, acts);
+                    if replica.is(&pin.root()).unwrap() {
+                        prop_assert_eq!(&tree_of(&top), tree, "{}: what was done is seen", what);
+                    }
+                }
             }
         }
+    }
+}
+
+#[test]
+fn the_state_after_a_run_is_pinned_before_the_next_one_and_read_through_all_that_follows() {
+    for backend in backends() {
+        let mut rig = Rig::new(backend);
+        rig.keep(1);
+        rig.run_program(&["sh", "-c", "cd state; seq 50000 > numbers; echo 1 > a; mkdir b; ln -s a b/link"]);
+        assert!(backend == Backend::Shadow || rig.store.pin_now().is_err(), "a run is under way");
+        rig.commit();
+        let (pin, tree) = (rig.store.pin_now().unwrap(), rig.tree());
+        let is_right = |when: &str| assert_eq!(pinned(&pin), tree, "{backend}: {when}");
+        is_right("between two runs");
+        rig.keep(2);
+        is_right("when the next one may begin");
+        let change = "cd state; rm -r b; seq 2 50001 > numbers; mkfifo a.fifo; rm a.fifo; echo 2 > a; ln -s x b";
+        rig.run_program(&["sh", "-c", change]);
+        is_right("while it runs, or just after");
+        rig.commit();
+        is_right("when it counts");
+        rig.keep(3);
+        rig.run_program(&["sh", "-c", "cd state; rm -r *"]);
+        rig.commit();
+        is_right("one later");
+        rig.keep(4);
+        is_right("two later");
+    }
+}
+
+#[test]
+fn the_state_after_a_run_that_is_taken_back_is_lost_and_never_wrong() {
+    for backend in backends() {
+        let (mut rig, before, _) = before(backend);
+        rig.run_program(&["sh", "-c", CHANGE_ALL]);
+        rig.commit();
+        let pin = rig.store.pin_now().unwrap();
+        assert_ne!(pin.root(), before);
+        assert_eq!(rig.store.rollback().unwrap(), before);
+        rig.run_program(&["sh", "-c", "cd state; echo other > changed"]);
+        rig.commit();
+        let scratch = folder();
+        let mut replica = Replica::make(&scratch.path().join("state"), &scratch.path().join("clock")).unwrap();
+        let made = replica.become_state(&pin);
+        assert!(matches!(made, Err(StateError::PinLost { .. })), "{backend}: {made:?}");
     }
 }
 
@@ -351,6 +409,40 @@ fn the_process_after_pins_the_same_pre_state_and_it_stays_what_it_is() {
         assert_eq!(rig.store.pin().unwrap().root(), new, "{backend}");
         assert_eq!(rig.store.rollback().unwrap(), new, "{backend}");
     }
+}
+
+#[test]
+fn whatever_somebody_does_in_a_copy_of_the_state_is_put_right_and_what_he_piled_up_is_given_back() {
+    let (mut rig, root, tree) = before(Backend::Shadow);
+    let pin = rig.store.pin().unwrap();
+    let scratch = folder();
+    let top = scratch.path().join("state");
+    let mut replica = Replica::make(&top, &scratch.path().join("clock")).unwrap();
+    assert!(replica.is_empty());
+    replica.become_state(&pin).unwrap();
+    let harm = r#"
+set -e
+head -c 9000000 /dev/zero >> changed
+head -c 9000000 /dev/zero > litter
+ln kept second
+ln -s /etc/passwd out
+mkfifo fifo
+rm gone
+chmod 0 shorter
+chmod 700 empty
+touch -d @0 bit
+"#;
+    let done = Command::new("sh").args(["-c", harm]).current_dir(&top).status().unwrap();
+    assert!(done.success());
+    assert!(!replica.is(&root).unwrap());
+    replica.cut_back().unwrap();
+    assert!(!top.join("litter").exists() && fs::metadata(top.join("changed")).unwrap().len() == 3 * BLOCK_BYTES as u64);
+    replica.become_state(&pin).unwrap();
+    assert_eq!(tree_of(&top), tree);
+    assert!(replica.is(&root).unwrap());
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = |path: &str| fs::metadata(top.join(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!([mode("shorter"), mode("empty"), mode("bit")], [0o644, 0o755, 0o644]);
 }
 
 #[test]
@@ -382,7 +474,8 @@ fn a_pin_costs_what_changes_and_big_files_that_go_nothing() {
         };
         fs::File::options().write(true).open(place.join(path)).unwrap().write_all_at(b"?", 200_000).unwrap();
         let scratch = folder();
-        let lost = pin.copy_to(&scratch.path().join("state"));
+        let mut replica = Replica::make(&scratch.path().join("state"), &scratch.path().join("clock")).unwrap();
+        let lost = replica.become_state(&pin);
         assert!(backend == Backend::Overlay || matches!(lost, Err(StateError::PinLost { .. })), "{backend}: {lost:?}");
     }
 }

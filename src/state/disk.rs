@@ -61,11 +61,22 @@ fn unfreeze(_: &Path) -> bool {
 /// The changing operations. In tests, a point where they start to fail, and a record of what was done.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk {
+    /// Nothing is made durable: what is lost with the power is made anew.
+    volatile: bool,
     #[cfg(test)]
     pub test: std::sync::Arc<std::sync::Mutex<test::Script>>,
 }
 
 impl Disk {
+    /// For files that nobody needs after a restart.
+    pub fn volatile() -> Disk {
+        Disk {
+            volatile: true,
+            #[cfg(test)]
+            test: Default::default(),
+        }
+    }
+
     #[cfg(not(test))]
     fn step(&self, _op: &'static str, _path: &Path) -> Result<(), StateError> {
         Ok(())
@@ -131,6 +142,9 @@ impl Disk {
     }
 
     pub fn sync(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        if self.volatile {
+            return Ok(());
+        }
         self.step("sync", path)?;
         #[cfg(test)]
         if !self.test.lock().unwrap().sync_for_real {
@@ -141,6 +155,9 @@ impl Disk {
 
     /// The bytes and the size alone.
     pub fn sync_data(&self, file: &File, path: &Path) -> Result<(), StateError> {
+        if self.volatile {
+            return Ok(());
+        }
         self.step("sync", path)?;
         #[cfg(test)]
         if !self.test.lock().unwrap().sync_for_real {
@@ -157,6 +174,9 @@ impl Disk {
     /// Everything of the file system that `top` is on. Cheaper than `sync` from some number of files on.
     #[cfg(target_os = "linux")]
     pub fn sync_all_below(&self, top: &Path) -> Result<(), StateError> {
+        if self.volatile {
+            return Ok(());
+        }
         let file = open_read(top).map_err(at("open", top))?;
         self.step("sync below", top)?;
         #[cfg(test)]

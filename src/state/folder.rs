@@ -9,7 +9,7 @@ use super::{
     StateError,
     disk::{Disk, at},
     ensure_dir, expect_root,
-    mirror::{Modes, mirror},
+    mirror::{Modes, mirror, remove_tree},
     pin::Pins,
     scan::{Index, Totals},
 };
@@ -42,6 +42,14 @@ pub fn copy(from: &Path, to: &Path, root: Hash) -> Result<(), StateError> {
     let paths = from.entries.keys().cloned().collect();
     mirror(&disk, &from, &mut copied, &paths, Modes::State, &mut Pins::default())?;
     expect_root(to, root, copied.root())
+}
+
+/// Removes a folder with all that is in it, whatever that is and however deep; nothing where nothing is. Not durable.
+pub fn remove(top: &Path) -> Result<(), StateError> {
+    match (fs::symlink_metadata(top), top.parent()) {
+        (Ok(_), Some(above)) => remove_tree(&Disk::volatile(), above, top.to_path_buf()),
+        _ => Ok(()),
+    }
 }
 
 /// The folders below a contract's folder that may hold a whole state, the most likely first: `state/`, the copy of the

@@ -29,7 +29,7 @@ pub(super) enum Modes {
 }
 
 impl Modes {
-    fn of(self, executable: bool) -> u32 {
+    pub(super) fn of(self, executable: bool) -> u32 {
         match (self, executable) {
             (Modes::Copy, false) => 0o600,
             (Modes::Copy, true) => 0o700,

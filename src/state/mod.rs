@@ -48,6 +48,7 @@ mod overlay;
 mod pin;
 #[cfg(target_os = "linux")]
 mod plan;
+mod replica;
 mod scan;
 mod shadow;
 pub mod sync;
@@ -79,6 +80,7 @@ pub use self::{
     diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
     merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
     pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
+    replica::Replica,
     scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
 };
 use crate::{
@@ -252,6 +254,23 @@ pub struct Scan {
     pub read: u64,
 }
 
+/// What a state may have after a run, alike on all nodes. 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quota {
+    /// Bytes of all files, holes counted.
+    pub bytes: u64,
+    /// Files, folders and symlinks.
+    pub files: u64,
+}
+
+impl Quota {
+    /// Whether a state of this size is within it.
+    pub fn allows(&self, found: &Scan) -> bool {
+        let within = |has: u64, most: u64| most == 0 || has <= most;
+        within(found.bytes, self.bytes) && within(found.files, self.files)
+    }
+}
+
 /// A way to keep `state/` and to get back to what it was before a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -328,6 +347,11 @@ pub trait StateStore: fmt::Debug + Send {
     ///
     /// [`StateError::NoSnapshot`] when there is no pre-state, [`StateError::TooManyPins`] when too many are pinned.
     fn pin(&mut self) -> Result<Pin, StateError>;
+
+    /// The same of `state/` as of the last scan. No run may be under way; later ones may be.
+    ///
+    /// A roll back may lose it: then it is the state of a run that has no effect.
+    fn pin_now(&mut self) -> Result<Pin, StateError>;
 
     /// What is here of a state that is to be fetched. Reads every byte again, whatever the stamps say, and passes over
     /// what cannot be read. The state may be anything.

@@ -440,6 +440,14 @@ impl StateStore for Overlay {
         }
     }
 
+    fn pin_now(&mut self) -> Result<Pin, StateError> {
+        match self.root {
+            // A run writes elsewhere; what it changed replaces this only when it has ended.
+            Some(_) if !self.unfinished && !self.running => self.pins.pin(&self.live),
+            _ => Err(StateError::NotScanned),
+        }
+    }
+
     fn rollback(&mut self) -> Result<Hash, StateError> {
         let (seq, root) = match self.intent.intent {
             Intent::Empty | Intent::Adopting { .. } => return Err(StateError::NoSnapshot),

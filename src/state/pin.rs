@@ -6,6 +6,9 @@
 //! name, a removed big file stays open. Every block is checked against its hash when it is read, so that neither an
 //! unnoticed change nor a race between reader and writer can give a wrong one; it is then looked for among the kept.
 //!
+//! The state after the last run is pinned before the backend's folder has it ([`Pins::pin_ahead`]): until the next run
+//! begins its blocks are in `state/`, and from then on in that folder, where they are then looked for first.
+//!
 //! So a pin costs a copy of what is known of the files in memory (for each some hundred bytes, and 32 for each 64 KiB),
 //! one list to find blocks by, and on the disk what changes while it lives.
 
@@ -27,7 +30,7 @@ use tracing::warn;
 
 use super::{
     StateError,
-    disk::{Disk, open_read},
+    disk::open_read,
     merkle::{BLOCK_BYTES, Kind, Leaf, Tree, block_hash},
     scan::{Entry, Index},
 };
@@ -51,7 +54,7 @@ const OPEN_MAX: usize = 64;
 /// Reading needs neither the store nor its lock, from any thread. A block that cannot be had is [`StateError::PinLost`]:
 /// too much has changed, the disk is full or somebody damaged the files; take another pin.
 ///
-/// For a run of the contract that only reads, make a folder of it: [`Pin::copy_to`].
+/// For a run of the contract that only reads, make a folder of it: [`Replica`](super::Replica).
 #[derive(Clone)]
 pub struct Pin {
     held: Arc<Held>,
@@ -67,6 +70,8 @@ struct Held {
     root: Hash,
     /// Where the files are.
     top: PathBuf,
+    /// Where they are until they are there.
+    ahead: Option<PathBuf>,
     entries: Vec<(Vec<u8>, Leaf, Vec<Hash>)>,
     bytes: u64,
     tree: Tree,
@@ -133,12 +138,23 @@ impl Pin {
     pub fn block(&self, hash: &Hash) -> Result<Option<Vec<u8>>, StateError> {
         let Some(&(entry, number)) = self.held.places.get(hash) else { return Ok(None) };
         let (path, leaf, _) = &self.held.entries[entry as usize];
-        let full = self.held.top.join(OsStr::from_bytes(path));
+        // What has left `state/` after the first look there is in its place by now, and what has left that is kept.
+        let looks = [Some(&self.held.top), self.held.ahead.as_ref(), self.held.ahead.as_ref().map(|_| &self.held.top)];
+        for top in looks.into_iter().flatten() {
+            if let Some(bytes) = self.find(&top.join(OsStr::from_bytes(path)), *leaf, number, hash) {
+                return Ok(Some(bytes));
+            }
+        }
+        Err(StateError::PinLost { root: self.held.root })
+    }
+
+    /// A block of the file at `full`, or of what was kept.
+    fn find(&self, full: &Path, leaf: Leaf, number: u32, hash: &Hash) -> Option<Vec<u8>> {
         let is_right = |bytes: &Vec<u8>| block_hash(bytes) == *hash;
         if leaf.kind == Kind::Symlink {
-            let target = std::fs::read_link(&full).ok().map(|target| target.into_os_string().into_encoded_bytes());
+            let target = std::fs::read_link(full).ok().map(|target| target.into_os_string().into_encoded_bytes());
             if let Some(target) = target.filter(is_right) {
-                return Ok(Some(target));
+                return Some(target);
             }
         }
         let offset = u64::from(number) * BLOCK_BYTES as u64;
@@ -147,48 +163,23 @@ impl Pin {
             let mut bytes = vec![0; len];
             file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
         };
-        let there = open_read(&full).ok().and_then(|file| read(&file, offset));
+        let there = open_read(full).ok().and_then(|file| read(&file, offset));
         if let Some(bytes) = there.filter(is_right) {
-            return Ok(Some(bytes));
+            return Some(bytes);
         }
         // What went was kept before it went.
         let kept = self.held.kept().blocks.get(hash).cloned();
-        let bytes = kept.and_then(|(file, offset)| read(&file, offset)).filter(is_right);
-        bytes.map(Some).ok_or(StateError::PinLost { root: self.held.root })
+        kept.and_then(|(file, offset)| read(&file, offset)).filter(is_right)
     }
 
-    /// Makes a folder that has this state, at `folder`, which must not be there: what a contract finds as its state in a
-    /// run that only reads. It is the caller's: whatever the contract does in it reaches nothing else, and the caller
-    /// removes it.
-    ///
-    /// Costs a read, a check and a write of the whole state (about the time of copying it; holes stay holes). Not
-    /// durable. Files get the modes 0644 and 0755.
-    pub fn copy_to(&self, folder: &Path) -> Result<(), StateError> {
-        let disk = Disk::default();
-        disk.create_dir(folder)?;
-        let missing = || StateError::PinLost { root: self.held.root };
-        // A folder stands before what is in it.
-        for (path, leaf, blocks) in &self.held.entries {
-            let full = folder.join(OsStr::from_bytes(path));
-            match leaf.kind {
-                Kind::Folder => disk.create_dir(&full)?,
-                Kind::Symlink => {
-                    let target = self.block(&leaf.root)?.ok_or_else(missing)?;
-                    disk.symlink(Path::new(OsStr::from_bytes(&target)), &full)?;
-                }
-                Kind::File => {
-                    let file = disk.create(&full, if leaf.executable { 0o755 } else { 0o644 })?;
-                    disk.set_len(&file, &full, leaf.size)?;
-                    for (number, hash) in blocks.iter().enumerate() {
-                        let bytes = self.block(hash)?.ok_or_else(missing)?;
-                        if bytes.iter().any(|&byte| byte != 0) {
-                            disk.write_at(&file, &full, &bytes, number as u64 * BLOCK_BYTES as u64)?;
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
+    /// What the state is, as an index of the folder `top`.
+    pub(super) fn index(&self, top: PathBuf) -> Index {
+        let entry = |(path, leaf, blocks): &(Vec<u8>, Leaf, Vec<Hash>)| {
+            let (hash, stat) = (leaf.hash(path), Default::default());
+            let entry = Entry { leaf: *leaf, hash, blocks: blocks.clone(), stat, settled: false, seen: 0 };
+            (path.clone(), entry)
+        };
+        Index::of(top, self.held.entries.iter().map(entry).collect())
     }
 }
 
@@ -273,6 +264,16 @@ impl Pins {
 
     /// Pins what `index` says, which must be what is in its folder.
     pub fn pin(&mut self, index: &Index) -> Result<Pin, StateError> {
+        self.hold(index, index.top().to_path_buf(), None)
+    }
+
+    /// Pins what `index` says, which must be what is in its folder. Before anything in there changes, `top` must have all
+    /// of it.
+    pub fn pin_ahead(&mut self, index: &Index, top: PathBuf) -> Result<Pin, StateError> {
+        self.hold(index, top, Some(index.top().to_path_buf()))
+    }
+
+    fn hold(&mut self, index: &Index, top: PathBuf, ahead: Option<PathBuf>) -> Result<Pin, StateError> {
         self.pins.retain(|pin| pin.strong_count() > 0);
         if self.pins.len() >= PINS_MAX {
             return Err(StateError::TooManyPins);
@@ -293,7 +294,8 @@ impl Pins {
         }
         let held = Held {
             root: index.root(),
-            top: index.top().to_path_buf(),
+            top,
+            ahead,
             entries,
             bytes,
             tree: index.tree().clone(),

@@ -308,6 +308,14 @@ impl StateStore for Shadow {
         }
     }
 
+    fn pin_now(&mut self) -> Result<Pin, StateError> {
+        match self.scanned {
+            // The next snapshot makes the copy equal to it, before the next run may change it.
+            Some(root) if root == self.live.root() => self.pins.pin_ahead(&self.live, self.copy_top()),
+            _ => Err(StateError::NotScanned),
+        }
+    }
+
     fn rollback(&mut self) -> Result<Hash, StateError> {
         let (seq, root) = match self.intent.intent {
             Intent::Clean { seq, root } | Intent::RollingBack { seq, root } => (seq, root),

@@ -11,8 +11,8 @@ use hotpocket::{
     crypto::SecretKey,
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputFrame, InputState, LedgerFrame, Limits,
-        OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, StatusFrame, Text, Welcome,
-        parse_request,
+        OutputFrame, OutputsPage, Query, QueryFrame, ReadFate, ReadFrame, ReadReason, ReadResult, Reason, Reply,
+        Request, RunEnd, StatusFrame, Text, Welcome, parse_request,
         proof::{Agreement, OutputProof, Trust, texts},
         sign_input,
     },
@@ -139,6 +139,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("query-ledger", query(Query::Ledger { seq: 8 })),
         ("query-input", query(Query::Input { nonce: 7 })),
         ("query-outputs", query(Query::Outputs { since: 3 })),
+        ("read", Request::Read(ReadFrame { id: 5, payload: Base64(b"a question".to_vec()) })),
     ]
 }
 
@@ -146,6 +147,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
     let status = |id, fate| Reply::Status(StatusFrame { nonce: 7, id, fate });
     let rejected = Fate::Rejected { reason: Reason::NonceUsed, message: "used".into() };
     let answer = |id, body| Reply::Answer(Answer { id, body });
+    let read = |fate| Reply::ReadResult(ReadResult { id: 5, fate });
     let (hash, id) = (Text(Hash([4; 32])), Some(Text(Hash([1; 32]))));
     let ledger = LedgerFrame {
         hash: Text(next().header.hash()),
@@ -190,6 +192,9 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ),
         ("answer-input-pending", answer(None, AnswerBody::Input { nonce: 7, state: InputState::Pending })),
         ("answer-outputs", answer(Some(5), AnswerBody::Outputs(page))),
+        ("read-ok", read(ReadFate::Ok { seq: 4, ledger: hash, payload: Base64(b"an answer".to_vec()) })),
+        ("read-failed", read(ReadFate::Failed { seq: 4, ledger: hash, run: "exit code 3".into() })),
+        ("read-refused", read(ReadFate::Refused { reason: ReadReason::NotReady, message: "ask again".into() })),
         ("error", Reply::Error(ErrorFrame { code: "busy".into(), message: "ask again".into() })),
     ]
 }

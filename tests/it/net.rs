@@ -18,8 +18,8 @@ use hotpocket::{
     ledger::Archive,
     node::control::{self, Request},
     signed::{
-        AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, Reason, Reply, Request as UserRequest,
-        sign_input,
+        AnswerBody, Base64, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, ReadFrame, ReadResult, Reason,
+        Reply, Request as UserRequest, sign_input,
     },
     types::{Hash, NodeKey, Seq},
     verify::{Ask, Stopped, verify},
@@ -68,6 +68,12 @@ pub fn probe() -> &'static Path {
 pub fn record() -> &'static Path {
     static RECORD: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     built(&RECORD, "record")
+}
+
+/// The contract that is asked questions, compiled once.
+pub fn ask() -> &'static Path {
+    static ASK: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&ASK, "ask")
 }
 
 /// The contract that attacks its node, compiled once.
@@ -138,6 +144,15 @@ pub fn processes(is: impl Fn(u32) -> bool) -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter(|pid| is_alive(*pid) && is(*pid)).collect()
+}
+
+/// The processes that work in such a folder. Not launchers: one may wait in the contract's folder for the next run.
+fn working(is: impl Fn(&Path) -> bool) -> Vec<u32> {
+    let is_launcher = |pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(hotpocket::contract::LAUNCHER_ARG.as_bytes())
+    };
+    processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is(&cwd)) && !is_launcher(pid))
 }
 
 /// The processes that `pid` started.
@@ -296,18 +311,41 @@ impl Net {
 
     /// Waits until all running nodes have closed and run the same ledger, and gives its number and hash.
     pub async fn agree(&self) -> (u64, String) {
-        until("all nodes are at one ledger", async || {
-            let mut tips = Vec::new();
-            for node in self.nodes.iter().filter(|node| node.running.is_some()) {
-                let status = node.status().await?;
-                if status["synced"] != true || status["unexecuted"] != 0 {
-                    return None;
+        until("all nodes are at one ledger", async || self.agreed().await.ok()).await
+    }
+
+    /// The same where a ledger may take long: as long as some node closes or runs one within the time that any test waits.
+    pub async fn agree_while_it_moves(&self) -> (u64, String) {
+        let (mut moved, mut last) = (Instant::now(), 0);
+        let mut ticks = interval(Duration::from_millis(20));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.agreed().await {
+                Ok(agreed) => return agreed,
+                Err(now) if now > last => (moved, last) = (Instant::now(), now),
+                Err(now) => {
+                    assert!(moved.elapsed() < DEADLINE, "no ledger closed or run within {DEADLINE:?}, at {now}")
                 }
-                tips.push((status["seq"].as_u64()?, status["lcl"].as_str()?.to_owned()));
             }
-            tips.windows(2).all(|pair| pair[0] == pair[1]).then(|| tips[0].clone())
-        })
-        .await
+        }
+    }
+
+    /// The ledger that all running nodes have closed and run; how many they have closed and run in all, when there is none.
+    async fn agreed(&self) -> Result<(u64, String), u64> {
+        let (mut tips, mut moved, mut ready) = (Vec::new(), 0, true);
+        for node in self.nodes.iter().filter(|node| node.running.is_some()) {
+            let Some(status) = node.status().await else {
+                ready = false;
+                continue;
+            };
+            let (seq, unexecuted) = (status["seq"].as_u64().unwrap_or(0), status["unexecuted"].as_u64().unwrap_or(0));
+            moved += 2 * seq - unexecuted;
+            ready &= status["synced"] == true && unexecuted == 0;
+            tips.push((seq, status["lcl"].as_str().unwrap_or_default().to_owned()));
+        }
+        let is_one = ready && !tips.is_empty() && tips.windows(2).all(|pair| pair[0] == pair[1]);
+        if is_one { Ok(tips.swap_remove(0)) } else { Err(moved) }
     }
 }
 
@@ -390,10 +428,16 @@ impl TestNode {
         send_signal(self.pid(), signal);
     }
 
-    /// The node's processes of the contract: those that work in its folder.
+    /// The node's processes of the contract: those that work in its folder, launchers excepted.
     pub fn contracts(&self) -> Vec<u32> {
         let dir = self.dir.canonicalize().expect("the folder is there");
-        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        working(|cwd| cwd == dir)
+    }
+
+    /// The node's processes of read-only runs.
+    pub fn reads(&self) -> Vec<u32> {
+        let dir = self.dir.canonicalize().expect("the folder is there").join("reads");
+        working(|cwd| cwd.starts_with(&dir))
     }
 
     /// Waits until a run of the contract is under way.
@@ -607,6 +651,23 @@ impl SignedUser {
         loop {
             match self.recv().await {
                 Reply::Executed(executed) => return executed,
+                Reply::Error(error) => panic!("{error:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks the contract something.
+    pub async fn question(&mut self, id: u64, text: &str) {
+        let payload = Base64(text.into());
+        self.send(&UserRequest::Read(ReadFrame { id, payload })).await;
+    }
+
+    /// The next word on a question to the contract.
+    pub async fn answered(&mut self) -> ReadResult {
+        loop {
+            match self.recv().await {
+                Reply::ReadResult(result) => return result,
                 Reply::Error(error) => panic!("{error:?}"),
                 _ => {}
             }

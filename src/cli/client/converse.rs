@@ -37,6 +37,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Outputs that came before the word of acceptance, of which the oldest are forgotten.
 const EARLY_MAX: usize = 16;
+/// How a line begins that is a question, where somebody types.
+const QUESTION: &[u8] = b"/read ";
 /// Frames on their way to the node. Past it the loop goes on receiving before it sends more.
 const SENDING_MAX: usize = 16;
 
@@ -68,43 +70,48 @@ enum End {
     Lost(anyhow::Error),
 }
 
+/// What is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Say {
+    /// An input.
+    Input(Vec<u8>),
+    /// A question to the contract.
+    Question(Vec<u8>),
+}
+
 /// What a conversation is about.
 trait Purpose {
     /// Something to be sent, when there is room; `None` when nothing will come any more.
-    async fn next_input(&mut self) -> anyhow::Result<Option<Vec<u8>>>;
+    async fn next(&mut self) -> anyhow::Result<Option<Say>>;
     /// Something to be shown. The exit code when that was the last.
     fn show(&mut self, show: Show) -> anyhow::Result<Option<i32>>;
     /// The exit code when all inputs were sent and have had their answers; `None` to go on.
     fn settled(&self) -> Option<i32>;
 }
 
-/// One input, one answer.
-pub(super) async fn once(
-    setup: Setup,
-    input: Vec<u8>,
-    interrupts: Signal,
-    out: &mut impl io::Write,
-) -> anyhow::Result<i32> {
+/// One input or question, one answer.
+pub(super) async fn once(setup: Setup, say: Say, interrupts: Signal, out: &mut impl io::Write) -> anyhow::Result<i32> {
     let deadline = Instant::now() + setup.timeout;
-    let purpose = Once { input: Some(input), accepted: None, early: Vec::new(), out };
+    let purpose = Once { say: Some(say), accepted: None, early: Vec::new(), out };
     talk(setup, purpose, interrupts, Some(deadline), true).await
 }
 
 /// Lines in, outputs out. After the last line it ends when each was taken into a ledger and that ledger's result is
-/// agreed on.
+/// agreed on. What is `typed` may be a command.
 pub(super) async fn lines(
     setup: Setup,
     lines: mpsc::Receiver<Line>,
     interrupts: Signal,
     out: &mut impl io::Write,
     terminal: bool,
+    typed: bool,
 ) -> anyhow::Result<i32> {
-    let purpose = Lines { lines, out, terminal, refused: false };
+    let purpose = Lines { lines, out, terminal, typed, refused: false };
     talk(setup, purpose, interrupts, None, false).await
 }
 
 struct Once<'a, W> {
-    input: Option<Vec<u8>>,
+    say: Option<Say>,
     accepted: Option<Seq>,
     /// Outputs that came before the word in which ledger the input is: after a change of nodes they may.
     early: Vec<(Seq, Vec<u8>)>,
@@ -112,8 +119,8 @@ struct Once<'a, W> {
 }
 
 impl<W: io::Write> Purpose for Once<'_, W> {
-    async fn next_input(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        Ok(self.input.take())
+    async fn next(&mut self) -> anyhow::Result<Option<Say>> {
+        Ok(self.say.take())
     }
 
     fn show(&mut self, show: Show) -> anyhow::Result<Option<i32>> {
@@ -125,7 +132,11 @@ impl<W: io::Write> Purpose for Once<'_, W> {
                 }
                 self.early.push((seq, payload));
             }
-            Show::Rejected { .. } | Show::Failed { .. } => {
+            Show::Answer { payload, .. } => {
+                print_output(self.out, &frame(payload))?;
+                return Ok(Some(OK));
+            }
+            Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer(_) => {
                 eprintln!("{show}");
                 return Ok(Some(FAILED));
             }
@@ -153,17 +164,21 @@ struct Lines<'a, W> {
     lines: mpsc::Receiver<Line>,
     out: &'a mut W,
     terminal: bool,
+    typed: bool,
     refused: bool,
 }
 
 impl<W: io::Write> Purpose for Lines<'_, W> {
-    async fn next_input(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    async fn next(&mut self) -> anyhow::Result<Option<Say>> {
         loop {
             match self.lines.recv().await {
+                Some(Line::Input(line)) if self.typed && line.starts_with(QUESTION) => {
+                    return Ok(Some(Say::Question(line[QUESTION.len()..].to_vec())));
+                }
                 Some(Line::Input(mut input)) => {
                     // A contract gets the inputs of a ledger joined: a line has to bring its end along.
                     input.push(b'\n');
-                    return Ok(Some(input));
+                    return Ok(Some(Say::Input(input)));
                 }
                 Some(Line::TooLong(bytes)) => {
                     eprintln!("error: a line of {bytes} bytes was skipped, at most {LINE_BYTES_MAX} are sent");
@@ -178,9 +193,18 @@ impl<W: io::Write> Purpose for Lines<'_, W> {
         match show {
             Show::Output { payload, .. } if self.terminal => show_output(self.out, &frame(payload))?,
             Show::Output { payload, .. } => print_output(self.out, &frame(payload))?,
+            Show::Answer { ref payload, .. } => {
+                let payload = frame(payload.clone());
+                if self.terminal {
+                    eprintln!("  {show}, by this node's word");
+                    show_output(self.out, &payload)?;
+                } else {
+                    print_output(self.out, &payload)?;
+                }
+            }
             Show::Accepted { .. } if self.terminal => eprintln!("  {show}"),
             Show::Accepted { .. } => {}
-            Show::Rejected { .. } | Show::Failed { .. } => {
+            Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer(_) => {
                 self.refused = true;
                 eprintln!("error: {show}");
             }
@@ -401,9 +425,10 @@ impl<P: Purpose> Connection<'_, P> {
                     // The writer's error is the connection's, which receiving tells better.
                     Err(_) => outgoing.clear(),
                 },
-                input = self.purpose.next_input(), if *self.reading && self.talk.has_room() && outgoing.is_empty() => {
-                    match input? {
-                        Some(input) => outgoing.push_back(self.talk.input(input)?),
+                say = self.purpose.next(), if *self.reading && self.talk.has_room() && outgoing.is_empty() => {
+                    match say? {
+                        Some(Say::Input(input)) => outgoing.push_back(self.talk.input(input)?),
+                        Some(Say::Question(question)) => outgoing.push_back(self.talk.question(question)),
                         None => *self.reading = false,
                     }
                     heard = Instant::now();

@@ -30,6 +30,7 @@ pub use self::{
     signed::{Pins, SignedClient},
 };
 use self::{
+    converse::Say,
     keys::{Nonces, default_key_path, load_key},
     terminal::read_lines,
 };
@@ -53,10 +54,11 @@ Examples:
   hp client 127.0.0.1:8080                        type a line, press Enter; Ctrl-D ends it
   hp client 127.0.0.1:8080 < lines.txt            for scripts: outputs alone on stdout
   hp client 127.0.0.1:8080 --once hello           one input, one answer
+  hp client 127.0.0.1:8080 --read hello           one question to the contract, without a ledger
   hp client 10.0.0.1:8080,10.0.0.2:8080           two nodes: when one dies, the other goes on
 
 Each line is one input and is sent with the newline at its end, because a contract gets the inputs of a ledger joined.
---once sends exactly TEXT. On a terminal, outputs are marked with `< `; elsewhere they are written as they are.
+--once and --read send exactly TEXT. Where lines are typed, `/read TEXT` asks the contract TEXT, as --read does. On a terminal, outputs are marked with `< `; elsewhere they are written as they are.
 
 Every input is signed with your key and taken at most once, whichever nodes it is sent to. An output is shown when a
 quorum of the network's members signed for it. Who they are the node says, unless you do: --chain pins the network with
@@ -82,6 +84,10 @@ pub struct ClientArgs {
     /// given
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     once: Option<String>,
+    /// Ask the contract this, without a ledger, print the answer alone, and exit. The answer is the node's word: nothing
+    /// proves it. Uses a throw-away key unless --key is given
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with_all = ["raw", "once", "since"])]
+    read: Option<String>,
     /// Seconds to wait for an answer, or for a node when none can be reached
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -124,10 +130,11 @@ pub(super) fn main(args: ClientArgs) -> Outcome {
 
 /// Runs `hp client` within a runtime. Returns the exit code; the reason was told.
 pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
-    let path = match (&args.key, &args.once) {
-        (Some(path), _) => Some(path.clone()),
-        (None, Some(_)) => None,
-        (None, None) => Some(default_key_path()?),
+    let is_one = args.once.is_some() || args.read.is_some();
+    let path = match &args.key {
+        Some(path) => Some(path.clone()),
+        None if is_one => None,
+        None => Some(default_key_path()?),
     };
     let key = match &path {
         Some(path) => load_key(path)?,
@@ -163,11 +170,13 @@ async fn run_signed(args: &ClientArgs, key: SecretKey, nonces: Nonces) -> anyhow
     let pins = Pins { chain: args.chain, unl: (!args.unl.is_empty()).then(|| args.unl.clone()) };
     let mut out = io::stdout();
     let setup = converse::Setup { urls: args.all_urls(), key, nonces, pins, since: args.since, timeout: args.timeout };
-    match &args.once {
-        Some(input) => converse::once(setup, input.clone().into_bytes(), interrupts, &mut out).await,
+    let input = args.once.as_ref().map(|text| Say::Input(text.clone().into_bytes()));
+    let question = args.read.as_ref().map(|text| Say::Question(text.clone().into_bytes()));
+    match input.or(question) {
+        Some(say) => converse::once(setup, say, interrupts, &mut out).await,
         None => {
-            let terminal = out.is_terminal();
-            converse::lines(setup, read_lines(), interrupts, &mut out, terminal).await
+            let (terminal, typed) = (out.is_terminal(), io::stdin().is_terminal());
+            converse::lines(setup, read_lines(), interrupts, &mut out, terminal, typed).await
         }
     }
 }

@@ -9,8 +9,8 @@ use super::keys::Nonces;
 use crate::{
     crypto::SecretKey,
     signed::{
-        AnswerBody, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, Reason, Reply, Request,
-        StatusFrame, Welcome,
+        AnswerBody, Base64, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, ReadFate,
+        ReadFrame, ReadReason, ReadResult, Reason, Reply, Request, StatusFrame, Welcome,
         proof::{ProofError, Trust},
         sign_input,
     },
@@ -36,6 +36,10 @@ pub(super) enum Show {
     Accepted { seq: Seq },
     /// An input was not taken and will not be sent again.
     Rejected { nonce: u64, reason: Reason, message: String },
+    /// What the contract answered to a question, by this node's word.
+    Answer { seq: Seq, payload: Vec<u8> },
+    /// A question got no answer.
+    NoAnswer(String),
     /// The contract failed in a ledger with an input of ours.
     Failed { seq: Seq, status: String, proven: bool },
     /// Anything else that a person should know.
@@ -81,6 +85,11 @@ pub(super) struct Talk {
     pending_bytes: usize,
     /// Pending ones that a node had no room for.
     later: BTreeSet<u64>,
+    /// Questions to the contract that have had no answer, by their ids.
+    questions: BTreeMap<u64, String>,
+    next_question: u64,
+    /// Those that a node could not answer just now.
+    questions_later: BTreeSet<u64>,
     /// Ledgers with inputs of ours whose results are not known.
     unsettled: BTreeSet<Seq>,
     /// Outputs of the ledgers up to this one were shown.
@@ -106,6 +115,9 @@ impl Talk {
             pending: BTreeMap::new(),
             pending_bytes: 0,
             later: BTreeSet::new(),
+            questions: BTreeMap::new(),
+            next_question: 0,
+            questions_later: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             covered: since,
             catching_up: false,
@@ -128,7 +140,9 @@ impl Talk {
         self.seq = self.seq.max(welcome.seq);
         self.held.clear();
         self.later.clear();
-        let mut frames: Vec<String> = self.pending.values().map(|sent| sent.frame.clone()).collect();
+        self.questions_later.clear();
+        let inputs = self.pending.values().map(|sent| &sent.frame);
+        let mut frames: Vec<String> = inputs.chain(self.questions.values()).cloned().collect();
         match self.covered {
             None => self.covered = Some(welcome.seq),
             Some(since) => {
@@ -141,7 +155,7 @@ impl Talk {
 
     /// Whether another input may be taken.
     pub(super) fn has_room(&self) -> bool {
-        self.pending.len() < PENDING_MAX && self.pending_bytes < PENDING_BYTES_MAX
+        self.pending.len() + self.questions.len() < PENDING_MAX && self.pending_bytes < PENDING_BYTES_MAX
     }
 
     /// Signs an input: the frame to be sent now, and again until its fate is known. A network must have said welcome.
@@ -158,6 +172,16 @@ impl Talk {
         Ok(frame)
     }
 
+    /// A question to the contract: the frame to be sent now, and again until there is an answer.
+    pub(super) fn question(&mut self, payload: Vec<u8>) -> String {
+        let id = self.next_question;
+        self.next_question += 1;
+        let frame = Request::Read(ReadFrame { id, payload: Base64(payload) }).to_json();
+        self.pending_bytes += frame.len();
+        self.questions.insert(id, frame.clone());
+        frame
+    }
+
     /// Inputs that no node has said anything final about.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
@@ -165,7 +189,7 @@ impl Talk {
 
     /// Whether everything sent has had its answer.
     pub(super) fn is_settled(&self) -> bool {
-        self.pending.is_empty() && self.unsettled.is_empty() && !self.catching_up
+        self.pending.is_empty() && self.questions.is_empty() && self.unsettled.is_empty() && !self.catching_up
     }
 
     /// Whether a node owes an answer.
@@ -178,6 +202,8 @@ impl Talk {
         let later = std::mem::take(&mut self.later);
         let mut frames: Vec<String> =
             later.iter().filter_map(|nonce| self.pending.get(nonce)).map(|sent| sent.frame.clone()).collect();
+        let later = std::mem::take(&mut self.questions_later);
+        frames.extend(later.iter().filter_map(|id| self.questions.get(id)).cloned());
         // The result of a ledger may have been told before we came.
         if let Some(since) = self.covered.filter(|_| !self.unsettled.is_empty() && !self.catching_up) {
             frames.push(outputs_since(since));
@@ -213,6 +239,7 @@ impl Talk {
                     self.page(page, &mut shows, &mut frames)?;
                 }
             }
+            Reply::ReadResult(result) => shows.extend(self.answered(result)),
             Reply::Error(error) => shows.push(Show::Note(format!("{}: {}", error.code, error.message))),
             Reply::Welcome(_) => {}
         }
@@ -250,6 +277,30 @@ impl Talk {
         let sent = self.pending.remove(&nonce).expect("just seen");
         self.pending_bytes -= sent.frame.len();
         Ok(())
+    }
+
+    /// What came of a question; what to show of it.
+    fn answered(&mut self, result: ReadResult) -> Option<Show> {
+        let ReadResult { id, fate } = result;
+        let frame = self.questions.get(&id)?;
+        let show = match fate {
+            ReadFate::Refused {
+                reason: reason @ (ReadReason::Busy | ReadReason::Rate | ReadReason::NotReady),
+                message,
+            } => {
+                // Asked again, and said so once.
+                let is_new = self.questions_later.insert(id);
+                return is_new.then(|| Show::Note(format!("{}: {message}; trying again", reason.name())));
+            }
+            ReadFate::Refused { reason, message } => Show::NoAnswer(format!("{}: {message}", reason.name())),
+            ReadFate::Failed { seq, run, .. } => {
+                Show::NoAnswer(format!("the contract failed on the state after ledger {seq} ({run})"))
+            }
+            ReadFate::Ok { seq, payload, .. } => Show::Answer { seq, payload: payload.0 },
+        };
+        self.pending_bytes -= frame.len();
+        self.questions.remove(&id);
+        Some(show)
     }
 
     /// What to show of a run with an input of ours: that it failed, once.
@@ -348,6 +399,8 @@ impl std::fmt::Display for Show {
                     if *proven { "" } else { ", as this node says without a proof" }
                 )
             }
+            Show::Answer { seq, payload } => write!(f, "{} bytes from the state after ledger {seq}", payload.len()),
+            Show::NoAnswer(why) => write!(f, "no answer to a question ({why})"),
             Show::Note(text) => f.write_str(text),
         }
     }
@@ -363,7 +416,7 @@ mod tests {
             messages::{ResultCert, Scope, Signable},
         },
         signed::{
-            Answer, Base64, Limits, RunEnd, Text,
+            Answer, Limits, RunEnd, Text,
             proof::{Agreement, OutputProof},
         },
         types::Status,

@@ -50,7 +50,7 @@ impl Whose {
     fn address(&self) -> Result<settlement::Address, Failure> {
         match &self.address {
             None => self.wallet.address(),
-            Some(text) => settlement::Address::parse(text, self.wallet.network).map_err(|error| {
+            Some(text) => settlement::Address::parse(text, self.wallet.network_alone()).map_err(|error| {
                 Failure::new(crate::cli::Exit::Usage, anyhow::Error::new(error).context("--address is none"))
             }),
         }
@@ -80,7 +80,7 @@ pub(super) struct Balance {
 impl Balance {
     pub(super) fn run(self) -> Outcome {
         let address = self.whose.address()?;
-        let client = self.bus.client(self.whose.wallet.network)?;
+        let client = self.bus.client(address.network())?;
         let (balance, fee) = block_on(balance_and_fee(&client, &address))??;
         if self.json {
             let (balance, fee) = (balance.0.to_string(), fee.0.to_string());
@@ -132,7 +132,7 @@ pub(super) struct Fund {
 impl Fund {
     pub(super) fn run(self) -> Outcome {
         let address = self.whose.address()?;
-        let client = self.bus.client(self.whose.wallet.network)?;
+        let client = self.bus.client(address.network())?;
         let (balance, fee) = block_on(self.give(&client, &address))??;
         answer(&format!("{address}\n  {}\n", worth(balance, fee)))
     }

@@ -21,7 +21,7 @@ const LOOK_TIME: Duration = Duration::from_millis(50);
 
 const EXAMPLES: &str = "\
 Examples:
-  hp msb deploy mynode --url http://127.0.0.1:5000                     a new bootstrap, drawn by chance
+  hp msb deploy mynode --url http://127.0.0.1:5000                     the one that mynode's settlements name
   hp msb deploy mynode --url http://127.0.0.1:5000 --bootstrap HASH    this one
 
 A subnet's bootstrap (`bs`) is what all settlements of a contract name. It is deployed once, for a fee of 0.03 TNK. Works with
@@ -37,7 +37,7 @@ pub(super) struct Deploy {
     wallet: Wallet,
     #[command(flatten)]
     bus: Bus,
-    /// The bootstrap: 64 hexadecimal digits [default: drawn by chance]
+    /// The bootstrap: 64 hexadecimal digits [default: that of the folder's cfg/hp.cfg; else drawn by chance]
     #[arg(long, value_name = "HASH")]
     bootstrap: Option<Hash>,
     /// The subnet's channel: 64 hexadecimal digits [default: drawn by chance]
@@ -47,9 +47,11 @@ pub(super) struct Deploy {
 
 impl Deploy {
     pub(super) fn run(self) -> Outcome {
-        let key = self.wallet.key()?;
-        let client = self.bus.client(self.wallet.network)?;
-        let bs = self.bootstrap.unwrap_or_else(random);
+        let (key, network) = self.wallet.key()?;
+        let client = self.bus.client(network)?;
+        // What the node's settlements will name.
+        let of_node = self.wallet.config()?.map(|config| config.msb.subnet.unwrap_or(config.contract.id));
+        let bs = self.bootstrap.or(of_node).unwrap_or_else(random);
         block_on(self.deploy(&client, &key, bs))??;
         answer(&format!("{bs}\n"))
     }

@@ -1,9 +1,14 @@
-//! `hp msb`: the settlement bus from a terminal. Reading order: `serve` (one of our own), `wallet` (whose key), then what is
-//! asked of a bus: `account` (address, balance, fund) and `deploy`.
+//! `hp msb`: the settlement bus, and what of a chain is settled on it.
+//!
+//! `chain` reads the headers of a folder or an export, for `status` and `verify`; `serve` is a bus of one's own; `wallet` says
+//! whose key it is about, for what is asked of a bus: `account` (address, balance, fund) and `deploy`.
 
 mod account;
+mod chain;
 mod deploy;
 mod serve;
+mod status;
+mod verify;
 mod wallet;
 
 use std::time::Duration;
@@ -11,6 +16,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+pub(super) use self::status::line;
 use super::{Exit, Failure, Outcome};
 use crate::settlement::{
     Network,
@@ -24,10 +30,12 @@ Examples:
   hp msb balance mynode --url http://127.0.0.1:5000
   hp msb fund mynode --url http://127.0.0.1:5000 --amount 10
   hp msb deploy mynode --url http://127.0.0.1:5000
+  hp msb status mynode                            what a running node has settled
+  hp msb verify mynode                            is what its chain says about that true?
 
 A settlement bus notes for a fee (0.03 TNK) that a hash was there. One of your own proves nothing to others.";
 
-/// Use a settlement bus, or run one for trying.
+/// See what is settled on a settlement bus (MSB), check it, or run a bus for trying.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Msb {
@@ -37,6 +45,8 @@ pub(super) struct Msb {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Status(status::Status),
+    Verify(verify::Verify),
     Serve(serve::Serve),
     Address(account::Address),
     Balance(account::Balance),
@@ -47,6 +57,8 @@ enum Command {
 impl Msb {
     pub(super) fn run(self) -> Outcome {
         match self.command {
+            Command::Status(status) => status.run(),
+            Command::Verify(verify) => verify.run(),
             Command::Serve(serve) => serve.run(),
             Command::Address(address) => address.run(),
             Command::Balance(balance) => balance.run(),

@@ -14,6 +14,7 @@ mod legacy;
 mod members;
 mod multisign;
 mod overtime;
+mod reads;
 mod recover;
 mod rows;
 mod signed;
