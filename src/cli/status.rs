@@ -106,6 +106,9 @@ fn text(status: &Value) -> String {
             lines.push((name, format!("ledger {at} of {to} ({percent} %), {per_s} a second, {left}")));
         }
     }
+    if let Some(text) = joining(&status["joining"]) {
+        lines.push(("joining", text));
+    }
     let fetching = &status["fetching_state"];
     if let Some(why) = fetching["why"].as_str() {
         lines.push(("fetching", format!("{}, because {why}", fetched(fetching))));
@@ -180,6 +183,17 @@ fn kept_by(kept: &Value) -> String {
     format!("{} ({})", word("by"), word("why"))
 }
 
+/// What is still missing after this node came late.
+fn joining(joining: &Value) -> Option<String> {
+    let lacks = match joining["lacks"].as_str()? {
+        "contents" => "headers alone up to where others keep contents",
+        "state" => "the state is fetched when no ledger lacks",
+        _ => "it does not know all inputs of the last ledgers",
+    };
+    let votes = joining["votes_after"].as_u64().map_or(String::new(), |seq| format!("; votes after ledger {seq}"));
+    Some(format!("{lacks}{votes}"))
+}
+
 /// How far the fetching of the state is.
 fn fetched(fetching: &Value) -> String {
     let count = |key: &str| fetching[key].as_u64().unwrap_or(0);
@@ -201,7 +215,10 @@ fn guards(guards: &Value) -> String {
     let on: Vec<String> = on.into_iter().map(|guard| word(guard, "name")).collect();
     let off: Vec<String> = off
         .into_iter()
-        .map(|guard| format!("\n          off: {} ({})", word(guard, "name"), word(guard, "why")))
+        .map(|guard| {
+            let remedy = guard["remedy"].as_str().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            format!("\n          off: {} ({}{remedy})", word(guard, "name"), word(guard, "why"))
+        })
         .collect();
     let on = if on.is_empty() { "none".to_owned() } else { on.join(", ") };
     format!("{on}{}", off.concat())

@@ -82,17 +82,26 @@ pub enum NodeError {
         /// What failed.
         why: String,
     },
-    /// The configuration asks for all guards, and one does not work on this machine.
+    /// The configuration asks for another user for the contract.
     #[error(
-        "contract.containment in {file} is \"required\", but the guard {name} is off: {why}; mend that, or take \"auto\""
+        "contract.run_as in {file} is \"{run_as}\", but only root can run the contract as another user, and this node does not \
+         run as root: start it as root, or remove the line"
     )]
-    Guard {
+    RunAs {
         /// The file.
         file: PathBuf,
-        /// Which guard.
-        name: String,
-        /// Why it is off.
-        why: String,
+        /// Whom.
+        run_as: config::RunAs,
+    },
+    /// The configuration asks for all guards, and some do not work on this machine.
+    #[error(
+        "contract.containment in {file} is \"required\", but these guards are off; mend that, or take \"auto\":{missing}"
+    )]
+    Guards {
+        /// The file.
+        file: PathBuf,
+        /// A line for each: which, why it is off, and what to do.
+        missing: String,
     },
     /// The configuration's bus cannot be spoken to.
     #[error("{file}: {why}")]
@@ -172,7 +181,8 @@ impl NodeError {
             NodeError::Shared { .. }
                 | NodeError::Contract { .. }
                 | NodeError::Overlay { .. }
-                | NodeError::Guard { .. }
+                | NodeError::Guards { .. }
+                | NodeError::RunAs { .. }
                 | NodeError::Msb { .. }
         )
     }
@@ -223,7 +233,7 @@ impl Node {
         let chosen = backend::choose(&config, &launcher).await?;
         let guards = guards::contain_node(&config, &launcher).await?;
         let kept = store.load(config.consensus.input_window)?;
-        let expected = kept.as_ref().map(Journal::state_root);
+        let expected = kept.as_ref().filter(|journal| journal.has_state()).map(Journal::state_root);
         let others = kept.as_ref().map(|journal| journal.unl.iter().any(|node| *node != config.key));
         let (state, damage) = open_state(&config.dir, chosen.backend, expected, others).await?;
         let (genesis, state) = genesis(&config, &mut store, state).await?;
@@ -252,11 +262,11 @@ impl Node {
                 config.dir.join(state::DAMAGED).display()
             ));
         }
-        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let executed = journal.executed();
         let executor = Executor::new(launcher, state, root, executed, &config);
         executor.check_room()?;
         // Whatever a cut run left is put back first; then it shows whether that is possible.
-        let found = if cut { Ok(()) } else { executor.verify().await };
+        let found = if cut || !journal.has_state() { Ok(()) } else { executor.verify().await };
         let state_was_lost = match found {
             Ok(()) => false,
             Err(error) if error.is_lost_state() && others == Some(true) => {

@@ -722,6 +722,17 @@ fn contents_that_a_node_may_forget_are_named_as_unchecked() {
         type Error = LedgerError;
         fn head(&mut self) -> Result<Head, LedgerError> {
             let head = self.0.head()?;
+            let mut users = BTreeSet::new();
+            for ledger in self.0.page(1, GONE - 1, Depth::Users)?.ledgers {
+                let body = ledger.body.expect("it is there in truth");
+                let read = |bytes: &[u8]| borsh::from_slice::<Vec<UserKey>>(bytes).expect("users");
+                read(&body.users_del).iter().for_each(|user| {
+                    users.remove(user);
+                });
+                users.extend(read(&body.users_add));
+            }
+            let users_base = users.into_iter().map(|user| user.0.to_vec()).collect();
+            let head = Head { users_base, ..head };
             Ok(Head { kept_from: Some(GONE), inputs: 4 * (head.tip + 1 - GONE), ..head })
         }
         fn page(&mut self, first: Seq, last: Seq) -> Result<Page, LedgerError> {
@@ -742,8 +753,8 @@ fn contents_that_a_node_may_forget_are_named_as_unchecked() {
                 ledger
             };
             // As old as that takes.
-            let tip = page.tip + KEPT;
-            Ok(Page { ledgers: page.ledgers.into_iter().map(forget).collect(), tip, kept_from: Some(GONE) })
+            let tip = page.tip + made::shared().input_window + (1 << 20);
+            Ok(Page { ledgers: page.ledgers.into_iter().map(forget).collect(), tip, kept_from: Some(GONE), base: 0 })
         }
     }
     let made = history(14);
