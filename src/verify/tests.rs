@@ -15,7 +15,7 @@ use self::made::{Made, Plan, WINDOW};
 use super::*;
 use crate::{
     consensus::{
-        header::{Candidate, ClosedLedger, ExecResult, Input, Settlement, UnlChange, unl_hash},
+        header::{BareLedger, Candidate, ClosedLedger, ExecResult, Input, Settlement, UnlChange, unl_hash},
         journal::Record,
         messages::{Certificate, Precommit, Vote},
     },
@@ -763,6 +763,72 @@ fn contents_that_a_node_may_forget_are_named_as_unchecked() {
     assert_eq!((report.to, report.inputs, report.outputs), (14, 4 * 6, 3 * 6));
     assert_eq!(report.unchecked.len(), 1);
     assert!(report.unchecked[0].contains("ledgers 1 to 8"), "{:?}", report.unchecked);
+}
+
+/// The same chain in the folder of a node that passed over the ledgers up to `base`, and fetched the state after the next one.
+fn joined(mut made: Made, base: Seq) -> Made {
+    let chain_id = made.genesis.chain_id();
+    let writes = std::mem::take(&mut made.writes);
+    let (mut passed, mut users) = (BTreeSet::new(), BTreeSet::new());
+    for write in &writes {
+        if let Write::Record(Record::Ledger(closed)) = write
+            && closed.candidate.header.seq <= base
+        {
+            passed.extend(closed.candidate.inputs.clone());
+            users = closed.candidate.users_after(&users);
+        }
+    }
+    for write in writes {
+        match &write {
+            Write::Record(Record::Input(input)) if passed.contains(&input.id(&chain_id)) => {}
+            Write::Record(Record::Result(result)) if result.body.of_seq <= base + 1 => {}
+            Write::Outputs { seq, .. } if *seq <= base + 1 => {}
+            Write::Record(Record::Ledger(closed)) => {
+                let ClosedLedger { candidate, qc } = (**closed).clone();
+                let (seq, result) = (candidate.header.seq, candidate.header.result.clone());
+                let Candidate { header, unl_change, .. } = candidate;
+                let bare = Record::Bare(Box::new(BareLedger { header, unl_change, qc }));
+                made.writes.push(if seq <= base { bare.into() } else { write });
+                if seq == base {
+                    made.writes.push(Record::Base(users.clone()).into());
+                } else if seq == base + 2 {
+                    made.writes.push(Record::Synced(Box::new(result)).into());
+                }
+            }
+            _ => made.writes.push(write),
+        }
+    }
+    made
+}
+
+#[test]
+fn a_chain_whose_node_joined_late_verifies_and_what_it_begins_with_is_checked() {
+    const BASE: Seq = 6;
+    let made = joined(history(10), BASE);
+    let report = verified(&made).unwrap();
+    assert_eq!((report.to, report.inputs, report.unchecked.len()), (10, 4 * (10 - BASE), 2), "{:?}", report.unchecked);
+    assert!(report.unchecked[0].contains("inputs and outputs of ledgers 1 to 6"), "{:?}", report.unchecked);
+    assert!(report.unchecked[1].contains("joined the chain behind them"), "{:?}", report.unchecked);
+    let join = |base: u8, unknown: u8, lacks: u8| {
+        let number = |number: u8| format!("{number:02x}00000000000000");
+        format!("UPDATE meta SET value = x'{}{}{lacks:02x}' WHERE key = 'join'", number(base), number(unknown))
+    };
+    for (statement, expected) in [
+        (join(6, 0, 2), "input_key is missing"),
+        (join(6, 7, 2), "journal: join is to ledger 6, with inputs to 7"),
+        (join(99, 6, 2), "journal: join is to ledger 99"),
+        (join(6, 6, 0), "journal: join is to ledger 6"),
+        ("DELETE FROM user_base".to_owned(), "journal: user_base is without user"),
+        ("DELETE FROM body WHERE seq = 7".to_owned(), "ledger 7: body is missing"),
+        ("DELETE FROM ledger WHERE seq = 3".to_owned(), "ledger 3: ledger is missing"),
+    ] {
+        let dir = stored(&made);
+        Connection::open(dir.path().join("hist/ledger.db")).unwrap().execute_batch(&statement).unwrap();
+        match check(dir.path(), Ask::default()) {
+            Err(Stopped::Wrong(wrong)) => assert!(wrong.to_string().contains(expected), "{statement}: {wrong}"),
+            other => panic!("{statement}: {other:?}"),
+        }
+    }
 }
 
 #[test]

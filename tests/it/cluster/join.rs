@@ -1,13 +1,20 @@
 //! Nodes that come so late that nobody keeps the contents of what they lack.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
 use crate::{
     chain::{CONTRACT, Chain, Shape},
-    net::{Net, TestNode, block_on, call},
+    net::{Net, TestNode, block_on, block_on_for, call},
 };
+
+/// The longest that a long chain takes to be made and joined.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// A network of four, one of which may be missing, with a window that is over soon; the first three are so far ahead, and up.
 async fn ahead(shape: Shape) -> (Net, Chain) {
@@ -90,5 +97,18 @@ fn kills_while_a_node_joins_cost_nothing_but_time() {
         net.nodes[0].kill().await;
         let (seq, _) = net.agree().await;
         net.closed(seq + 2).await;
+    });
+}
+
+/// With `HP_JOIN_LEDGERS` alone, because to make so many takes long: tells how quickly a node joins behind them.
+#[test]
+fn a_long_chain_is_joined_at_the_speed_that_this_prints() {
+    let Some(len) = std::env::var("HP_JOIN_LEDGERS").ok().and_then(|text| text.parse().ok()) else { return };
+    block_on_for(LONGEST, async {
+        let (mut net, _) = ahead(Shape { len, input_every: 7, large_at: None }).await;
+        let began = Instant::now();
+        net.nodes[3].start().await;
+        has_joined(&net.nodes[3]).await;
+        println!("{len} ledgers, of which all but the last are headers alone, in {:?}", began.elapsed());
     });
 }
