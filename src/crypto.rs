@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::BTreeMap, fmt};
 use borsh::BorshSerialize;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::{Digest as _, Sha512};
+use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::types::{Hash, NodeKey, Sig, UserKey};
 
@@ -111,6 +111,13 @@ impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretKey(of {})", self.node_key().short())
     }
+}
+
+/// SHA-256 over the parts, one after the other: for what goes to the settlement bus.
+pub fn sha256(parts: &[&[u8]]) -> Hash {
+    let mut hasher = Sha256::new();
+    parts.iter().for_each(|part| hasher.update(part));
+    Hash(hasher.finalize().into())
 }
 
 /// HMAC-SHA512 over the parts, one after the other: for deriving a wallet's keys.

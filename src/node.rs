@@ -3,7 +3,7 @@
 //! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
 //! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
-//! ledger, `users` answers users, `serve` peers, `report` tells people.
+//! ledger, `users` answers users, `serve` peers, `settle` the bus, `report` tells people.
 
 mod backend;
 pub mod backup;
@@ -21,6 +21,7 @@ pub mod recover;
 pub mod replay;
 mod report;
 mod serve;
+pub(crate) mod settle;
 pub mod silence;
 mod start;
 mod sync;
@@ -89,6 +90,8 @@ enum FromRun {
     RolledBack(Result<(), ExecError>),
     /// The state was copied, or not.
     Copied,
+    /// It could not be copied beside the runs.
+    NotCopied(PathBuf, oneshot::Sender<serde_json::Value>),
     /// What the run of a ledger left is kept; nothing is when the state has moved on.
     Kept(Seq, Result<Option<diverge::KeptRun>, ExecError>),
 }
@@ -191,6 +194,8 @@ pub struct Node {
     last_agreed: Option<ResultCert>,
     report: report::Report,
     records: diverge::Records,
+    /// Settles what the contract puts out, where that is asked for.
+    settling: Option<settle::Settling>,
     state_kept: backend::Chosen,
     /// What keeps the contract from doing more than computing.
     guards: Vec<crate::contract::Guard>,
@@ -273,6 +278,7 @@ impl Node {
                 Some(served) = self.state_served.recv() => self.on_state_served(served),
                 Some((peer, served)) = self.served.recv() => self.on_served(peer, served),
                 Some(told) = self.told.recv() => self.on_told(told),
+                vote = settle::said(&mut self.settling) => self.handle(Event::SettlementVote(vote))?,
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => {
@@ -296,6 +302,7 @@ impl Node {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
+        self.settling = None;
         self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
@@ -471,6 +478,10 @@ impl Node {
                 Ok(())
             }
             FromRun::NotBegun(execution) => self.handle(Event::Overtime(execution)),
+            FromRun::NotCopied(to, answer) => {
+                self.enqueue(Job::Copy(to, answer));
+                Ok(())
+            }
             FromRun::Copied => {
                 self.running = None;
                 self.next_job();
@@ -682,10 +693,23 @@ impl Node {
         self.next_job();
     }
 
-    /// Copies the state between two runs, which wait meanwhile. The node goes on voting.
-    fn enqueue_copy(&mut self, to: PathBuf, answer: oneshot::Sender<serde_json::Value>) {
-        self.jobs.push_back(Job::Copy(to, answer));
-        self.next_job();
+    /// Copies the state beside the runs; where that cannot be, between two of them, which wait meanwhile.
+    fn copy_state(&self, to: PathBuf, answer: oneshot::Sender<serde_json::Value>) {
+        let (executor, told) = (self.executor.clone(), self.from_runs_tx.clone());
+        tokio::spawn(async move {
+            match executor.copy_pinned(to.clone()).await {
+                Ok(Some(copied)) => {
+                    // Whoever asked may be gone.
+                    let _ = answer.send(copied_json(Ok(copied)));
+                }
+                Ok(None) => {
+                    let _ = told.send(FromRun::NotCopied(to, answer)).await;
+                }
+                Err(error) => {
+                    let _ = answer.send(copied_json(Err(error)));
+                }
+            }
+        });
     }
 
     fn next_job(&mut self) {
@@ -712,12 +736,8 @@ impl Node {
                 let summary = self.core.summary();
                 let executed = summary.seq - summary.unexecuted;
                 tokio::spawn(async move {
-                    let value = match executor.copy_state(to).await {
-                        Ok(root) => serde_json::json!({ "executed": executed, "root": root.to_string() }),
-                        Err(error) => serde_json::json!({ "error": format!("{:#}", anyhow::Error::new(error)) }),
-                    };
-                    // Whoever asked may be gone.
-                    let _ = answer.send(value);
+                    let copied = executor.copy_state(to).await.map(|root| (executed, root));
+                    let _ = answer.send(copied_json(copied));
                     let _ = done.send(FromRun::Copied).await;
                 })
             }
@@ -778,12 +798,22 @@ impl Node {
     }
 
     fn ledger_closed(&mut self, ledger: &ClosedLedger, hash: Hash, attempt: Attempt, signed: &[SignedRef]) {
+        let header = &ledger.candidate.header;
+        self.tell_agent(header.seq, header.settlement.as_ref());
         self.line.closed(hash);
         self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
         self.accept(ledger.candidate.header.seq, hash, signed);
+    }
+}
+
+/// What an operator is told who asked for a copy of the state.
+fn copied_json(copied: Result<(Seq, Hash), ExecError>) -> serde_json::Value {
+    match copied {
+        Ok((executed, root)) => serde_json::json!({ "executed": executed, "root": root.to_string() }),
+        Err(error) => serde_json::json!({ "error": format!("{:#}", anyhow::Error::new(error)) }),
     }
 }
 

@@ -132,6 +132,8 @@ pub enum LimitKind {
     FileSize,
     /// The state holds something that cannot be agreed on: a device, socket, fifo, or a link out of state/.
     State,
+    /// Bytes (`state_mb`) or files (`state_files`) of the state after the run.
+    StateSize,
 }
 
 impl fmt::Display for Status {
@@ -145,6 +147,7 @@ impl fmt::Display for Status {
             Status::Limit(LimitKind::Npl) => f.write_str("party line limit"),
             Status::Limit(LimitKind::FileSize) => f.write_str("file size limit"),
             Status::Limit(LimitKind::State) => f.write_str("forbidden kind of file in state/"),
+            Status::Limit(LimitKind::StateSize) => f.write_str("state size limit"),
         }
     }
 }

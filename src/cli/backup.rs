@@ -29,7 +29,7 @@ Examples:
   hp backup mynode mynode-2026-11-21.tar       without the secret key
   hp backup mynode safe/mynode.tar --with-key  with it, and with private/: keep the file as safe as the key
 
-The node may run. Its runs of the contract wait while its state is copied; it goes on voting. In the file: the database, the
+The node may run, and goes on running the contract and voting meanwhile. In the file: the database, the
 state after one of its ledgers, cfg/hp.cfg, bin/, and a list of hashes. Older chains in hist/before/, logs and diag/ are not. It
 takes room for the database and the state once more beside FILE while it is made. The file is of mode 0600.
 

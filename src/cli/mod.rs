@@ -10,6 +10,7 @@ mod config_check;
 mod dev;
 mod diverge;
 mod ledger;
+mod msb;
 mod new;
 mod progress;
 mod recover;
@@ -100,6 +101,7 @@ Examples:
   hp run mynode                                 run it
   hp status mynode                              where does it stand?
   hp ledger verify mynode                       is its chain right?
+  hp msb verify mynode                          what of it is settled, and does the bus have it?
   hp backup mynode mynode.tar                   a copy of a node, also while it runs
   hp replay mynode --from 100 --binary ./new    what would another contract have changed?
   hp diverge show mynode                        why do results differ?
@@ -132,6 +134,7 @@ enum Command {
     Check(author::check::Check),
     Status(status::Status),
     Ledger(ledger::Ledger),
+    Msb(msb::Msb),
     Unl(unl::Unl),
     Replay(replay::Replay),
     Diverge(diverge::Diverge),
@@ -167,6 +170,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
+        Command::Msb(msb) => msb.run(),
         Command::Unl(unl) => unl.run(),
         Command::Replay(replay) => replay.run(),
         Command::Diverge(diverge) => diverge.run(),

@@ -122,6 +122,9 @@ fn text(status: &Value) -> String {
         });
         lines.push(("last run", format!("ledger {seq}: {how}{more}")));
     }
+    if let Some(settled) = super::msb::line(&status["settlement"]) {
+        lines.push(("settled", settled));
+    }
     lines.push(("ports", format!("peers {}, users {}", word("peer_address"), word("user_address"))));
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     for proof in list("evidence") {

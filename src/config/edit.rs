@@ -66,7 +66,7 @@ impl Document {
         if !env.is_empty() {
             self.set("contract.env", &format!("{{ {} }}", env.join(", ")));
         }
-        for (key, toml) in other.shared().settings() {
+        for (key, toml) in other.shared().settings().into_iter().filter(|(_, toml)| !toml.is_empty()) {
             self.set(key, &toml);
         }
         self.set("contract.id", &quoted(&other.contract.id.to_string()))

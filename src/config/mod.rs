@@ -120,6 +120,8 @@ pub struct Config {
     pub mesh: Mesh,
     /// `[log]`.
     pub log: Log,
+    /// `[msb]`.
+    pub msb: Msb,
 }
 
 /// `[consensus]`: when and with how many votes a ledger closes.
@@ -166,6 +168,10 @@ pub struct Contract {
     pub output_bytes: u64,
     /// Output to one user; not over `output_bytes`.
     pub output_user_bytes: u64,
+    /// Bytes of the state after a run; 0: no limit.
+    pub state_bytes: u64,
+    /// Files, folders and symlinks of the state after a run; 0: no limit.
+    pub state_files: u64,
     /// What is kept of stdout and stderr.
     pub log_bytes: u64,
     /// When the party line ends at the latest, from the start of the run.
@@ -278,6 +284,51 @@ pub enum LogFormat {
     /// One JSON object.
     Json,
 }
+
+/// `[msb]`: whether, where and how often the chain is settled on a bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Msb {
+    /// How this node reaches the bus.
+    pub mode: MsbMode,
+    /// Which network of the bus.
+    pub network: MsbNetwork,
+    /// The bus's own bootstrap. There where `mode` is [`MsbMode::Http`].
+    pub bootstrap: Option<Hash>,
+    /// The subnet's; without it the contract's id stands for it.
+    pub subnet: Option<Hash>,
+    /// Ledgers after which a range of them is settled.
+    pub settle_every: u64,
+    /// Time after the first output of a range at which it is settled.
+    pub settle_max_delay_ms: u64,
+    /// Time between two members that post.
+    pub settle_slot_ms: u64,
+    /// Where the key that pays is, if it is not the node's own.
+    pub key_file: Option<PathBuf>,
+}
+
+/// How a node reaches the settlement bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MsbMode {
+    /// It does not.
+    Off,
+    /// At this URL.
+    Http(String),
+}
+
+/// A network of the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum MsbNetwork {
+    /// Where a fee is money.
+    Mainnet,
+    /// The public one for trying.
+    Testnet,
+    /// One of one's own.
+    Development,
+}
+
+/// A bootstrap that may be left out. Its bytes are 32, zeros where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(pub Option<Hash>);
 
 /// Why there is no configuration. Names file, key and value; never shows a secret.
 #[derive(Debug, thiserror::Error)]
@@ -394,6 +445,25 @@ impl fmt::Display for Inputs {
     }
 }
 
+impl fmt::Display for MsbNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MsbNetwork::Mainnet => "mainnet",
+            MsbNetwork::Testnet => "testnet",
+            MsbNetwork::Development => "development",
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(hash) => write!(f, "{hash}"),
+            None => f.write_str("none"),
+        }
+    }
+}
+
 impl Config {
     /// Path of the configuration in a contract folder.
     pub fn path(dir: &Path) -> PathBuf {
@@ -455,6 +525,11 @@ impl Config {
     /// Whether this node is in the UNL of the file. One that is not observes.
     pub fn is_member(&self) -> bool {
         self.unl.binary_search(&self.key).is_ok()
+    }
+
+    /// The subnet under which this contract settles.
+    pub fn subnet(&self) -> Hash {
+        self.msb.subnet.unwrap_or(self.contract.id)
     }
 
     /// Nodes that must vote alike.

@@ -8,8 +8,8 @@ use std::{
 
 use super::{
     ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX,
-    Format, Inputs, Log, LogFormat, LogLevel, Mesh, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX,
-    READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
+    Format, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr,
+    Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -80,6 +80,7 @@ pub(super) fn parse(text: &str, file: &Path, dir: &Path, keys: &Keys<'_>) -> Res
         user: user(&top.table("user")?)?,
         mesh: mesh(&top.table("mesh")?)?,
         log: log(&top.table("log")?)?,
+        msb: msb(&top.table("msb")?, dir)?,
         unl,
     })
 }
@@ -224,6 +225,8 @@ fn contract(table: &Table<'_>, unl: &[NodeKey], dir: &Path) -> Result<Contract, 
         output_bytes: table.number("output_mb", 1..=4_096, 64)? << 20,
         output_user_bytes: table.number("output_user_mb", 1..=4_096, 16)? << 20,
         log_bytes: table.number("log_kb", 0..=1 << 20, 1_024)? << 10,
+        state_bytes: table.number("state_mb", 0..=1 << 24, 0)? << 20,
+        state_files: table.number("state_files", 0..=1 << 32, 0)?,
         npl_window_ms: table.number("npl_window_ms", 1..=3_600_000, 500)?,
         state_backend: table.choice("state_backend", BACKENDS, Some(StateBackend::Auto))?,
         containment: table.choice("containment", CONTAINMENTS, Some(Containment::Auto))?,
@@ -321,6 +324,42 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
     Ok(Log {
         level: table.choice("level", LEVELS, Some(LogLevel::Info))?,
         format: table.choice("format", FORMATS, Some(LogFormat::Text))?,
+    })
+}
+
+fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
+    const MODES: &[(&str, u8)] = &[("off", 0), ("http", 2)];
+    const NETWORKS: &[(&str, MsbNetwork)] =
+        &[("mainnet", MsbNetwork::Mainnet), ("testnet", MsbNetwork::Testnet), ("development", MsbNetwork::Development)];
+    let hash = |name| match table.parsed(name, "64 hexadecimal digits, not all 0")? {
+        Some(Hash::ZERO) => {
+            Err(table.expected(name, "64 hexadecimal digits, not all 0", table.value(name).expect("read")))
+        }
+        other => Ok(other),
+    };
+    let (bootstrap, subnet) = (hash("bootstrap")?, hash("subnet")?);
+    let url = table.text("url")?;
+    let mode = match (table.choice("mode", MODES, Some(0))?, url) {
+        (2, Some(url)) => MsbMode::Http(url.to_owned()),
+        (2, None) => return Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
+        _ => MsbMode::Off,
+    };
+    if let (MsbMode::Http(_), None) = (&mode, bootstrap) {
+        return Err(table.error("bootstrap", Problem::Missing(" (mode is \"http\"; it is the bus's own, 64 digits)")));
+    }
+    if let (Some(bootstrap), Some(_)) = (bootstrap, subnet.filter(|subnet| Some(*subnet) == bootstrap)) {
+        let problem = format!("{bootstrap} is the bus's own bootstrap; the subnet's is another one");
+        return Err(table.error("subnet", Problem::Conflict(problem)));
+    }
+    Ok(Msb {
+        mode,
+        network: table.choice("network", NETWORKS, Some(MsbNetwork::Mainnet))?,
+        bootstrap,
+        subnet,
+        settle_every: table.number("settle_every", 1..=1 << 32, 1_000)?,
+        settle_max_delay_ms: table.number("settle_max_delay_s", 1..=1 << 32, 600)? * 1_000,
+        settle_slot_ms: table.number("settle_slot_s", 3..=3_600, 4)? * 1_000,
+        key_file: table.path("key_file")?.map(|name| dir.join(name)),
     })
 }
 

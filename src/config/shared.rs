@@ -2,7 +2,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::{Config, Inputs};
+use super::{Config, Identity, Inputs, MsbNetwork};
 use crate::types::Hash;
 
 /// Limits that are built in, and part of what nodes agree on. What happens at each: `docs/protocol.md`, "Limits".
@@ -31,7 +31,8 @@ macro_rules! shared {
         }
 
         impl SharedConfig {
-            /// Every key of the file that is shared, named with its table, and its value in TOML; in field order.
+            /// Every key of the file that is shared, named with its table, and its value in TOML, empty for one that is left
+            /// out; in field order.
             pub fn settings(&self) -> Vec<(&'static str, String)> {
                 let mut settings = vec![$(($key, self.$name.toml())),*];
                 settings.retain(|(key, _)| !key.starts_with(BUILT_IN));
@@ -71,11 +72,19 @@ shared! {
     "contract.output_user_mb" => output_user_mb: u64 = "Mebibytes.",
     "contract.npl_window_ms" => npl_window_ms: u64 = "Milliseconds.",
     "contract.network" => network: bool = "Whether the contract may use the network.",
+    "contract.state_mb" => state_mb: u64 = "Mebibytes; 0: no limit.",
+    "contract.state_files" => state_files: u64 = "Files, folders and symlinks; 0: no limit.",
     "built-in ledger inputs" => ledger_inputs_max: u64 = "[`caps::LEDGER_INPUTS_MAX`].",
     "built-in ledger input bytes" => ledger_input_bytes_max: u64 = "[`caps::LEDGER_INPUT_BYTES_MAX`].",
     "built-in NOVEL users" => novel_users_max: u64 = "[`caps::NOVEL_USERS_MAX`].",
     "built-in NPL frame bytes" => npl_frame_bytes_max: u64 = "[`caps::NPL_FRAME_BYTES_MAX`].",
     "built-in NPL ledger bytes" => npl_ledger_bytes_max: u64 = "[`caps::NPL_LEDGER_BYTES_MAX`].",
+    "msb.network" => msb_network: MsbNetwork = "Which network of the bus.",
+    "msb.bootstrap" => msb_bootstrap: Identity = "The bus's own.",
+    "msb.subnet" => msb_subnet: Identity = "The subnet's.",
+    "msb.settle_every" => settle_every: u64 = "Ledgers.",
+    "msb.settle_max_delay_s" => settle_max_delay_s: u64 = "Seconds.",
+    "msb.settle_slot_s" => settle_slot_s: u64 = "Seconds.",
 }
 
 /// A shared value as it stands in the file.
@@ -101,6 +110,31 @@ impl Setting for Inputs {
     }
 }
 
+impl Setting for MsbNetwork {
+    fn toml(&self) -> String {
+        super::quoted(&self.to_string())
+    }
+}
+
+impl Setting for Identity {
+    fn toml(&self) -> String {
+        self.0.map(|hash| super::quoted(&hash.to_string())).unwrap_or_default()
+    }
+}
+
+impl BorshSerialize for Identity {
+    fn serialize<W: borsh::io::Write>(&self, writer: &mut W) -> borsh::io::Result<()> {
+        self.0.unwrap_or(Hash::ZERO).serialize(writer)
+    }
+}
+
+impl BorshDeserialize for Identity {
+    fn deserialize_reader<R: borsh::io::Read>(reader: &mut R) -> borsh::io::Result<Identity> {
+        let hash = Hash::deserialize_reader(reader)?;
+        Ok(Identity((hash != Hash::ZERO).then_some(hash)))
+    }
+}
+
 impl Config {
     /// The values that all nodes must have alike.
     pub fn shared(&self) -> SharedConfig {
@@ -120,11 +154,19 @@ impl Config {
             output_user_mb: self.contract.output_user_bytes >> 20,
             npl_window_ms: self.contract.npl_window_ms,
             network: self.contract.network,
+            state_mb: self.contract.state_bytes >> 20,
+            state_files: self.contract.state_files,
             ledger_inputs_max: caps::LEDGER_INPUTS_MAX,
             ledger_input_bytes_max: caps::LEDGER_INPUT_BYTES_MAX,
             novel_users_max: caps::NOVEL_USERS_MAX,
             npl_frame_bytes_max: caps::NPL_FRAME_BYTES_MAX,
             npl_ledger_bytes_max: caps::NPL_LEDGER_BYTES_MAX,
+            msb_network: self.msb.network,
+            msb_bootstrap: Identity(self.msb.bootstrap),
+            msb_subnet: Identity(self.msb.subnet),
+            settle_every: self.msb.settle_every,
+            settle_max_delay_s: self.msb.settle_max_delay_ms / 1_000,
+            settle_slot_s: self.msb.settle_slot_ms / 1_000,
         }
     }
 

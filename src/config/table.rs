@@ -36,6 +36,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "user",
             "mesh",
             "log",
+            "msb",
         ],
     ),
     ("consensus", &["threshold", "eager", "min_round_ms", "grace_ms", "attempt_ms", "time_res_ms", "input_window"]),
@@ -53,6 +54,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "file_mb",
             "output_mb",
             "output_user_mb",
+            "state_mb",
+            "state_files",
             "log_kb",
             "npl_window_ms",
             "state_backend",
@@ -64,10 +67,24 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ("user", &["inputs", "connections_max", "per_address", "queue_kb", "reads_max", "read_time_s"]),
     ("mesh", &["admit", "max_connections"]),
     ("log", &["level", "format"]),
+    (
+        "msb",
+        &[
+            "mode",
+            "url",
+            "network",
+            "bootstrap",
+            "subnet",
+            "settle_every",
+            "settle_max_delay_s",
+            "settle_slot_s",
+            "key_file",
+        ],
+    ),
 ];
 
 /// Tables that later versions have. Accepting one silently would promise what this version does not do.
-const NOT_YET: &[&str] = &["http", "msb"];
+const NOT_YET: &[&str] = &["http"];
 
 /// One table of the file, for typed reading.
 pub(super) struct Table<'a> {

@@ -68,7 +68,7 @@ fn the_prototype_s_files_give_the_prototype_s_values() {
         assert_eq!((config.quorum(), config.contract.genesis_time_ms), (2, 0));
         // Computed apart from this code: SHA-512 over "\x0bhp/legacy/1", the count 2 and the two keys.
         assert_eq!(config.contract.id.to_string(), "e2872204e2b23c4a9d81ca72f7e98404176e6c3fd23b9f2dba1809259a650421");
-        assert_eq!(config.cfg_hash().to_string(), "ab4339c0cd2a240767304dce45aaa88b8a5d37f161014a18b35cafaf5a10d2d1");
+        assert_eq!(config.cfg_hash().to_string(), "27d06c03ab2a390d02c340961eaa2c27dfd875aa569412b79d6fcaab67b5316a");
     }
 }
 
@@ -216,7 +216,6 @@ fn a_key_that_is_missing_unknown_or_misplaced_is_named() {
         (least("") + "[consensus]\ntreshold = 80", "consensus.treshold: unknown key; the nearest is threshold"),
         (least("") + "[consenus]", "consenus: unknown key; the nearest is consensus"),
         (least("") + "[http]\nlisten = \"127.0.0.1:5001\"", "http: not supported by this version"),
-        (least("") + "[msb]", "msb: not supported by this version"),
         (least("log = 1"), "log: expected a table, got 1"),
         (least("").replace("hotpocket = \"0.1\"\n", ""), "n/cfg/hp.cfg: hotpocket: is missing"),
         (least("").replace("binary = \"b\"\n", ""), "binary: is missing"),
@@ -309,6 +308,9 @@ fn limits_come_in_bytes_and_milliseconds_and_zero_is_no_limit() {
     assert_eq!((contract.memory_bytes, contract.cpu_s), (Some(3 << 20), None));
     assert_eq!((contract.time_limit_ms, contract.file_bytes, contract.log_bytes), (30_000, 4_096 << 20, 1 << 20));
     assert_eq!((contract.output_bytes, contract.output_user_bytes), (64 << 20, 16 << 20));
+    assert_eq!((contract.state_bytes, contract.state_files), (0, 0));
+    let contract = with("contract.state_mb", "3").unwrap().contract;
+    assert_eq!(contract.state_bytes, 3 << 20);
     let env = with("contract.env", "{ MODE = \"a b\", E = \"\" }").unwrap().contract.env;
     assert_eq!(env.into_iter().collect::<Vec<_>>(), [("E".into(), "".into()), ("MODE".into(), "a b".into())]);
 }
@@ -344,7 +346,7 @@ fn the_secret_key_may_be_in_a_file_of_its_own() {
 fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
     let config = document_config();
     // Computed apart from this code.
-    assert_eq!(config.cfg_hash().to_string(), "4447da12a7058c9ef0169b78b76c831ba56e1b4ad8dcfd9e95f8d44c88d09036");
+    assert_eq!(config.cfg_hash().to_string(), "808cea04f23acafeac45374d510e89ba2337183bb5cc0a326e485c1ebb760374");
     let bytes = borsh::to_vec(&config.shared()).unwrap();
     assert_eq!(borsh::from_slice::<SharedConfig>(&bytes).unwrap(), config.shared());
     assert_eq!(config.shared().first_difference(&config.shared()), None);
@@ -353,11 +355,14 @@ fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
             "user.inputs" => "\"signed\"".to_owned(),
             "contract.output_user_mb" => "15".to_owned(),
             "contract.network" => "true".to_owned(),
+            "msb.network" => "\"testnet\"".to_owned(),
+            "msb.bootstrap" | "msb.subnet" => quoted(&"77".repeat(32)),
             _ => (toml.parse::<u64>().unwrap() + 1).to_string(),
         };
         let other = with(key, &changed).unwrap();
         assert_ne!(other.cfg_hash(), config.cfg_hash(), "{key}");
-        let (mine, theirs) = (toml.replace('"', ""), changed.replace('"', ""));
+        let mine = if toml.is_empty() { "none".to_owned() } else { toml.replace('"', "") };
+        let theirs = changed.replace('"', "");
         assert_eq!(config.shared().first_difference(&other.shared()), Some((key, mine, theirs)));
     }
     let paces = [
@@ -586,4 +591,26 @@ fn a_recovered_chain_is_named_in_the_text_and_all_else_stays() {
     }
     let told = recovered(LEGACY_A, &parse_text(LEGACY_A).unwrap(), &changes).unwrap_err().to_string();
     assert!(told.contains("cannot name a contract"), "{told}");
+}
+
+#[test]
+fn a_bus_is_named_whole_or_not_at_all() {
+    let (mbs, bs) = (quoted(&"55".repeat(32)), quoted(&"44".repeat(32)));
+    let msb = |keys: &str| parse_text(&(least("") + "[msb]\n" + keys));
+    assert_eq!(parse_text(&least("")).unwrap().msb, msb("").unwrap().msb);
+    let config = msb(&format!("mode = \"http\"\nurl = \"http://h\"\nbootstrap = {mbs}\nsubnet = {bs}")).unwrap();
+    assert_eq!(config.msb.mode, MsbMode::Http("http://h".to_owned()));
+    assert_eq!((config.msb.bootstrap, config.subnet()), (Some(Hash([0x55; 32])), Hash([0x44; 32])));
+    assert_eq!(msb("").unwrap().subnet(), Hash([7; 32]), "the contract's id");
+    for (keys, expected) in [
+        ("mode = \"http\"".to_owned(), "msb.url: is missing (mode is \"http\")"),
+        ("mode = \"http\"\nurl = \"http://h\"".to_owned(), "msb.bootstrap: is missing"),
+        (format!("bootstrap = {mbs}\nsubnet = {mbs}"), "msb.subnet: 5555"),
+        (format!("subnet = {}", quoted(&"00".repeat(32))), "msb.subnet: expected 64 hexadecimal digits, not all 0"),
+        ("settle_slot_s = 2".to_owned(), "msb.settle_slot_s: expected a whole number from 3 to 3600, got 2"),
+        ("mode = \"on\"".to_owned(), "msb.mode: expected \"off\" or \"http\", got \"on\""),
+    ] {
+        let message = message(msb(&keys));
+        assert!(message.contains(expected), "{keys}: {message}");
+    }
 }

@@ -358,6 +358,8 @@ pub struct Summary {
     pub unl_vote: Option<UnlChange>,
     /// What each member's operator votes for, as its last NOVEL said.
     pub unl_votes: Vec<(NodeKey, UnlChange)>,
+    /// What the last ledger records of the settlement bus.
+    pub settlement: Option<Settlement>,
     /// Whether it signs nothing, and why.
     pub silent: Option<Silent>,
 }

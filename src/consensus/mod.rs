@@ -396,6 +396,7 @@ impl Consensus {
             state_root: self.state_root,
             unl_vote: self.unl_vote,
             unl_votes: self.unl_votes.iter().map(|(node, change)| (*node, *change)).collect(),
+            settlement: self.tip.settlement.clone(),
             silent: self.silent(),
         }
     }

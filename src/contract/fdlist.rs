@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
-use crate::types::{Auth, Hash, NodeKey, Seq, UserKey, WallMs};
+use crate::{
+    consensus::header::Settlement,
+    types::{Auth, Hash, NodeKey, Seq, UserKey, WallMs},
+};
 
 /// What the contract is told about the ledger it runs for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Facts {
     pub private: Option<PathBuf>,
     /// Whether this run answers a question and keeps nothing it writes.
     pub readonly: bool,
+    /// What this ledger's header records of the settlement bus.
+    pub settlement: Option<Settlement>,
 }
 
 /// One user of the ledger as the contract sees it.
@@ -52,6 +57,8 @@ struct FdList<'a> {
     control: i32,
     hotpocket: f64,
     lcl: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    msb: Option<Msb>,
     mver: u32,
     npl: [i32; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +72,18 @@ struct FdList<'a> {
     r#type: &'static str,
     unl: Vec<String>,
     user: BTreeMap<String, [i32; 2]>,
+}
+
+/// What is settled, in sorted order too. Of a chain that settles and has not yet, a number alone.
+#[derive(Serialize)]
+struct Msb {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confirmed_length: Option<u64>,
+    settled_seq: Seq,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx: Option<String>,
 }
 
 /// The descriptors that a run has beside its users'.
@@ -87,6 +106,7 @@ pub fn to_json(facts: &Facts, fds: RunFds, users: &[UserFds]) -> Vec<u8> {
         control: fds.control,
         hotpocket: 0.1,
         lcl: facts.lcl.to_string(),
+        msb: facts.settlement.as_ref().map(msb),
         mver: 1,
         npl: fds.npl,
         // The path comes out of a configuration file, which is UTF-8.
@@ -102,6 +122,16 @@ pub fn to_json(facts: &Facts, fds: RunFds, users: &[UserFds]) -> Vec<u8> {
         user: users.iter().map(|user| (user.key.to_string(), [user.input, user.output])).collect(),
     };
     serde_json::to_vec(&list).expect("strings and numbers always serialise")
+}
+
+fn msb(settlement: &Settlement) -> Msb {
+    let settled = Some(settlement).filter(|settlement| settlement.seq > 0);
+    Msb {
+        ch: settled.map(|settled| settled.ch.to_string()),
+        confirmed_length: settled.map(|settled| settled.confirmed_length),
+        settled_seq: settlement.seq,
+        tx: settled.map(|settled| settled.tx.to_string()),
+    }
 }
 
 fn auth_name(auth: Auth) -> &'static str {
@@ -133,6 +163,7 @@ mod tests {
             contract: Hash([0xcd; 32]),
             private: None,
             readonly: false,
+            settlement: None,
         }
     }
 
@@ -194,6 +225,17 @@ mod tests {
         let places: Vec<_> = names.iter().map(|name| text.find(&format!("\"{name}\":")).expect(name)).collect();
         assert!(places.is_sorted(), "{text}");
         assert!(text.starts_with('{') && text.ends_with('}') && !text.contains('\n'));
+    }
+
+    #[test]
+    fn what_the_header_says_is_settled_is_told_and_nothing_where_nothing_settles() {
+        let told = |settlement| parsed(&Facts { settlement, ..facts() }, &[]).get("msb").cloned();
+        assert_eq!(told(None), None);
+        assert_eq!(told(Some(Settlement::begin(Hash([1; 32])))), Some(json!({ "settled_seq": 0 })));
+        let settled =
+            Settlement { seq: 9, ch: Hash([2; 32]), tx: Hash([3; 32]), confirmed_length: 5, txv: Hash([1; 32]) };
+        let expected = json!({ "settled_seq": 9, "ch": "02".repeat(32), "tx": "03".repeat(32), "confirmed_length": 5 });
+        assert_eq!(told(Some(settled)), Some(expected));
     }
 
     #[test]

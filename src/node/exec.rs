@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{MissedTickBehavior, interval},
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     diverge::{self, KeptRun, Left, Recent, ToKeep},
@@ -32,7 +32,7 @@ use crate::{
         fdlist::Facts, npl,
     },
     state::{
-        Pin, RunMount, StateError, StateStore, folder,
+        Pin, Quota, Replica, RunMount, StateError, StateStore, folder,
         sync::{Local, Stage, Target},
     },
     types::{Auth, Hash, LimitKind, NodeKey, Seq, Status, UserKey},
@@ -171,6 +171,7 @@ struct Plan {
     dir: PathBuf,
     env: Vec<(String, String)>,
     limits: Limits,
+    quota: Quota,
     npl_window: Duration,
     me: NodeKey,
     contract: Hash,
@@ -207,6 +208,7 @@ impl Executor {
                 processes: reads::beside(contract.processes, config.user.reads_max),
                 ..limits_of(contract)
             },
+            quota: quota_of(contract),
             npl_window: Duration::from_millis(contract.npl_window_ms),
             me: config.key,
             contract: contract.id,
@@ -249,7 +251,34 @@ impl Executor {
         .await
     }
 
-    /// Copies the state to a folder that must not exist, and gives its root.
+    /// Copies the state from before the last run that was begun to a folder that must not exist, while that run and others
+    /// go on. Gives the ledger after which it was so, and its root; `None`, and no folder, where too little is known of it,
+    /// too many read it, or too much changes meanwhile.
+    pub async fn copy_pinned(&self, to: PathBuf) -> Result<Option<(Seq, Hash)>, ExecError> {
+        let pinned = match self.pin().await {
+            Err(ExecError::State(StateError::NoSnapshot | StateError::TooManyPins)) => None,
+            pinned => pinned?,
+        };
+        // Before the first run there is no ledger after which it is so.
+        let Some((next, pin)) = pinned.filter(|(next, _)| *next > 1) else { return Ok(None) };
+        let copy = move || {
+            // Beside the copy, as it needs the time of that file system.
+            let clock = to.with_extension("clock");
+            let copied = Replica::make(&to, &clock).and_then(|mut replica| replica.become_state(&pin));
+            let cleared = std::fs::remove_file(&clock);
+            let error = match copied {
+                Ok(()) => return Ok(Some((next - 1, pin.root()))),
+                Err(error) => error,
+            };
+            if let Err(left) = cleared.and_then(|()| std::fs::remove_dir_all(&to)) {
+                debug!(%left, "a part of a copy of the state stays");
+            }
+            if matches!(error, StateError::PinLost { .. }) { Ok(None) } else { Err(error.into()) }
+        };
+        tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
+    }
+
+    /// Copies the state to a folder that must not exist, between two runs, and gives its root.
     pub async fn copy_state(&self, to: PathBuf) -> Result<Hash, ExecError> {
         let from = self.plan.dir.join("state");
         self.blocking(move |held| {
@@ -429,11 +458,16 @@ impl Executor {
             End::Status(status) => status,
             End::Overtime => return Ok(None),
         };
-        let top = self.plan.dir.join("state");
+        let (top, quota) = (self.plan.dir.join("state"), self.plan.quota);
         let (root, changed, recent) = self
             .blocking(move |held| {
                 if status == Status::Ok {
                     match held.state.scan(true) {
+                        Ok(scan) if !quota.allows(&scan) => {
+                            let (bytes, files) = (scan.bytes, scan.files);
+                            warn!(seq, bytes, files, "the contract left more in state/ than state_mb or state_files allows");
+                            status = Status::Limit(LimitKind::StateSize);
+                        }
                         Ok(scan) => {
                             (held.root, held.after) = (scan.root, Some(seq));
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
@@ -589,6 +623,7 @@ impl Executor {
                 contract: plan.contract,
                 private: plan.private.clone(),
                 readonly: false,
+                settlement: execution.header.settlement.clone(),
             },
             users,
             log_dir: plan.dir.join("log/contract"),
@@ -711,6 +746,11 @@ pub(super) fn limits_of(contract: &config::Contract) -> Limits {
         log_bytes_max: contract.log_bytes,
         npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
     }
+}
+
+/// What the state may have after a run, by the configuration.
+pub(super) fn quota_of(contract: &config::Contract) -> Quota {
+    Quota { bytes: contract.state_bytes, files: contract.state_files }
 }
 
 fn auth(inputs: &[Input]) -> Auth {

@@ -169,15 +169,19 @@ impl Offline {
             End::Status(status) => status,
             End::Overtime => Status::Limit(LimitKind::Time),
         };
+        let quota = exec::quota_of(&self.config.contract);
         let scanned = self
-            .blocking(|state| match state.scan(false) {
-                Ok(scan) => Ok(Ok((scan.root, state.leaves(usize::MAX)))),
+            .blocking(move |state| match state.scan(false) {
+                Ok(scan) => Ok(Ok((quota.allows(&scan), scan.root, state.leaves(usize::MAX)))),
                 Err(StateError::Forbidden { path, kind }) => Ok(Err((path, kind))),
                 Err(other) => Err(other),
             })
             .await?;
         let (changed, forbidden) = match scanned {
-            Ok((root, leaves)) => {
+            Ok((is_within, root, leaves)) => {
+                if status == Status::Ok && !is_within {
+                    status = Status::Limit(LimitKind::StateSize);
+                }
                 let leaves: BTreeMap<Vec<u8>, Hash> = leaves.into_iter().collect();
                 let differs = |path: &&Vec<u8>| leaves.get(*path) != self.leaves.get(*path);
                 let gone = self.leaves.keys().filter(|path| !leaves.contains_key(*path));
@@ -241,6 +245,7 @@ impl Offline {
                 contract: contract.id,
                 private: private.is_dir().then_some(private),
                 readonly: ledger.readonly,
+                settlement: None,
             },
             users: ledger.users,
             // One for each run: what it printed is then all that is in there.

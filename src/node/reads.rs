@@ -21,12 +21,12 @@ use self::place::{Outcome, Places};
 use super::{Executor, Node, NodeError, users::Told};
 use crate::{
     config::Config,
-    consensus::header::ExecResult,
-    contract::UserInput,
+    consensus::header::{ExecResult, Settlement},
+    contract::{UserInput, fdlist::Facts},
     gateway::SessionId,
     ledger::Ledger,
     signed::{Base64, ReadFate, ReadFrame, ReadReason, ReadResult, Reply, Text},
-    types::{Auth, Hash, NodeKey, Seq, UserKey},
+    types::{Auth, Hash, NodeKey, Seq, UserKey, WallMs},
 };
 
 /// Questions of one session that wait or are being answered. Past it one is refused as `busy`.
@@ -147,6 +147,14 @@ impl Node {
     }
 }
 
+/// The ledger behind the state that a question is asked of.
+struct Seen {
+    seq: Seq,
+    ledger: Hash,
+    time_ms: WallMs,
+    settlement: Option<Settlement>,
+}
+
 impl Question {
     /// `None` when the session is over.
     async fn answer(self, left: watch::Receiver<()>) -> Option<ReadFate> {
@@ -163,7 +171,7 @@ impl Question {
             Ok(None) => Ok(None),
             Err(error) => Err(trouble(&error)),
         };
-        let (seq, ledger, time_ms) = match seen {
+        let Seen { seq, ledger, time_ms, settlement } = match seen {
             Ok(Some(seen)) => seen,
             other => {
                 self.places.give_back(place);
@@ -172,7 +180,7 @@ impl Question {
             }
         };
         let input = UserInput { key: self.user, auth: Auth::Session, inputs: vec![self.payload.into()] };
-        let facts = self.places.facts(seq, ledger, time_ms, self.unl);
+        let facts = Facts { settlement, ..self.places.facts(seq, ledger, time_ms, self.unl) };
         let ran = {
             let run = std::pin::pin!(place.run(&self.places, facts, input));
             tokio::select! {
@@ -197,12 +205,17 @@ impl Question {
         })
     }
 
-    /// Hash and time of a ledger whose run left the state of this root. `None` when the chain has another root.
-    async fn ledger_of(&self, seq: Seq, root: Hash) -> Result<Option<(Seq, Hash, u64)>, ReadFate> {
+    /// A ledger whose run left the state of this root. `None` when the chain has another root.
+    async fn ledger_of(&self, seq: Seq, root: Hash) -> Result<Option<Seen>, ReadFate> {
         let closed = self.ledger.header_range(seq, 2).await.map_err(|error| trouble(&error))?;
         let of = |seq| closed.iter().find(|closed| closed.header.seq == seq);
         let is_other = of(seq + 1).is_some_and(|next| next.header.result.state_root != root);
-        Ok(of(seq).filter(|_| !is_other).map(|closed| (seq, closed.qc.vote.ledger_hash, closed.header.time_ms)))
+        Ok(of(seq).filter(|_| !is_other).map(|closed| Seen {
+            seq,
+            ledger: closed.qc.vote.ledger_hash,
+            time_ms: closed.header.time_ms,
+            settlement: closed.header.settlement.clone(),
+        }))
     }
 }
 

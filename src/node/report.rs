@@ -313,6 +313,7 @@ impl Node {
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
         alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
         alerts.extend(self.report.failing.clone());
+        alerts.extend(self.settling_alerts());
         let pause = self.sync_due.map(|due| due.saturating_duration_since(Instant::now()));
         alerts.extend(diverging(&self.report.streak, pause));
         alerts.extend(self.syncing.as_ref().and_then(|syncing| syncing.look().waits));
@@ -379,6 +380,7 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["settlement"] = self.settling_status();
         status
     }
 }

@@ -190,7 +190,7 @@ impl Node {
     pub(super) fn on_request(&mut self, asked: control::Asked) -> Result<(), NodeError> {
         let control::Asked { request, answer } = asked;
         if let Request::CopyState { to } = request {
-            self.enqueue_copy(to, answer);
+            self.copy_state(to, answer);
             return Ok(());
         }
         let done = match request {

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, reads::Reads,
-    report::Report, silence, twins, wall_ms,
+    report::Report, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -94,6 +94,14 @@ pub enum NodeError {
         /// Why it is off.
         why: String,
     },
+    /// The configuration's bus cannot be spoken to.
+    #[error("{file}: {why}")]
+    Msb {
+        /// The file.
+        file: PathBuf,
+        /// Which key, and why.
+        why: String,
+    },
     /// The folder's database is of another contract.
     #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
     Contract {
@@ -161,7 +169,11 @@ impl NodeError {
     pub fn is_config(&self) -> bool {
         matches!(
             self,
-            NodeError::Shared { .. } | NodeError::Contract { .. } | NodeError::Overlay { .. } | NodeError::Guard { .. }
+            NodeError::Shared { .. }
+                | NodeError::Contract { .. }
+                | NodeError::Overlay { .. }
+                | NodeError::Guard { .. }
+                | NodeError::Msb { .. }
         )
     }
 }
@@ -204,6 +216,7 @@ impl Node {
     /// Brings the node up. `exe` is this program, for the launcher. The banner says what there is.
     pub async fn start(config: Config, exe: &Path) -> Result<(Node, Banner), NodeError> {
         let lock = Lock::take(&config.dir)?;
+        let bus = settle::prepare(&config)?;
         let nofile = raise_nofile_limit();
         let mut store = Store::open(&config.dir)?;
         let launcher = Launcher::start(exe)?;
@@ -297,6 +310,8 @@ impl Node {
         let (from_sync_tx, from_sync) = mpsc::channel(LINE_MAX);
         let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
         let records = diverge::Records::load(&config.dir);
+        let ledger = Ledger::start(store)?;
+        let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
         let node = Node {
             config,
             secret,
@@ -307,7 +322,8 @@ impl Node {
             mesh_events,
             gateway,
             gateway_events,
-            ledger: Ledger::start(store)?,
+            ledger,
+            settling,
             control: Some(control),
             requests,
             answers: Vec::new(),

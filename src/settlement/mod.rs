@@ -2,16 +2,21 @@
 //!
 //! In reading order: `network` and `address` say who pays where, `amount` how much; `tx` makes operations, their hashes
 //! and signatures; `mnemonic` and `key_file` find the key; [`client`] speaks the bus's HTTP API; [`embedded`] is a bus of
-//! our own, with the same API, for trying and for tests.
+//! our own, with the same API, for trying and for tests. [`record`] is what one settlement says, [`schedule`] follows a chain
+//! and tells what is to be settled when; [`journal`] remembers what was posted, [`agent`] posts it.
 //!
-//! Knows nothing of ledgers and votes: what is settled, and when, the node decides.
+//! Holds no votes: what the agent saw on the bus is handed to the node.
 
 mod address;
+pub mod agent;
 mod amount;
 pub mod client;
+pub mod journal;
 mod key_file;
 mod mnemonic;
 mod network;
+pub mod record;
+pub mod schedule;
 pub mod tx;
 #[cfg(test)]
 mod vectors;

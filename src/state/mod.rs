@@ -254,6 +254,23 @@ pub struct Scan {
     pub read: u64,
 }
 
+/// What a state may have after a run, alike on all nodes. 0 is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quota {
+    /// Bytes of all files, holes counted.
+    pub bytes: u64,
+    /// Files, folders and symlinks.
+    pub files: u64,
+}
+
+impl Quota {
+    /// Whether a state of this size is within it.
+    pub fn allows(&self, found: &Scan) -> bool {
+        let within = |has: u64, most: u64| most == 0 || has <= most;
+        within(found.bytes, self.bytes) && within(found.files, self.files)
+    }
+}
+
 /// A way to keep `state/` and to get back to what it was before a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {

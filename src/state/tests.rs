@@ -402,6 +402,16 @@ fn files_too_big_to_read_on_every_node_are_forbidden_unread() {
     assert_eq!(contract.forbidden(), (PathBuf::from("holes"), Forbidden::TooBig));
 }
 
+#[test]
+fn a_quota_allows_what_it_says_and_zero_anything() {
+    let mut contract = Contract::new();
+    contract.write("folder/file", [1; 100]);
+    let scan = contract.scan();
+    let allows = |bytes, files| Quota { bytes, files }.allows(&scan);
+    assert!(allows(0, 0) && allows(100, 2) && allows(100, 0) && allows(0, 2));
+    assert!(!allows(99, 2) && !allows(100, 1) && !allows(99, 0) && !allows(0, 1));
+}
+
 fn settled_and_saved() -> Contract {
     let mut contract = Contract::new();
     contract.write("one", "1");

@@ -205,23 +205,44 @@ impl Value for Blob {
     }
 }
 
-/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, five numbers.
+/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, two numbers, five numbers, and what is about settling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     limits: [u64; 10],
     network: bool,
+    state: [u64; 2],
     built_in: [u64; 5],
+    msb: Msb,
+}
+
+/// What of it is about settling: a kind of network, two hashes and three numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Msb {
+    network: u8,
+    identity: [Hash; 2],
+    pace: [u64; 3],
 }
 
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
-        let mut settings = Settings { limits: [0; 10], network: false, built_in: [0; 5] };
+        let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3] };
+        let mut settings = Settings { limits: [0; 10], network: false, state: [0; 2], built_in: [0; 5], msb };
         for limit in &mut settings.limits {
             *limit = from.get()?;
         }
         settings.network = from.kind("`network`", 2)? == 1;
+        for limit in &mut settings.state {
+            *limit = from.get()?;
+        }
         for limit in &mut settings.built_in {
             *limit = from.get()?;
+        }
+        settings.msb.network = from.kind("a network of the bus", 3)?;
+        for hash in &mut settings.msb.identity {
+            *hash = from.get()?;
+        }
+        for number in &mut settings.msb.pace {
+            *number = from.get()?;
         }
         Ok(settings)
     }
@@ -249,12 +270,13 @@ impl Value for Status {
             0 => Status::Ok,
             1 => Status::Exit(from.get()?),
             2 => Status::Signal(from.get()?),
-            _ => Status::Limit(match from.kind("a limit", 5)? {
+            _ => Status::Limit(match from.kind("a limit", 6)? {
                 0 => LimitKind::Time,
                 1 => LimitKind::Output,
                 2 => LimitKind::Npl,
                 3 => LimitKind::FileSize,
-                _ => LimitKind::State,
+                4 => LimitKind::State,
+                _ => LimitKind::StateSize,
             }),
         })
     }

@@ -101,6 +101,7 @@ impl Rig {
                 contract: Hash([3; 32]),
                 private: Some(self.dir.path().join("private")),
                 readonly: false,
+                settlement: None,
             },
             users: vec![UserInput { key: USER, auth: Auth::Signed, inputs: Vec::new() }],
             log_dir: self.dir.path().join("log/contract"),

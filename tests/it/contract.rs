@@ -91,6 +91,7 @@ impl Rig {
                 contract: Hash([3; 32]),
                 private: None,
                 readonly: false,
+                settlement: None,
             },
             users: Vec::new(),
             log_dir: self.dir.path().join("log/contract"),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use hotpocket::{
-    config::{Inputs, SharedConfig},
+    config::{Identity, Inputs, MsbNetwork, SharedConfig},
     consensus::{
         details::{Changed, Known, PathKind, PathState, Piece, PieceRef, Thing},
         header::{
@@ -59,11 +59,19 @@ fn shared() -> SharedConfig {
         output_user_mb: 16,
         npl_window_ms: 500,
         network: false,
+        state_mb: 0,
+        state_files: 0,
         ledger_inputs_max: 16_384,
         ledger_input_bytes_max: 16 << 20,
         novel_users_max: 4_096,
         npl_frame_bytes_max: 64 << 10,
         npl_ledger_bytes_max: 16 << 20,
+        msb_network: MsbNetwork::Mainnet,
+        msb_bootstrap: Identity(None),
+        msb_subnet: Identity(None),
+        settle_every: 1_000,
+        settle_max_delay_s: 600,
+        settle_slot_s: 4,
     }
 }
 
@@ -656,7 +664,7 @@ fn a_flag_that_is_neither_0_nor_1_is_refused() {
 #[test]
 fn a_hello_of_another_chain_is_refused_by_the_name_of_what_differs() {
     type Change = fn(&mut Hello);
-    let cases: [(&str, Change); 28] = [
+    let cases: [(&str, Change); 30] = [
         ("the protocol version", |h| h.protocol += 1),
         ("the contract id", |h| h.genesis.contract_id = hash(0)),
         ("the genesis time", |h| h.genesis.time_ms += 1),
@@ -681,6 +689,8 @@ fn a_hello_of_another_chain_is_refused_by_the_name_of_what_differs() {
         ("contract.output_user_mb", |h| h.shared.output_user_mb += 1),
         ("contract.npl_window_ms", |h| h.shared.npl_window_ms += 1),
         ("contract.network", |h| h.shared.network = true),
+        ("contract.state_mb", |h| h.shared.state_mb += 1),
+        ("contract.state_files", |h| h.shared.state_files += 1),
         ("built-in ledger inputs", |h| h.shared.ledger_inputs_max += 1),
         ("built-in ledger input bytes", |h| h.shared.ledger_input_bytes_max += 1),
         ("built-in NOVEL users", |h| h.shared.novel_users_max += 1),
@@ -754,7 +764,8 @@ fn any_result() -> impl Strategy<Value = ExecResult> {
             LimitKind::Output,
             LimitKind::Npl,
             LimitKind::FileSize,
-            LimitKind::State
+            LimitKind::State,
+            LimitKind::StateSize
         ])
         .prop_map(Status::Limit),
     ];

@@ -312,18 +312,41 @@ impl Net {
 
     /// Waits until all running nodes have closed and run the same ledger, and gives its number and hash.
     pub async fn agree(&self) -> (u64, String) {
-        until("all nodes are at one ledger", async || {
-            let mut tips = Vec::new();
-            for node in self.nodes.iter().filter(|node| node.running.is_some()) {
-                let status = node.status().await?;
-                if status["synced"] != true || status["unexecuted"] != 0 {
-                    return None;
+        until("all nodes are at one ledger", async || self.agreed().await.ok()).await
+    }
+
+    /// The same where a ledger may take long: as long as some node closes or runs one within the time that any test waits.
+    pub async fn agree_while_it_moves(&self) -> (u64, String) {
+        let (mut moved, mut last) = (Instant::now(), 0);
+        let mut ticks = interval(Duration::from_millis(20));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.agreed().await {
+                Ok(agreed) => return agreed,
+                Err(now) if now > last => (moved, last) = (Instant::now(), now),
+                Err(now) => {
+                    assert!(moved.elapsed() < DEADLINE, "no ledger closed or run within {DEADLINE:?}, at {now}")
                 }
-                tips.push((status["seq"].as_u64()?, status["lcl"].as_str()?.to_owned()));
             }
-            tips.windows(2).all(|pair| pair[0] == pair[1]).then(|| tips[0].clone())
-        })
-        .await
+        }
+    }
+
+    /// The ledger that all running nodes have closed and run; how many they have closed and run in all, when there is none.
+    async fn agreed(&self) -> Result<(u64, String), u64> {
+        let (mut tips, mut moved, mut ready) = (Vec::new(), 0, true);
+        for node in self.nodes.iter().filter(|node| node.running.is_some()) {
+            let Some(status) = node.status().await else {
+                ready = false;
+                continue;
+            };
+            let (seq, unexecuted) = (status["seq"].as_u64().unwrap_or(0), status["unexecuted"].as_u64().unwrap_or(0));
+            moved += 2 * seq - unexecuted;
+            ready &= status["synced"] == true && unexecuted == 0;
+            tips.push((seq, status["lcl"].as_str().unwrap_or_default().to_owned()));
+        }
+        let is_one = ready && !tips.is_empty() && tips.windows(2).all(|pair| pair[0] == pair[1]);
+        if is_one { Ok(tips.swap_remove(0)) } else { Err(moved) }
     }
 }
 

@@ -151,7 +151,11 @@ pub(in crate::cli) fn walk_again(
     see: &mut dyn FnMut(Step<'_>) -> Result<(), Failure>,
 ) -> Result<Replayed, Failure> {
     let dir = std::path::absolute(dir).with_context(|| format!("cannot tell where {} is", dir.display()))?;
-    let config = Config::load(&dir)?;
+    let mut config = Config::load(&dir)?;
+    let home = home(&dir);
+    if let Some(inside) = config.binary.strip_prefix(&dir).ok().filter(|_| home != dir) {
+        config.binary = home.join(inside);
+    }
     let chain = Chain::read(archive)?;
     if config.cfg_hash() != chain.genesis.cfg_hash || config.contract.id != chain.genesis.contract_id {
         let what = format!(
@@ -160,7 +164,7 @@ pub(in crate::cli) fn walk_again(
         );
         return Err(Failure::new(Exit::Config, anyhow!(what)));
     }
-    let scratch = Scratch::make(&dir, walk.state.as_deref(), walk.scratch.as_deref())?;
+    let scratch = Scratch::make(&home, walk.state.as_deref(), walk.scratch.as_deref())?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let config = Config { dir: scratch.dir(), ..config };
@@ -172,6 +176,21 @@ pub(in crate::cli) fn walk_again(
             signal = stop.wait() => Err(Failure::new(Exit::Interrupted, anyhow!("ended by {signal}"))),
         }
     })
+}
+
+/// The folder that has the contract: that of the node where `dir` is a chain that an `hp recover` left behind, and which has
+/// no executable of its own.
+fn home(dir: &Path) -> PathBuf {
+    let named = |path: &Path, name: &str| path.file_name().is_some_and(|found| found == name);
+    let mut above = dir.ancestors().skip(1);
+    match (above.next(), above.next(), above.next()) {
+        (Some(before), Some(hist), Some(node))
+            if named(before, "before") && named(hist, "hist") && !dir.join("bin").exists() =>
+        {
+            node.to_owned()
+        }
+        _ => dir.to_owned(),
+    }
 }
 
 async fn replay(
@@ -311,4 +330,22 @@ fn users_before(archive: &Archive, first: Seq, tip: Seq) -> Result<BTreeSet<User
         users.extend(went);
     }
     Ok(users)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_was_left_behind_has_the_executable_of_its_node() {
+        let node = tempfile::tempdir().unwrap();
+        let node = node.path();
+        let before = node.join("hist/before/1f2e3d4c");
+        std::fs::create_dir_all(&before).unwrap();
+        assert_eq!((home(&before), home(node)), (node.to_owned(), node.to_owned()));
+        let elsewhere = node.join("before/1f2e3d4c");
+        assert_eq!(home(&elsewhere), elsewhere);
+        std::fs::create_dir(before.join("bin")).unwrap();
+        assert_eq!(home(&before), before, "one of its own");
+    }
 }

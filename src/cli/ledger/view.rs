@@ -271,6 +271,7 @@ pub fn result_json(result: &ExecResult) -> Value {
             LimitKind::Npl => "npl",
             LimitKind::FileSize => "file_size",
             LimitKind::State => "state",
+            LimitKind::StateSize => "state_size",
         } }),
     };
     json!({

@@ -393,6 +393,7 @@ impl Places {
             // Secrets are for what the nodes agree on.
             private: None,
             readonly: true,
+            settlement: None,
         }
     }
 

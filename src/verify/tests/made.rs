@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use crate::{
-    config::{Inputs, SharedConfig},
+    config::{Identity, Inputs, MsbNetwork, SharedConfig},
     consensus::{
         header::{
             self, Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, VERSION,
@@ -62,11 +62,19 @@ pub fn shared() -> SharedConfig {
         output_user_mb: 16,
         npl_window_ms: 500,
         network: false,
+        state_mb: 0,
+        state_files: 0,
         ledger_inputs_max: 16_384,
         ledger_input_bytes_max: 16 << 20,
         novel_users_max: 4_096,
         npl_frame_bytes_max: 64 << 10,
         npl_ledger_bytes_max: 16 << 20,
+        msb_network: MsbNetwork::Mainnet,
+        msb_bootstrap: Identity(None),
+        msb_subnet: Identity(None),
+        settle_every: 1_000,
+        settle_max_delay_s: 600,
+        settle_slot_s: 4,
     }
 }
 

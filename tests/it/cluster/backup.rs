@@ -89,3 +89,39 @@ fn a_backup_made_while_inputs_stream_in_comes_back_in_an_empty_folder_and_catche
         assert_eq!((&made["running"], &made["with_key"]), (&false.into(), &false.into()));
     });
 }
+
+/// Bytes of the state that the node begins with.
+const STATE_BYTES: u32 = 24 << 20;
+
+#[test]
+fn a_backup_waits_for_no_run_and_no_run_waits_for_it() {
+    block_on(async {
+        let mut net = Net::new(1, probe(), |_, _| {});
+        let dir = net.nodes[0].dir.clone();
+        let big: Vec<u8> = (0..STATE_BYTES / 4).flat_map(u32::to_le_bytes).collect();
+        fs::create_dir_all(dir.join("state")).expect("a folder");
+        fs::write(dir.join("state/big"), &big).expect("written");
+        net.start_all().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut user = net.nodes[0].user().await;
+        for total in [4, 8] {
+            assert_eq!(user.ask("four").await, format!("4 {total}"));
+        }
+        // All of it while one run goes on that does not end by itself, and that changes the state.
+        user.send("hang").await;
+        net.nodes[0].contract_runs().await;
+        let made = json(&["backup", text(&dir), text(&folder.path().join("one.tar")), "--with-key", "--json"]).await;
+        assert!(!net.nodes[0].contracts().is_empty(), "the run was not waited for");
+        let executed = made["executed"].as_u64().expect("a number");
+        assert_eq!(made["tip"].as_u64(), Some(executed + 1), "{made}");
+        let header = json(&["ledger", "show", text(&dir), &(executed + 1).to_string(), "--json"]).await;
+        assert_eq!(header["header"]["result"]["state_root"], made["state_root"], "{header}");
+
+        let new = folder.path().join("new");
+        let told = call(&["restore", text(&folder.path().join("one.tar")), text(&new)]).await;
+        assert_eq!(told.code, Some(0), "{}{}", told.out, told.err);
+        assert!(fs::read(new.join("state/big")).expect("it is there") == big);
+        assert_eq!(fs::read_to_string(new.join("state/inputs")).expect("it is there"), "8");
+        net.nodes[0].kill().await;
+    });
+}

@@ -44,6 +44,8 @@ fn limits(config: &mut Document) {
     config.set("contract.output_mb", "1");
     config.set("contract.output_user_mb", "1");
     config.set("contract.file_mb", "16");
+    config.set("contract.state_mb", "20");
+    config.set("contract.state_files", "2000");
     config.set("contract.memory_mb", "64");
     config.set("contract.log_kb", "16");
 }
@@ -131,7 +133,8 @@ impl Field {
     }
 
     async fn root(&self) -> String {
-        self.net.agree().await;
+        // A run over a million files takes longer than anything else may.
+        self.net.agree_while_it_moves().await;
         let mut roots = BTreeSet::new();
         for node in &self.net.nodes {
             let status = node.status().await.expect("it is up");
@@ -258,6 +261,8 @@ fn after_each_attack_of_a_contract_the_next_ledger_closes_and_nothing_of_it_is_l
             ("nest 9", Ok("nested")),
             ("nest 40", Fails(FORBIDDEN)),
             ("many_files 1000", Ok("made")),
+            ("many_files 2100", Fails("state size limit")),
+            ("fill_disk 24", Fails("state size limit")),
             ("few_files", Ok("removed")),
             ("names", Ok("named")),
             ("sparse", Fails("file size limit")),
@@ -344,6 +349,8 @@ fn the_big_attacks_are_no_worse_than_the_small_ones() {
             limits(config);
             config.set("contract.time_limit_s", "300");
             config.set("contract.file_mb", "4096");
+            config.set("contract.state_mb", "0");
+            config.set("contract.state_files", "0");
         })
         .await;
         field.longest = 10 * DEADLINE;
