@@ -201,7 +201,10 @@ fn guards(guards: &Value) -> String {
     let on: Vec<String> = on.into_iter().map(|guard| word(guard, "name")).collect();
     let off: Vec<String> = off
         .into_iter()
-        .map(|guard| format!("\n          off: {} ({})", word(guard, "name"), word(guard, "why")))
+        .map(|guard| {
+            let remedy = guard["remedy"].as_str().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            format!("\n          off: {} ({}{remedy})", word(guard, "name"), word(guard, "why"))
+        })
         .collect();
     let on = if on.is_empty() { "none".to_owned() } else { on.join(", ") };
     format!("{on}{}", off.concat())

@@ -180,6 +180,8 @@ pub struct Contract {
     pub state_backend: StateBackend,
     /// What keeps it from doing more than computing.
     pub containment: Containment,
+    /// The user it runs as. `None`: the node's.
+    pub run_as: Option<RunAs>,
     /// Whether it may use the network.
     pub network: bool,
     /// Files and folders it may read beside the system's and its own, resolved against the contract folder.
@@ -195,6 +197,36 @@ pub enum Containment {
     Required,
     /// Not at all.
     Off,
+}
+
+/// A user that is not root, and a group that is not root's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunAs {
+    /// The user.
+    pub uid: u32,
+    /// The group, and the only one.
+    pub gid: u32,
+}
+
+impl std::str::FromStr for RunAs {
+    type Err = ();
+
+    /// Reads `uid:gid`, two numbers over 0.
+    fn from_str(text: &str) -> Result<RunAs, ()> {
+        let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // The largest one means "no change" to the kernel.
+            true => text.parse().ok().filter(|id| (1..u32::MAX).contains(id)).ok_or(()),
+            false => Err(()),
+        };
+        let (uid, gid) = text.split_once(':').ok_or(())?;
+        Ok(RunAs { uid: number(uid)?, gid: number(gid)? })
+    }
+}
+
+impl fmt::Display for RunAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
 }
 
 /// How the state before a run is kept. Each node decides for itself: the state's root is the same.

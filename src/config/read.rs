@@ -230,9 +230,14 @@ fn contract(table: &Table<'_>, unl: &[NodeKey], dir: &Path) -> Result<Contract, 
         npl_window_ms: table.number("npl_window_ms", 1..=3_600_000, 500)?,
         state_backend: table.choice("state_backend", BACKENDS, Some(StateBackend::Auto))?,
         containment: table.choice("containment", CONTAINMENTS, Some(Containment::Auto))?,
+        run_as: table.parsed("run_as", "\"uid:gid\", two numbers over 0 (root is none for a contract)")?,
         network: table.boolean("network", false)?,
         read: readable(table, dir)?,
     };
+    if contract.run_as.is_some() && contract.containment == Containment::Off {
+        let problem = Problem::Conflict("containment is \"off\", which leaves the contract as it is".to_owned());
+        return Err(table.error("run_as", problem));
+    }
     if contract.output_user_bytes > contract.output_bytes {
         let (one, all) = (contract.output_user_bytes >> 20, contract.output_bytes >> 20);
         let problem = Problem::Conflict(format!("{one} is over output_mb, which is {all}"));

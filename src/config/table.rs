@@ -60,6 +60,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "npl_window_ms",
             "state_backend",
             "containment",
+            "run_as",
             "network",
             "read",
         ],

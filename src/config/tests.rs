@@ -343,6 +343,30 @@ fn the_secret_key_may_be_in_a_file_of_its_own() {
 }
 
 #[test]
+fn a_contract_runs_as_no_user_that_is_root() {
+    let config = with("contract.run_as", "\"998:997\"").unwrap();
+    assert_eq!(config.contract.run_as, Some(RunAs { uid: 998, gid: 997 }));
+    assert_eq!(config.cfg_hash(), document_config().cfg_hash(), "it is this node's own affair");
+    for wrong in [
+        "0:1",
+        "1:0",
+        "1",
+        "1:",
+        ":1",
+        "1:2:3",
+        "-1:1",
+        "+1:1",
+        " 1:1",
+        "nobody:nogroup",
+        "4294967295:1",
+        "4294967296:1",
+    ] {
+        let text = message(with("contract.run_as", &format!("\"{wrong}\"")));
+        assert!(text.contains("contract.run_as: expected \"uid:gid\"") && text.contains(wrong), "{text}");
+    }
+}
+
+#[test]
 fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
     let config = document_config();
     // Computed apart from this code.

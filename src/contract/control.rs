@@ -132,6 +132,10 @@ pub enum Step {
     Proc,
     /// Taking the rights of root from it that it does not need.
     Capabilities,
+    /// Counting it, and all that it starts, together.
+    Cgroup,
+    /// Making it another user's.
+    User,
 }
 
 impl std::fmt::Display for Step {
@@ -152,6 +156,8 @@ impl std::fmt::Display for Step {
             Step::Space => "make namespaces for",
             Step::Proc => "mount /proc for",
             Step::Capabilities => "drop the capabilities of",
+            Step::Cgroup => "make a cgroup for",
+            Step::User => "become the user of",
         })
     }
 }

@@ -32,6 +32,12 @@ pub struct Containment {
     pub network: bool,
     /// Whether its runs get namespaces, in which the numbers of processes are always alike.
     pub namespaces: bool,
+    /// The user and the group that it runs as, where the node is root.
+    pub user: Option<(u32, u32)>,
+    /// Processes and threads that all of a run may have together.
+    pub processes: u64,
+    /// Bytes of memory that all of a run may have together; 0 for no limit.
+    pub memory_bytes: u64,
     /// Files and folders that it may read beside the system's and its own.
     pub read: Vec<PathBuf>,
     /// Files and folders that it must not read, beside [`HIDDEN`].
@@ -53,12 +59,47 @@ pub enum Name {
     Namespaces,
     /// Root is not all-powerful.
     Capabilities,
+    /// Limits for all of a run together.
+    Cgroup,
+    /// Another user than the node's.
+    RunAs,
 }
 
 impl Name {
     /// All of them, in the order in which people read them.
-    pub const ALL: [Name; 6] =
-        [Name::NoNewPrivs, Name::Landlock, Name::Seccomp, Name::Network, Name::Namespaces, Name::Capabilities];
+    pub const ALL: [Name; 8] = [
+        Name::NoNewPrivs,
+        Name::Landlock,
+        Name::Seccomp,
+        Name::Network,
+        Name::Namespaces,
+        Name::Capabilities,
+        Name::Cgroup,
+        Name::RunAs,
+    ];
+
+    /// What an operator can do to have it.
+    pub fn remedy(self) -> &'static str {
+        if cfg!(not(target_os = "linux")) {
+            return "run the node on Linux";
+        }
+        match self {
+            Name::NoNewPrivs => "run a newer kernel",
+            Name::Landlock => "run a kernel of 5.13 or newer with Landlock on: landlock in lsm= of its command line",
+            Name::Seccomp => "run the node on x86_64, aarch64 or riscv64, with a kernel that has seccomp filters",
+            Name::Network => "mend landlock, seccomp or namespaces",
+            Name::Namespaces => {
+                "run the node as root, or allow user namespaces: sysctl user.max_user_namespaces over 0, where they exist \
+                 kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0"
+            }
+            Name::Capabilities => "let the node keep CAP_SETPCAP, or run it as another user than root",
+            Name::Cgroup => {
+                "run the node as a service of its own with Delegate=yes (systemd), or as root where cgroups are mounted to \
+                 be written"
+            }
+            Name::RunAs => "run the node as root",
+        }
+    }
 }
 
 impl fmt::Display for Name {
@@ -70,6 +111,8 @@ impl fmt::Display for Name {
             Name::Network => "network",
             Name::Namespaces => "namespaces",
             Name::Capabilities => "capabilities",
+            Name::Cgroup => "cgroup",
+            Name::RunAs => "run_as",
         })
     }
 }
@@ -96,10 +139,24 @@ pub(super) struct Guards {
     /// Namespaces.
     #[cfg(target_os = "linux")]
     pub(super) space: Option<super::space::Space>,
+    /// Limits for all of a run together.
+    #[cfg(target_os = "linux")]
+    pub(super) cgroup: Option<super::cgroup::Wanted>,
     /// Whether it is root without what only root can do.
     pub(super) capabilities: bool,
+    /// Whom it runs as.
+    pub(super) user: Option<User>,
     /// The filter of system calls.
     pub(super) calls: Option<Calls>,
+}
+
+/// Whom a run is of.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Folders that must belong to this user, with all that is in them.
+    pub(super) own: Vec<Vec<u8>>,
 }
 
 impl Guards {
@@ -227,18 +284,31 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
         own_proc: true,
     });
     let capabilities = nix::unistd::geteuid().is_root();
+    let (processes, memory_bytes) = (wanted.processes, wanted.memory_bytes);
+    let cgroup = Some(super::cgroup::Wanted { dir: bytes(&wanted.dir), processes, memory_bytes });
     let calls = calls::target().map(|_| Calls { network: wanted.network });
     if calls.is_none() {
         off.push((Name::Seccomp, format!("no list of system calls for {}", std::env::consts::ARCH)));
     }
-    Plan { kept: Kept { guards: Guards { files, space, capabilities, calls }, read }, off }
+    Plan {
+        kept: Kept { guards: Guards { files, space, cgroup, capabilities, user: user_of(wanted), calls }, read },
+        off,
+    }
 }
 
-/// The guards as they should be: none, and why.
+fn user_of(wanted: &Containment) -> Option<User> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let own = || vec![wanted.dir.join("state").as_os_str().as_bytes().to_vec()];
+    wanted.user.map(|(uid, gid)| User { uid, gid, own: own() })
+}
+
+/// The guards as they should be: none but the user, and why.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn plan(_: &Containment) -> Plan {
+pub(super) fn plan(wanted: &Containment) -> Plan {
+    let guards = Guards { user: user_of(wanted), ..Guards::default() };
+    let kept = Kept { guards, ..Kept::default() };
     let why = || format!("only Linux has it, and this is {}", std::env::consts::OS);
-    Plan { kept: Kept::default(), off: Name::ALL.into_iter().map(|name| (name, why())).collect() }
+    Plan { kept, off: Name::ALL.into_iter().map(|name| (name, why())).collect() }
 }
 
 impl Plan {
@@ -256,10 +326,21 @@ impl Plan {
             }
             #[cfg(target_os = "linux")]
             Step::Space | Step::View | Step::Proc if guards.space.take().is_some() => Name::Namespaces,
+            #[cfg(target_os = "linux")]
+            Step::Cgroup if guards.cgroup.take().is_some() => Name::Cgroup,
             Step::Capabilities if std::mem::take(&mut guards.capabilities) => Name::Capabilities,
             _ => return false,
         };
-        self.off.push((name, format!("cannot {step} a contract here: {why}")));
+        let shared =
+            "; it shares its cgroup with other processes, and one of version 2 with processes has none below it";
+        let hint = match why.raw_os_error().map(nix::errno::Errno::from_raw) {
+            Some(nix::errno::Errno::ENOENT) if name == Name::Cgroup => {
+                "; the controllers memory and pids are not there"
+            }
+            Some(nix::errno::Errno::EBUSY) if name == Name::Cgroup => shared,
+            _ => "",
+        };
+        self.off.push((name, format!("cannot {step} a contract here: {why}{hint}")));
         true
     }
 
@@ -275,6 +356,10 @@ impl Plan {
         let space = guards.space.as_ref().map(|space| space.own_proc);
         #[cfg(not(target_os = "linux"))]
         let space: Option<bool> = None;
+        #[cfg(target_os = "linux")]
+        let is_counted = guards.cgroup.is_some();
+        #[cfg(not(target_os = "linux"))]
+        let is_counted = false;
         let on = |name: Name| match name {
             Name::NoNewPrivs => cfg!(target_os = "linux").then(|| "set".to_owned()),
             Name::Landlock => files.map(|version| format!("version {version}: {}", landlock_does(version))),
@@ -290,6 +375,18 @@ impl Plan {
                 false => "processes, view of the files and queues of its own; but /proc shows all processes".to_owned(),
             }),
             Name::Capabilities => guards.capabilities.then(|| "root without what only root can do".to_owned()),
+            Name::RunAs => {
+                let text =
+                    |user: &User| format!("user {}, group {}, no other group, no right of root's", user.uid, user.gid);
+                guards.user.as_ref().map(text)
+            }
+            Name::Cgroup => is_counted.then(|| {
+                let memory = match wanted.memory_bytes {
+                    0 => String::new(),
+                    bytes => format!(" and {} MiB of memory", bytes >> 20),
+                };
+                format!("{} processes{memory} for all of a run together", wanted.processes)
+            }),
         };
         let is_root = nix::unistd::geteuid().is_root();
         let off = |name: Name| {
@@ -297,6 +394,7 @@ impl Plan {
             match name {
                 Name::Network if wanted.network => "allowed: [contract] network = true".to_owned(),
                 Name::Capabilities if !is_root => "not needed: the node is not root".to_owned(),
+                Name::RunAs => "not asked for: [contract] run_as".to_owned(),
                 Name::Namespaces if !wanted.namespaces => "not wanted here".to_owned(),
                 _ => tried.unwrap_or_else(|| "needs landlock, seccomp or namespaces".to_owned()),
             }
@@ -307,6 +405,7 @@ impl Plan {
                 Name::Network => !wanted.network,
                 Name::Namespaces => wanted.namespaces,
                 Name::Capabilities => is_root,
+                Name::RunAs => wanted.user.is_some(),
                 _ => true,
             };
             Guard { name, wanted, on: done.is_some(), why: done.unwrap_or_else(|| off(name)) }

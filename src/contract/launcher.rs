@@ -28,7 +28,7 @@ use nix::{
 use std::rc::Rc;
 
 #[cfg(target_os = "linux")]
-use super::{calls, files, guards::Calls, space};
+use super::{calls, cgroup::Group, files, guards::Calls, space};
 use super::{
     control::{Exit, Header, Line, Reply, Request, Step},
     guards::Guards,
@@ -98,6 +98,9 @@ struct Resident {
     /// The filter that the last run had, which is usually that of the next.
     #[cfg(target_os = "linux")]
     filter: Option<(Calls, Rc<seccompiler::BpfProgram>)>,
+    /// What counts all runs, or why there is none.
+    #[cfg(target_os = "linux")]
+    group: Option<Result<Group, Errno>>,
     #[cfg(target_os = "linux")]
     left: space::Left,
     /// The place of the next run, where this process is the first of one; or why there is none.
@@ -156,10 +159,12 @@ impl Resident {
             line,
             child_pipe: File::from(read),
             first_fd,
-            processes_before: processes_of_user(),
+            processes_before: processes_of(unistd::geteuid()),
             guards: Guards::default(),
             #[cfg(target_os = "linux")]
             filter: None,
+            #[cfg(target_os = "linux")]
+            group: None,
             #[cfg(target_os = "linux")]
             left: space::Left::default(),
             #[cfg(target_os = "linux")]
@@ -192,11 +197,12 @@ impl Resident {
         if header.is_guards() {
             self.guards = borsh::from_slice(&body)?;
             #[cfg(target_os = "linux")]
-            let _ = self.filter(); // what is wrong with it is for a request to tell
+            self.make_ready();
             return Ok(true);
         }
         let Some(in_place) = self.line.descriptors(header, self.first_fd)? else { return Ok(false) };
         let request: Request = borsh::from_slice(&body)?;
+        let killed = self.killed();
         let started = if in_place { self.start(&request, header.fds) } else { Err((Step::Descriptors, Errno::EMFILE)) };
         spawn::close_from(self.first_fd as u32);
         let reply = match started {
@@ -205,6 +211,13 @@ impl Resident {
                 Some(reply) => reply,
                 None => return Ok(false),
             },
+        };
+        let reply = match reply {
+            // Whoever it was, and whatever the others made of it: the run had not what it wanted, as it might elsewhere.
+            Reply::Ended { left_over, .. } if self.killed() > killed => {
+                Reply::Ended { exit: Exit::Signal(libc::SIGKILL), left_over }
+            }
+            reply => reply,
         };
         #[cfg(target_os = "linux")]
         if let Some(Ok(place)) = &mut self.place {
@@ -216,6 +229,36 @@ impl Resident {
         }
         self.line.answer(&reply)?;
         Ok(true)
+    }
+
+    /// What all runs with these guards have in common. What is wrong with it is for a request to tell.
+    #[cfg(target_os = "linux")]
+    fn make_ready(&mut self) {
+        self.processes_before =
+            processes_of(self.guards.user.as_ref().map_or(unistd::geteuid(), |user| user.uid.into()));
+        let _ = self.filter();
+        // The old one first: both would have one name.
+        self.group = None;
+        self.group = self.guards.cgroup.as_ref().map(|wanted| Group::make(wanted, self.guards.is_apart()));
+    }
+
+    /// What the kernel counts of a run's user beside the run. `None`: its group counts, and others of that user, like those
+    /// of other nodes, are none of its business.
+    fn processes_before(&self) -> Option<u64> {
+        #[cfg(target_os = "linux")]
+        let is_counted = self.guards.cgroup.is_some();
+        #[cfg(not(target_os = "linux"))]
+        let is_counted = false;
+        (!is_counted || self.guards.user.is_none()).then_some(self.processes_before)
+    }
+
+    /// How many processes were killed for want of memory, of all runs.
+    fn killed(&self) -> u64 {
+        #[cfg(target_os = "linux")]
+        if let Some(Ok(group)) = &self.group {
+            return group.killed();
+        }
+        0
     }
 
     /// Has a copy of this process, the first of a new place, serve the next request. It is made before there is one, so that
@@ -264,7 +307,10 @@ impl Resident {
 
     #[cfg(target_os = "linux")]
     fn prepare_place(&mut self, space: &space::Space) -> Result<Place, (Step, Errno)> {
-        // While /proc is still the machine's and can be written. What is started here inherits it.
+        // While /proc and /sys are still the machine's and can be written. What is started here inherits both.
+        if let Some(group) = &self.group {
+            group.as_ref().map_err(|errno| *errno).and_then(Group::enter).map_err(|errno| (Step::Cgroup, errno))?;
+        }
         spawn::prefer_as_oom_victim();
         let view = space::View::mount(space)?;
         // The last number below the contract's: one of those that are kept for it.
@@ -301,6 +347,11 @@ impl Resident {
         if let Some(tmp) = &request.tmp {
             empty(tmp).map_err(|errno| (Step::Tmp, errno))?;
         }
+        if let Some(user) = &self.guards.user {
+            for path in user.own.iter().chain(&request.tmp) {
+                give(path, user.uid, user.gid).map_err(|errno| (Step::User, errno))?;
+            }
+        }
         spawn::spawn(&spawn::Program {
             path: text(&request.path)?,
             argv: texts(&request.argv)?,
@@ -308,7 +359,7 @@ impl Resident {
             dir: text(&request.dir)?,
             first_fd: self.first_fd,
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
-            limits: request.limits.to_set(self.processes_before),
+            limits: request.limits.to_set(self.processes_before()),
             mount: mount.map(|(target, options)| spawn::Mount::new(target, options)),
             guards: self.confined()?,
         })
@@ -328,15 +379,29 @@ impl Resident {
             (None, None) => None,
         };
         let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(rules)?;
-        Ok(spawn::Confined { files, mounted, capabilities: self.guards.capabilities, calls: self.filter()? })
+        let doors = match (&self.place, &self.group) {
+            (None, Some(group)) => {
+                let doors = group.as_ref().map_err(|errno| *errno).and_then(Group::doors);
+                doors.map_err(|errno| (Step::Cgroup, errno))?
+            }
+            // In a place it is in there from its begin.
+            _ => Vec::new(),
+        };
+        let (capabilities, user) = (self.guards.capabilities, self.user());
+        Ok(spawn::Confined { files, mounted, doors, user, capabilities, calls: self.filter()? })
     }
 
     #[cfg(not(target_os = "linux"))]
     fn confined(&mut self) -> Result<spawn::Confined, (Step, Errno)> {
         match self.guards.calls {
-            None => Ok(spawn::Confined::default()),
+            None => Ok(spawn::Confined { user: self.user(), ..Default::default() }),
             Some(_) => Err((Step::Calls, Errno::ENOTSUP)),
         }
+    }
+
+    /// Whom the contract runs as, unless it is who runs this.
+    fn user(&self) -> Option<(u32, u32)> {
+        self.guards.user.as_ref().map(|user| (user.uid, user.gid))
     }
 
     /// The filter of system calls, if there is to be one.
@@ -391,6 +456,34 @@ fn empty(tmp: &[u8]) -> Result<(), Errno> {
     use std::os::unix::ffi::OsStrExt as _;
     let emptied = tmp::prepare(std::path::Path::new(std::ffi::OsStr::from_bytes(tmp)));
     emptied.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
+
+/// Makes a folder, and all that is in it, a user's, unless the folder is already. Nothing may be at work in there.
+fn give(top: &[u8], uid: u32, gid: u32) -> Result<(), Errno> {
+    use std::os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _};
+    let top = std::path::Path::new(std::ffi::OsStr::from_bytes(top));
+    let given = || -> io::Result<()> {
+        let meta = match std::fs::symlink_metadata(top) {
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(()),
+            meta => meta?,
+        };
+        if (meta.uid(), meta.gid()) == (uid, gid) {
+            return Ok(());
+        }
+        // The top comes last: cut in the middle, all of it is done again.
+        let (mut paths, mut folders) = (vec![top.to_owned()], vec![top.to_owned()]);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                paths.push(entry.path());
+                if entry.file_type()?.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
+        paths.into_iter().rev().try_for_each(|path| std::os::unix::fs::lchown(path, Some(uid), Some(gid)))
+    };
+    given().map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 /// Reaps what was orphaned and died; when the main process is dead, ends everything else.
@@ -477,10 +570,9 @@ fn children() -> Vec<Pid> {
     all.filter_map(|entry| parse(entry.file_name().to_str()?)).filter(|pid| parent_of(pid) == Some(own)).collect()
 }
 
-/// Threads this user runs now. 0 for root, whom the kernel does not count, and where the system does not tell.
-fn processes_of_user() -> u64 {
+/// Threads a user runs now. 0 for root, whom the kernel does not count, and where the system does not tell.
+fn processes_of(own: unistd::Uid) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
-    let own = unistd::geteuid();
     if own.is_root() {
         return 0;
     }

@@ -21,7 +21,7 @@ pub struct Limits {
     pub memory_mb: u64,
     /// Files a process may open besides the descriptors it starts with.
     pub files: u64,
-    /// Processes and threads. The kernel counts them per user and not at all for root, so this guards only nodes that
+    /// Processes and threads. The kernel counts them per user and not at all for root, so this guards only contracts that
     /// do not run as root; what the user already ran when the launcher started is added. 0 for no limit.
     pub processes: u64,
     /// MiB one file may grow to; writing past it ends the contract with SIGXFSZ, and the run with `Limit(FileSize)`.
@@ -78,8 +78,9 @@ impl OsLimits {
         }
     }
 
-    /// What to set in the child, as (which, soft, hard), within what this process may set.
-    pub(super) fn to_set(&self, processes_running: u64) -> Vec<(Resource, u64, u64)> {
+    /// What to set in the child, as (which, soft, hard), within what this process may set. Without `processes_running`
+    /// something else bounds its processes.
+    pub(super) fn to_set(&self, processes_running: Option<u64>) -> Vec<(Resource, u64, u64)> {
         #[cfg(target_os = "linux")]
         const MEMORY: Resource = Resource::RLIMIT_DATA; // not AS: runtimes reserve far more than they use
         #[cfg(not(target_os = "linux"))]
@@ -96,8 +97,8 @@ impl OsLimits {
         add(MEMORY, self.memory_bytes, 0);
         add(Resource::RLIMIT_NOFILE, self.files, 0);
         add(Resource::RLIMIT_FSIZE, self.file_bytes, 0);
-        if self.processes > 0 {
-            add(Resource::RLIMIT_NPROC, self.processes.saturating_add(processes_running), 0);
+        if let Some(running) = processes_running.filter(|_| self.processes > 0) {
+            add(Resource::RLIMIT_NPROC, self.processes.saturating_add(running), 0);
         }
         list
     }
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn zero_means_no_limit_and_files_grow_with_the_users() {
         let limits = Limits { processes: 0, files: 10, file_mb: 1, ..Limits::default() };
-        let set = OsLimits::of(&limits, 4).to_set(7);
+        let set = OsLimits::of(&limits, 4).to_set(Some(7));
         let expected = [
             (Resource::RLIMIT_CORE, 0, 0),
             (Resource::RLIMIT_NOFILE, 10 + 8 + 32, 10 + 8 + 32),
@@ -147,7 +148,7 @@ mod tests {
     fn a_limit_never_exceeds_what_this_process_may_set() {
         let limits = Limits { file_mb: u64::MAX, files: u64::MAX, ..Limits::default() };
         let (_, allowed) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        let set = OsLimits::of(&limits, 1).to_set(0);
+        let set = OsLimits::of(&limits, 1).to_set(Some(0));
         assert!(set.contains(&(Resource::RLIMIT_NOFILE, allowed, allowed)), "{set:?}");
     }
 

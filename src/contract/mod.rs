@@ -7,7 +7,8 @@
 //! `supervisor.rs` (the handle), `orphans.rs` (what a killed launcher leaves), `launcher.rs` (the resident process),
 //! `control.rs` (what the two say to each other), `spawn.rs` (system calls), `limits.rs`, `log.rs`; what keeps a contract
 //! in its place: [`guards`] (which, and whether they work here), `readable.rs` and `files.rs` (what it may read and
-//! write), `calls.rs` (what it may ask of the system), `space.rs` (namespaces), `tmp.rs`; and `surroundings.rs` (other
+//! write), `calls.rs` (what it may ask of the system), `space.rs` (namespaces), `cgroup.rs` (limits for
+//! all of a run together), `tmp.rs`; and `surroundings.rs` (other
 //! ones than a node's, for `hp check`).
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -22,6 +23,8 @@ use crate::{
 
 #[cfg(target_os = "linux")]
 mod calls;
+#[cfg(target_os = "linux")]
+mod cgroup;
 mod control;
 pub mod fdlist;
 #[cfg(target_os = "linux")]

@@ -121,6 +121,17 @@ fn refused(spec: &RunSpec, kept: &Kept, step: Step, errno: i32) -> Result<Status
     {
         return Err(LaunchError::Forbidden { binary: spec.binary.clone(), file });
     }
+    // It may be executable for the users that other nodes run it as.
+    let is_anybodys = || {
+        use std::os::unix::fs::PermissionsExt as _;
+        spec.dir
+            .join(&spec.binary)
+            .metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    if (step, errno) == (Step::Exec, libc::EACCES) && kept.guards.user.is_some() && is_anybodys() {
+        return Err(not_started(step, spec.binary.clone(), errno));
+    }
     let code = match (step, Errno::from_raw(errno)) {
         (Step::Exec, Errno::ENOENT | Errno::ENOTDIR) => 127,
         (

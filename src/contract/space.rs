@@ -166,11 +166,14 @@ impl View {
         self.hide().map_err(|errno| (Step::View, errno))
     }
 
-    /// Gives the state back, of which nothing is in use any more.
+    /// Gives the state back, of which nothing is in use any more, and leaves the contract folder: this process ends a moment
+    /// after the run, of which nothing is to be found there by then.
     pub(super) fn end(&mut self) -> Result<(), Errno> {
-        let Some(state) = self.state.take() else { return Ok(()) };
-        // SAFETY: a text that ends with NUL and outlives the call.
-        Errno::result(unsafe { libc::umount2(state.as_ptr(), 0) }).map(drop)
+        if let Some(state) = self.state.take() {
+            // SAFETY: a text that ends with NUL and outlives the call.
+            Errno::result(unsafe { libc::umount2(state.as_ptr(), 0) })?;
+        }
+        nix::unistd::chdir(c"/")
     }
 
     /// Hides what is to be hidden and can be seen: all of it at first, later what came in the place of something.

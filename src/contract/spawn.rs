@@ -38,6 +38,11 @@ pub(super) struct Confined {
     /// What the rule for a folder allows that is mounted only in the child.
     #[cfg(target_os = "linux")]
     pub(super) mounted: u64,
+    /// The groups that count it, for one to write `0` to.
+    #[cfg(target_os = "linux")]
+    pub(super) doors: Vec<CString>,
+    /// The user and the group that it becomes.
+    pub(super) user: Option<(u32, u32)>,
     /// It is root without what only root can do.
     pub(super) capabilities: bool,
     /// The filter of its system calls.
@@ -173,6 +178,12 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
             }
         }
     }
+    #[cfg(target_os = "linux")]
+    for door in &program.guards.doors {
+        if let Err(errno) = write_file(door, b"0") {
+            return (Step::Cgroup, errno);
+        }
+    }
     prefer_as_oom_victim();
     for (to, from) in program.std_fds.iter().enumerate() {
         // SAFETY: makes descriptor 0, 1 or 2 of the child a copy of one of its pipes.
@@ -198,9 +209,25 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     }
     #[cfg(target_os = "linux")]
     if program.guards.capabilities
-        && let Err(errno) = drop_capabilities()
+        && let Err(errno) = drop_capabilities(if program.guards.user.is_some() { 0 } else { KEPT })
     {
         return (Step::Capabilities, errno);
+    }
+    if let Some((uid, gid)) = program.guards.user {
+        give_pipes(program.first_fd..=program.std_fds[2], uid, gid);
+        if let Err(errno) = become_user(uid, gid) {
+            return (Step::User, errno);
+        }
+        // Whoever becomes another user does not end with his parent any more.
+        #[cfg(target_os = "linux")]
+        // SAFETY: sets a value of this process.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
+        };
+        // SAFETY: as above. It shows whether this user may be here at all.
+        if unsafe { libc::chdir(program.dir.as_ptr()) } < 0 {
+            return (Step::Folder, Errno::last());
+        }
     }
     #[cfg(target_os = "linux")]
     if let Err((step, errno)) = confine_files(&program.guards) {
@@ -220,12 +247,46 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     (Step::Exec, Errno::last())
 }
 
-/// Takes from root what is not about files, users and own processes, for good: what is not in the bounding set is not
-/// got back by executing anything.
+/// Gives a user the pipes among these descriptors: who opens `/dev/fd/N` has to own what is behind it.
+fn give_pipes(fds: std::ops::RangeInclusive<RawFd>, uid: u32, gid: u32) {
+    for fd in fds {
+        // SAFETY: a zeroed stat is a valid one, and fstat writes only to it. Nothing but pipes is given away: what a user
+        // without inputs has is the machine's own /dev/null.
+        unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                libc::fchown(fd, uid, gid);
+            }
+        }
+    }
+}
+
+/// Becomes a user for good, with one group.
+fn become_user(uid: u32, gid: u32) -> Result<(), Errno> {
+    // SAFETY: plain calls on this process. On Linux past the C library, which would have all threads of the launcher, whose
+    // memory this child shares, do the same.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        Errno::result(libc::syscall(libc::SYS_setgroups, 0usize, ptr::null::<libc::gid_t>()))?;
+        Errno::result(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid)).map(drop)
+    }
+    // SAFETY: plain calls on this process, a copy of the launcher.
+    #[cfg(not(target_os = "linux"))]
+    unsafe {
+        Errno::result(libc::setgroups(1, &gid))?;
+        Errno::result(libc::setgid(gid))?;
+        Errno::result(libc::setuid(uid)).map(drop)
+    }
+}
+
+/// chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service: what programs that run as root expect.
 #[cfg(target_os = "linux")]
-fn drop_capabilities() -> Result<(), Errno> {
-    /// chown, dac_override, fowner, fsetid, kill, setgid, setuid, net_bind_service: what programs that run as root expect.
-    const KEPT: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10;
+const KEPT: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 10;
+
+/// Takes from root what is not in `kept`, for good: what is not in the bounding set is not got back by executing anything.
+#[cfg(target_os = "linux")]
+fn drop_capabilities(kept: u64) -> Result<(), Errno> {
     /// As the kernel has it: 64 bits in two halves each of effective, permitted, inheritable.
     #[repr(C)]
     struct Header {
@@ -236,7 +297,7 @@ fn drop_capabilities() -> Result<(), Errno> {
     let mut sets = [[0u32; 3]; 2];
     // SAFETY: plain calls on this process; the last two read and write the two structures, which outlive them.
     unsafe {
-        for capability in (0..64).filter(|capability| KEPT & (1 << capability) == 0) {
+        for capability in (0..64).filter(|capability| kept & (1 << capability) == 0) {
             if libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) < 0 {
                 match Errno::last() {
                     Errno::EINVAL => break, // past the last one of this kernel

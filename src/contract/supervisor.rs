@@ -105,6 +105,19 @@ pub enum LaunchError {
         /// What it is made of.
         file: PathBuf,
     },
+    /// The user that the contract runs as may not go where its folder is.
+    #[error(
+        "user {uid}, group {gid}, that [contract] run_as names cannot enter {dir}: `chmod o+x` it and each folder above it \
+         where that is missing, or give it to that group"
+    )]
+    Closed {
+        /// The contract folder.
+        dir: PathBuf,
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
     /// Something the contract started did not die.
     #[error("the contract's processes are still there {} s after they were killed", KILL_TIME_MAX.as_secs())]
     Unkillable,
@@ -219,6 +232,7 @@ impl Launcher {
             mount,
             tmp: None,
         };
+        let user = guards.user.clone();
         let null = std::fs::File::open("/dev/null").map_err(|source| LaunchError::Pipe { users: 0, source })?;
         let channel = connection.channel()?;
         let asked = async {
@@ -232,6 +246,10 @@ impl Launcher {
         *idle = Some(connection);
         match reply {
             Reply::NotStarted { step: Step::Exec, .. } => Ok(()),
+            Reply::NotStarted { step: Step::Folder, errno } if errno == Errno::EACCES as i32 && user.is_some() => {
+                let (uid, gid) = user.map(|user| (user.uid, user.gid)).expect("looked at above");
+                Err(LaunchError::Closed { dir: dir.to_owned(), uid, gid })
+            }
             Reply::NotStarted { step, errno } => Err(not_started(step, "a contract".into(), errno)),
             Reply::Ended { .. } => unreachable!("there is no such program"),
         }

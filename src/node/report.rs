@@ -395,7 +395,9 @@ fn fetching(progress: &SyncProgress, why: Lost) -> Value {
 }
 
 fn guard(guard: &Guard) -> Value {
-    json!({ "name": guard.name.to_string(), "wanted": guard.wanted, "on": guard.on, "why": guard.why })
+    let remedy = (guard.wanted && !guard.on).then(|| guard.name.remedy());
+    let name = guard.name.to_string();
+    json!({ "name": name, "wanted": guard.wanted, "on": guard.on, "why": guard.why, "remedy": remedy })
 }
 
 fn part(part: &Part) -> Value {

@@ -82,17 +82,26 @@ pub enum NodeError {
         /// What failed.
         why: String,
     },
-    /// The configuration asks for all guards, and one does not work on this machine.
+    /// The configuration asks for another user for the contract.
     #[error(
-        "contract.containment in {file} is \"required\", but the guard {name} is off: {why}; mend that, or take \"auto\""
+        "contract.run_as in {file} is \"{run_as}\", but only root can run the contract as another user, and this node does not \
+         run as root: start it as root, or remove the line"
     )]
-    Guard {
+    RunAs {
         /// The file.
         file: PathBuf,
-        /// Which guard.
-        name: String,
-        /// Why it is off.
-        why: String,
+        /// Whom.
+        run_as: config::RunAs,
+    },
+    /// The configuration asks for all guards, and some do not work on this machine.
+    #[error(
+        "contract.containment in {file} is \"required\", but these guards are off; mend that, or take \"auto\":{missing}"
+    )]
+    Guards {
+        /// The file.
+        file: PathBuf,
+        /// A line for each: which, why it is off, and what to do.
+        missing: String,
     },
     /// The configuration's bus cannot be spoken to.
     #[error("{file}: {why}")]
@@ -172,7 +181,8 @@ impl NodeError {
             NodeError::Shared { .. }
                 | NodeError::Contract { .. }
                 | NodeError::Overlay { .. }
-                | NodeError::Guard { .. }
+                | NodeError::Guards { .. }
+                | NodeError::RunAs { .. }
                 | NodeError::Msb { .. }
         )
     }

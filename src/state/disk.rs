@@ -5,7 +5,7 @@
 use std::{
     fs::{File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -58,6 +58,20 @@ fn unfreeze(_: &Path) -> bool {
     false
 }
 
+/// Gives what was made in a folder to whom the folder belongs. For root, who keeps the state of a contract that runs as
+/// another user; whoever else makes something owns it, and can give nothing away.
+fn belong(path: &Path) -> io::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let Some(above) = path.parent() else { return Ok(()) };
+    let above = std::fs::symlink_metadata(above)?;
+    match (above.uid(), above.gid()) {
+        (0, 0) => Ok(()),
+        (uid, gid) => std::os::unix::fs::lchown(path, Some(uid), Some(gid)),
+    }
+}
+
 /// The changing operations. In tests, a point where they start to fail, and a record of what was done.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk {
@@ -92,7 +106,9 @@ impl Disk {
         self.step("create", path)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
-        unfrozen(path, || options.open(path)).map_err(at("create", path))
+        let file = unfrozen(path, || options.open(path)).map_err(at("create", path))?;
+        belong(path).map_err(at("give away", path))?;
+        Ok(file)
     }
 
     pub fn write_at(&self, file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), StateError> {
@@ -116,14 +132,27 @@ impl Disk {
         unfrozen(path, change).map_err(at("chmod", path))
     }
 
+    /// Gives a path to whom another belongs.
+    #[cfg(target_os = "linux")]
+    pub fn give(&self, path: &Path, like: &std::fs::Metadata) -> Result<(), StateError> {
+        let own = std::fs::symlink_metadata(path).map_err(at("look at", path))?;
+        if (own.uid(), own.gid()) == (like.uid(), like.gid()) || !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        self.step("give away", path)?;
+        std::os::unix::fs::lchown(path, Some(like.uid()), Some(like.gid())).map_err(at("give away", path))
+    }
+
     pub fn create_dir(&self, path: &Path) -> Result<(), StateError> {
         self.step("create folder", path)?;
-        unfrozen(path, || std::fs::create_dir(path)).map_err(at("create folder", path))
+        unfrozen(path, || std::fs::create_dir(path)).map_err(at("create folder", path))?;
+        belong(path).map_err(at("give away", path))
     }
 
     pub fn symlink(&self, target: &Path, path: &Path) -> Result<(), StateError> {
         self.step("create symlink", path)?;
-        unfrozen(path, || std::os::unix::fs::symlink(target, path)).map_err(at("create symlink", path))
+        unfrozen(path, || std::os::unix::fs::symlink(target, path)).map_err(at("create symlink", path))?;
+        belong(path).map_err(at("give away", path))
     }
 
     pub fn remove_file(&self, path: &Path) -> Result<(), StateError> {
@@ -223,6 +252,30 @@ mod tests {
     use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
     use super::*;
+
+    #[test]
+    fn what_root_makes_in_a_folder_belongs_to_whom_the_folder_belongs() {
+        use std::os::unix::fs::lchown;
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, disk) = (dir.path().join("folder"), Disk::default());
+        disk.create_dir(&folder).unwrap();
+        if lchown(&folder, Some(4242), Some(4343)).is_err() {
+            return println!("skipped: only root gives anything away");
+        }
+        disk.create_dir(&folder.join("below")).unwrap();
+        disk.create(&folder.join("below/file"), 0o644).unwrap();
+        disk.symlink(Path::new("nowhere"), &folder.join("below/link")).unwrap();
+        disk.create_dir(&dir.path().join("own")).unwrap();
+        let owner = |path: &Path| std::fs::symlink_metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+        for name in ["below", "below/file", "below/link"] {
+            assert_eq!(owner(&folder.join(name)), (4242, 4343), "{name}");
+        }
+        let own = dir.path().join("own");
+        assert_eq!(owner(&own), (0, 0));
+        let like = std::fs::symlink_metadata(&folder).unwrap();
+        disk.give(&own, &like).unwrap();
+        assert_eq!(owner(&own), (4242, 4343));
+    }
 
     #[test]
     fn what_root_has_frozen_is_changed_and_removed_all_the_same() {

@@ -389,7 +389,8 @@ impl StateStore for Overlay {
             return Err(Forbidden::NoFolder.at(b""));
         }
         self.disk.create_dir(&self.folders.upper)?;
-        // The contract sees this one's mode as that of state/.
+        // The contract sees this one's mode and owner as those of state/.
+        self.disk.give(&self.folders.upper, &top)?;
         self.disk.chmod(&self.folders.upper, top.mode() & 0o7777)?;
         self.disk.create_dir(&self.dir.join(MOUNT.work))?;
         self.running = true;
