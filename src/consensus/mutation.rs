@@ -91,6 +91,8 @@ mod made {
         KeptUnlVote,
         /// A node that lost its journal votes at once.
         VoteThoughSilent,
+        /// A node votes that does not know which inputs the ledgers had that it passed over.
+        VoteWithGap,
         /// One vote less than a quorum records a settlement.
         OneSettlementVoteLess,
         /// What members say of the bus is taken though it does not follow.
@@ -127,6 +129,7 @@ mod made {
             Mutation::OldScope,
             Mutation::KeptUnlVote,
             Mutation::VoteThoughSilent,
+            Mutation::VoteWithGap,
             Mutation::OneSettlementVoteLess,
             Mutation::AnySettlement,
         ];
