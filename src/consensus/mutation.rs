@@ -101,7 +101,7 @@ mod made {
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 29] = [
+        pub const ALL: [Mutation; 30] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
