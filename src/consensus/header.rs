@@ -228,7 +228,32 @@ pub struct Input {
 /// What may occur once in any window of ledgers: (user, origin tag, nonce).
 pub type InputKey = (UserKey, Hash, u64);
 
+/// Ledgers for which an input of a session waits for the one that it follows, and at most a quarter of the window. Then it
+/// may be taken without: the other one is probably lost with its host.
+pub const FOLLOW_LEDGERS_MAX: u64 = 64;
+
 impl Input {
+    /// The nonce of an input of a session: its number there, and whether it must not be taken before the number below.
+    pub fn session_nonce(number: u64, follows: bool) -> u64 {
+        (number << 1) | u64::from(follows)
+    }
+
+    /// The number of an input of a session.
+    pub fn session_number(nonce: u64) -> u64 {
+        nonce >> 1
+    }
+
+    /// The keys of which the input before this one in its session has one, if this one must not be taken in ledger `seq`
+    /// before that is.
+    pub fn waits_for(&self, seq: Seq, input_window: u64) -> Option<[InputKey; 2]> {
+        let (user, tag, nonce) = self.key();
+        let follows = matches!(self.origin, Origin::Session { .. }) && nonce % 2 == 1 && nonce > 2;
+        // Its last ledger is the last of the window that began when it came.
+        let age = (seq + input_window).saturating_sub(self.max_ledger.saturating_add(1));
+        let waits = follows && age < FOLLOW_LEDGERS_MAX.min(input_window / 4) && !mutated!(Overtake);
+        waits.then(|| [(user, tag, nonce - 3), (user, tag, nonce - 2)])
+    }
+
     /// See [`InputKey`].
     pub fn key(&self) -> InputKey {
         let tag = if mutated!(KeyWithoutOrigin) { Hash::ZERO } else { self.origin.tag() };
@@ -526,8 +551,14 @@ fn choose_inputs<'a>(before: &Before<'a>, wanted: &[Hash]) -> Vec<(Hash, &'a Inp
         }
     }
     let mut by_user: BTreeMap<UserKey, Vec<(Hash, &Input)>> = BTreeMap::new();
-    for ((user, ..), entry) in by_key {
-        by_user.entry(user).or_default().push(entry);
+    let mut taken: BTreeSet<InputKey> = BTreeSet::new();
+    for (key, entry) in by_key {
+        // Of a session the lower numbers come first here, so that a whole row of them is taken at once.
+        let waits_for = entry.1.waits_for(before.seq, before.input_window);
+        if waits_for.is_none_or(|keys| keys.iter().any(|key| taken.contains(key) || (before.is_ledgered)(key))) {
+            taken.insert(key);
+            by_user.entry(key.0).or_default().push(entry);
+        }
     }
     let mut users: Vec<(Hash, Vec<(Hash, &Input)>)> =
         by_user.into_iter().map(|(user, inputs)| (priority(&before.parent, &user), inputs)).collect();

@@ -487,6 +487,10 @@ impl Consensus {
         // A session's inputs get the longest life: the user signed nothing that could say otherwise.
         let max_ledger = self.round.seq + self.params.input_window - 1;
         let origin = Origin::Session { host: self.params.me, challenge, helo_sig, host_sig: Sig([0; 64]) };
+        // What is in a ledger already needs not be waited for.
+        let before = nonce.checked_sub(1).map(|before| (user, origin.tag(), Input::session_nonce(before, false)));
+        let follows = before.is_some_and(|(user, tag, nonce)| self.pool.has_session((user, tag, nonce)));
+        let nonce = Input::session_nonce(nonce, follows);
         let mut input = Input { user, origin, nonce, max_ledger, payload };
         let id = input.id(&self.scope.chain_id);
         let sig = self.crypto.sign(&Input::host_digest(&self.scope.chain_id, &id));
@@ -578,6 +582,7 @@ impl Consensus {
                 }
                 (Origin::User { .. }, None) => expired.push(LocalRef::Signed(SignedRef { user, nonce, id: *id })),
                 (Origin::Session { host, challenge, .. }, None) if *host == self.params.me => {
+                    let nonce = Input::session_number(nonce);
                     expired.push(LocalRef::Session { user, challenge: *challenge, nonce });
                 }
                 (Origin::Session { .. }, _) => {}

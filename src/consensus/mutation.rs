@@ -69,6 +69,8 @@ mod made {
         SecondResult,
         /// Inputs of two origins with one number are taken for one.
         KeyWithoutOrigin,
+        /// An input of a session does not wait for the one before it.
+        Overtake,
         /// A node proposes nothing in a round that it was restarted in.
         NoProposeAfterRestart,
         /// A node votes for its coordinator's header without deriving it.
@@ -99,7 +101,7 @@ mod made {
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 29] = [
+        pub const ALL: [Mutation; 30] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -116,6 +118,7 @@ mod made {
             Mutation::RestartedTimer,
             Mutation::SecondResult,
             Mutation::KeyWithoutOrigin,
+            Mutation::Overtake,
             Mutation::NoProposeAfterRestart,
             Mutation::UnderivedPrevote,
             Mutation::TcFwdWithoutPolc,

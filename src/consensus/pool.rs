@@ -55,6 +55,8 @@ pub struct Pool {
     unproposed: usize,
     /// Those that users signed, by user and nonce.
     signed: BTreeSet<(UserKey, u64, Hash)>,
+    /// Keys of those of sessions.
+    sessions: BTreeSet<InputKey>,
 }
 
 impl Pool {
@@ -98,6 +100,8 @@ impl Pool {
         self.unproposed += 1;
         if matches!(input.origin, Origin::User { .. }) {
             self.signed.insert((input.user, input.nonce, id));
+        } else {
+            self.sessions.insert(input.key());
         }
         self.entries.insert(id, Entry { key: input.key(), input, host, proposed: false });
         Ok(true)
@@ -115,7 +119,13 @@ impl Pool {
         }
         self.unproposed -= usize::from(!entry.proposed);
         self.signed.remove(&(entry.input.user, entry.input.nonce, *id));
+        self.sessions.remove(&entry.key);
         Some(entry.input)
+    }
+
+    /// Whether the input of a session with the number of this key is held, whether it follows another one or not.
+    pub fn has_session(&self, (user, tag, nonce): InputKey) -> bool {
+        self.sessions.range((user, tag, nonce & !1)..=(user, tag, nonce | 1)).next().is_some()
     }
 
     /// Whether an input with this nonce, signed by the user, is held.

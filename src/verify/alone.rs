@@ -12,6 +12,9 @@ use crate::{
     types::{Challenge, Hash, NodeKey, Seq, Sig, UserKey},
 };
 
+/// Ledgers for which an input of a session is not taken before the one that it follows, and at most a quarter of the window.
+const FOLLOW_LEDGERS_MAX: u64 = 64;
+
 /// What may occur once in a window of ledgers: user, origin tag, nonce.
 pub(super) type Key = (UserKey, Hash, u64);
 
@@ -74,6 +77,8 @@ pub(super) struct Contents {
 pub(super) struct Listed {
     pub(super) key: Key,
     pub(super) host: Option<NodeKey>,
+    /// Of a session, and young: it must not be before the input that has one of these keys.
+    pub(super) waits_for: Option<[Key; 2]>,
 }
 
 /// Checks one ledger.
@@ -259,7 +264,14 @@ fn contents(
                     Origin::User { .. } => None,
                     Origin::Session { host, .. } => Some(host),
                 };
-                inputs.push(Listed { key: (input.user, input.origin_tag(), input.nonce), host });
+                let key = (input.user, input.origin_tag(), input.nonce);
+                let waits_for = host.and(rules.shared).and_then(|shared| {
+                    let (user, tag, nonce) = key;
+                    let came = input.max_ledger.saturating_add(1).saturating_sub(shared.input_window);
+                    let young = header.seq.saturating_sub(came) < FOLLOW_LEDGERS_MAX.min(shared.input_window / 4);
+                    (young && nonce % 2 == 1 && nonce > 2).then(|| [(user, tag, nonce - 3), (user, tag, nonce - 2)])
+                });
+                inputs.push(Listed { key, host, waits_for });
             }
         }
     }

@@ -406,6 +406,14 @@ impl Chain {
                 return place.wrong("input.nonce", found, "one that was not used", means);
             }
         }
+        // What was not looked at may have had it.
+        for listed in contents.inputs.iter().filter(|_| self.complete) {
+            let Some(keys) = listed.waits_for else { continue };
+            let is_there = keys.iter().any(|key| distinct.contains(key) || self.window.contains_key(key));
+            let found = format!("{} of user {}", listed.key.2, listed.key.0);
+            let means = "a session's inputs take effect in the order in which they were sent";
+            place.holds(is_there, "input.nonce", found, "one behind the input that it follows", means)?;
+        }
         if contents.gone > 0 {
             self.complete = false;
             self.report.unchecked.push(format!("{} inputs of {place}: no longer kept", contents.gone));

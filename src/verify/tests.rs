@@ -344,6 +344,8 @@ fn a_lie_of_all_nodes_is_found_in_what_the_header_stands_for() {
         "input.nonce",
     );
     told(lies(|made, plan, _| plan.inputs.push(made.signed_input(0, made.seq, b"twice"))), "input.nonce");
+    // Before the one of its session that it follows.
+    told(lies(|made, plan, _| plan.inputs.push(made.session_input(0, 1, 2 * 60 + 1, b"early"))), "input.nonce");
     // Too late, too early.
     for max_ledger in [10, 11 + WINDOW] {
         told(

@@ -148,11 +148,12 @@ pub fn processes(is: impl Fn(u32) -> bool) -> Vec<u32> {
 
 /// The processes that work in such a folder. Not launchers: one may wait in the contract's folder for the next run.
 fn working(is: impl Fn(&Path) -> bool) -> Vec<u32> {
-    let is_launcher = |pid| {
+    let is_program = |pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).nth(1) == Some(hotpocket::contract::LAUNCHER_ARG.as_bytes())
+        // Without a command line it has ended, and is only not noted as a zombie yet.
+        !line.is_empty() && line.split(|byte| *byte == 0).nth(1) != Some(hotpocket::contract::LAUNCHER_ARG.as_bytes())
     };
-    processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is(&cwd)) && !is_launcher(pid))
+    processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is(&cwd)) && is_program(pid))
 }
 
 /// The processes that `pid` started.

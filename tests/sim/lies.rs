@@ -33,7 +33,7 @@ pub fn a_session_and_a_signature_with_one_number_are_two_inputs() {
     let user = UserKey([9; 32]);
     let local = LocalInput { user, challenge: Challenge([3; 16]), helo_sig: Sig([0; 64]), nonce: 1, payload: vec![1] };
     let origin = Origin::User { sig: Sig([1; 64]) };
-    let signed = Input { user, origin, nonce: 1, max_ledger: 100, payload: vec![1] };
+    let signed = Input { user, origin, nonce: Input::session_nonce(1, false), max_ledger: 100, payload: vec![1] };
     world.handle(0, Event::LocalInput(local));
     for node in 1..4 {
         world.handle(node, Event::Message(NodeKey([1; 32]), Message::Input(signed.clone())));

@@ -53,6 +53,12 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
             vec![schedule!(lies::a_node_whose_run_differed_signs_no_second_result), Seeds(200, "S7")]
         }
         Mutation::KeyWithoutOrigin => vec![schedule!(lies::a_session_and_a_signature_with_one_number_are_two_inputs)],
+        Mutation::Overtake => {
+            vec![
+                schedule!(schedules::an_input_that_was_lost_on_its_way_takes_effect_before_the_next_of_its_session),
+                Seeds(200, "S11"),
+            ]
+        }
         Mutation::NoProposeAfterRestart => {
             vec![schedule!(schedules::who_left_an_attempt_alone_before_a_power_cut_shows_the_others_the_way_into_it)]
         }

@@ -159,6 +159,8 @@ pub struct Watch {
     /// What executing each ledger of it must lead to.
     pub outcomes: Vec<Outcome>,
     keys: BTreeMap<InputKey, Seq>,
+    /// Inputs that honest nodes listed and that follow others of their sessions.
+    followers: BTreeMap<Hash, Input>,
     signed: BTreeMap<Slot, Hash>,
     /// By member and ledger: the highest ADVANCE and the highest PRECOMMIT that left.
     promised: BTreeMap<(usize, Seq), (Option<Attempt>, Option<Attempt>)>,
@@ -186,6 +188,7 @@ impl Watch {
             chain: Vec::new(),
             outcomes: Vec::new(),
             keys: BTreeMap::new(),
+            followers: BTreeMap::new(),
             signed: BTreeMap::new(),
             promised: BTreeMap::new(),
             listed: BTreeMap::new(),
@@ -222,6 +225,7 @@ impl Watch {
             let again = last.is_some_and(|last| last + self.input_window >= header.seq);
             assert!(!again, "S4: an input of ledger {last:?} again in ledger {}", header.seq);
         }
+        self.check_order(header.seq, inputs);
         self.check_settlement(ledger);
         self.check_unl(ledger, &before);
         let run = Execution {
@@ -281,6 +285,31 @@ impl Watch {
             self.seen.hit("members removed");
         }
         self.unls.push(after);
+    }
+
+    /// S11: an input of a session that says that it follows the one before is in no ledger before that, as long as it is young.
+    fn check_order(&mut self, seq: Seq, inputs: &[Input]) {
+        for input in inputs {
+            match self.is_before(input, seq) {
+                None => {}
+                Some(true) => self.seen.hit("inputs behind the one before"),
+                Some(false) if !self.is_young(input, seq) => self.seen.hit("inputs that waited long enough"),
+                Some(false) => panic!("S11: input {} in ledger {seq}, and not the one before it", input.nonce),
+            }
+        }
+    }
+
+    /// Whether the input that this one follows is in this ledger or an older one; `None` when it follows none.
+    fn is_before(&self, input: &Input, seq: Seq) -> Option<bool> {
+        let (user, tag, nonce) = input.key();
+        let follows = matches!(input.origin, Origin::Session { .. }) && nonce % 2 == 1 && nonce > 2;
+        let is = |nonce: &u64| self.keys.get(&(user, tag, *nonce)).is_some_and(|ledger| *ledger <= seq);
+        follows.then(|| [nonce - 3, nonce - 2].iter().any(is))
+    }
+
+    fn is_young(&self, input: &Input, seq: Seq) -> bool {
+        let came = (input.max_ledger + 1).saturating_sub(self.input_window);
+        seq.saturating_sub(came) < 64.min(self.input_window / 4)
     }
 
     /// S10: what a ledger records of the settlement bus is what the one before does, or the next step, seen by a quorum.
@@ -343,7 +372,7 @@ impl Watch {
         }
     }
 
-    /// L2: what all honest members listed is in the ledger, unless its key is.
+    /// L2: what all honest members listed is in the ledger, unless its key is, or it waits for the one before it.
     fn check_listed(&mut self, seq: Seq) {
         let Some(listed) = self.listed.get(&seq) else { return };
         let at = usize::try_from(seq).expect("small") - 1;
@@ -360,7 +389,11 @@ impl Watch {
         }
         let Some((_, ledger)) = self.chain.get(at) else { return };
         for id in all {
-            let there = ledger.candidate.inputs.binary_search(&id).is_ok() || self.rivals.contains(&id);
+            let waits = || {
+                let follower = self.followers.get(&id).filter(|input| self.is_young(input, seq));
+                follower.is_some_and(|input| self.is_before(input, seq) == Some(false))
+            };
+            let there = ledger.candidate.inputs.binary_search(&id).is_ok() || self.rivals.contains(&id) || waits();
             assert!(there, "L2: input {} listed by all is not in ledger {seq}", id.short());
         }
     }
@@ -373,6 +406,10 @@ impl Watch {
                 let seq = m.body.seq;
                 let listed = self.listed.entry(seq).or_default();
                 listed.insert(node, m.body.inputs.iter().copied().collect());
+                let following = |input: &&Input| input.nonce % 2 == 1 && matches!(input.origin, Origin::Session { .. });
+                let held = m.body.inputs.iter().filter_map(|id| Some((*id, disk.pool.get(id)?)));
+                let held = held.filter(|(_, input)| following(input));
+                self.followers.extend(held.map(|(id, input)| (id, input.clone())));
                 let bytes_held = m.body.inputs.iter().all(|id| disk.pool.contains_key(id));
                 let on_disk = closed(seq) || disk.novel.as_ref() == Some(m) && bytes_held;
                 ((node, "NOVEL", seq, digest(&m.body), Hash::ZERO, 0), on_disk)

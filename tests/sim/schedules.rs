@@ -5,10 +5,10 @@ use std::{cell::Cell, rc::Rc};
 
 use hotpocket::{
     consensus::{
-        Event,
+        Event, LocalInput,
         messages::{Message, Novel, Signed},
     },
-    types::{Attempt, Hash, NodeKey, Seq, Sig},
+    types::{Attempt, Challenge, Hash, NodeKey, Seq, Sig, UserKey},
 };
 
 use super::{
@@ -72,6 +72,45 @@ pub fn inputs_that_arrive_in_another_order_make_one_ledger() {
     }
     assert!(world.run(1000, |world| all_at(world, 1)));
     assert_eq!(world.watch.chain[0].1.candidate.inputs.len(), 4);
+}
+
+#[test]
+pub fn an_input_that_was_lost_on_its_way_takes_effect_before_the_next_of_its_session() {
+    let mut world = linked(Config { eager: false, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
+    // As before the host's links are up: the others hear of it when its host lists it.
+    let lost = Cell::new(0);
+    filter(&mut world, move |_, from, _, message| {
+        let is_first = from == 0 && matches!(message, Message::Input(input) if input.payload == [1]);
+        is_first && lost.replace(lost.get() + 1) < 3
+    });
+    for number in 0..3 {
+        let payload = vec![number as u8 + 1];
+        let (user, challenge) = (UserKey([9; 32]), Challenge([3; 16]));
+        let local = LocalInput { user, challenge, helo_sig: Sig([0; 64]), nonce: number, payload };
+        world.handle(0, Event::LocalInput(local));
+    }
+    assert!(world.run(5000, |world| inputs_in_chain(world) == 3), "{}", world.describe());
+    assert!(world.watch.chain[0].1.candidate.inputs.is_empty(), "what follows it waits");
+    assert_eq!(world.watch.seen.of("inputs behind the one before"), 2);
+}
+
+#[test]
+fn an_input_whose_predecessor_is_lost_for_good_waits_no_longer_than_it_must() {
+    let mut world = linked(Config { input_window: 40, eager: false, roundtime_ms: 100, ..Config::calm(4, 75) }, 1);
+    let (user, challenge) = (UserKey([9; 32]), Challenge([3; 16]));
+    // Two come, the first is lost, and its host ends before it is on any disk.
+    filter(&mut world, |_, from, _, message| {
+        from == 0 && matches!(message, Message::Input(input) if input.payload == [1])
+    });
+    for number in 0..2 {
+        let payload = vec![number as u8 + 1];
+        let local = LocalInput { user, challenge, helo_sig: Sig([0; 64]), nonce: number, payload };
+        world.handle(0, Event::LocalInput(local));
+    }
+    world.run(world.now + 50, |_| false);
+    world.crash(0);
+    assert!(world.run(60_000, |world| inputs_in_chain(world) == 1), "{}", world.describe());
+    assert_eq!(world.watch.seen.of("inputs that waited long enough"), 1);
 }
 
 #[test]

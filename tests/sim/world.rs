@@ -333,7 +333,6 @@ pub struct Node {
     unl: Vec<NodeKey>,
     /// Users here, with the number of their session.
     users: BTreeMap<UserKey, u64>,
-    nonce: u64,
     /// Spammers: what they heard.
     heard: VecDeque<Rc<Message>>,
     /// Its last PROPOSE, if it proposes without end.
@@ -395,6 +394,8 @@ pub struct World {
     /// Changes of the UNL that all operators vote for in the end.
     pub wanted: Vec<UnlChange>,
     sessions: u64,
+    /// The next number of an input, by session.
+    numbers: BTreeMap<u64, u64>,
     sent_inputs: Vec<Input>,
     signed_nonce: u64,
     /// Runs begun so far.
@@ -459,7 +460,6 @@ impl World {
                 view: vec![None; count],
                 unl: Vec::new(),
                 users: BTreeMap::new(),
-                nonce: 0,
                 delivered: None,
                 heard: VecDeque::new(),
                 proposed: None,
@@ -491,6 +491,7 @@ impl World {
             planned: Vec::new(),
             wanted: Vec::new(),
             sessions: 0,
+            numbers: BTreeMap::new(),
             sent_inputs: Vec::new(),
             signed_nonce: 0,
             begun: 0,

@@ -401,10 +401,9 @@ impl Places {
     fn limits(&self) -> Limits {
         let contract = &self.config.contract;
         let limits = limits_of(contract);
-        let processes = if limits.processes == 0 { PROCESSES_MAX } else { limits.processes.min(PROCESSES_MAX) };
         Limits {
             wall: Duration::from_millis(self.config.user.read_time_ms),
-            processes,
+            processes: processes(limits.processes),
             log_bytes_max: limits.log_bytes_max.min(LOG_BYTES_MAX),
             ..limits
         }
@@ -447,6 +446,7 @@ impl Place {
             // Of the contract's own folder a read-only run has its copies.
             let own = HIDDEN.iter().filter(|name| **name != PLACES).chain(&["state", "private", "tmp"]);
             wanted.secrets.extend(own.map(|name| config.dir.join(name)));
+            wanted.processes = processes(wanted.processes);
             self.launcher.contain(&wanted).await?;
         }
         self.bin = Some(stamp);
@@ -519,6 +519,11 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Processes that a read-only run may have, where a ledger's may have so many.
+fn processes(limit: u64) -> u64 {
+    if limit == 0 { PROCESSES_MAX } else { limit.min(PROCESSES_MAX) }
 }
 
 /// Resolves when there is less room on the disk than that.

@@ -316,8 +316,8 @@ impl Made {
             inputs: vec![
                 self.signed_input(0, nonce, b"signed"),
                 self.signed_input(1, nonce, &[nonce as u8; 300]),
-                self.session_input(0, 1, nonce, b"raw"),
-                self.session_input(2, 2, 1_000 + nonce, b""),
+                self.session_input(0, 1, 2 * nonce, b"raw"),
+                self.session_input(2, 2, 2 * (1_000 + nonce), b""),
             ],
             come,
             go,

@@ -24,7 +24,6 @@ use tokio_tungstenite::{
     tungstenite::{Error as WsError, Message},
 };
 
-use super::weather::all_linked;
 use crate::net::{DEADLINE, Net, TestNode, User, block_on, plain, probe, record, until};
 
 /// A websocket on which nothing was said yet.
@@ -201,8 +200,6 @@ fn identical_inputs_of_one_session_and_through_two_nodes_all_count() {
 fn big_input_of_12000_messages_at_once_is_taken_whole_in_order_and_in_few_ledgers() {
     block_on(async {
         let net = Net::up_with(3, record(), plain).await;
-        // What comes before a link is up reaches the other node when it asks for it, and later inputs may be first.
-        all_linked(&net).await;
         let mut user = net.nodes[0].user().await;
         let inputs: Vec<String> = (0..12_000).map(|number| format!("{number:063}\n")).collect();
         for input in &inputs {

@@ -42,8 +42,9 @@ impl World {
         let Some(session) = self.nodes[node].users.get(&user) else { return };
         let mut challenge = [0; 16];
         challenge[..8].copy_from_slice(&session.to_le_bytes());
-        self.nodes[node].nonce += 1;
-        let nonce = self.nodes[node].nonce;
+        let next = self.numbers.entry(*session).or_insert(0);
+        let nonce = *next;
+        *next += 1;
         let local = LocalInput { user, challenge: Challenge(challenge), helo_sig: Sig([0; 64]), nonce, payload };
         self.handle(node, Event::LocalInput(local));
     }
