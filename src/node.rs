@@ -376,8 +376,8 @@ impl Node {
     }
 
     fn on_frame(&mut self, peer: NodeKey, bytes: &Bytes) -> Result<(), NodeError> {
-        if wire::is_range(bytes) {
-            self.check_range(peer, bytes.clone());
+        if wire::is_range(bytes) || wire::is_headers(bytes) {
+            self.check_ledgers(peer, bytes.clone());
             return Ok(());
         }
         if wire::is_state_part(bytes) {
@@ -639,7 +639,8 @@ impl Node {
                 Effect::Expired(inputs) => self.expired(&inputs),
                 Effect::Serve(to, query) => self.serve(to, query),
                 Effect::Lied(peer, lie) => self.lied(peer, lie),
-                Effect::TooFarBehind { next, oldest } => self.too_far_behind(next, oldest),
+                Effect::Join { next, oldest } => self.join(next, oldest),
+                Effect::LedgerPassed(ledger) => self.ledger_passed(&ledger),
                 Effect::Silent(silent) => self.silent(&silent),
                 Effect::Speaks => self.speaks(),
                 Effect::Evidence(evidence) => {

@@ -13,7 +13,7 @@ use crate::{
         INPUT_BYTES_MAX,
         header::{Genesis, Input, Origin},
         messages::{Evidence, Message, Scope, Signable, Signed},
-        range::{CheckedRange, Lie},
+        range::{CheckedHeaders, CheckedRange, Lie},
     },
     crypto,
     types::{Challenge, Hash, NodeKey, Sig, UserKey},
@@ -64,6 +64,8 @@ pub fn is_bulk(message: &Message, encoded_bytes: usize) -> bool {
             | Message::Evidence(_)
             | Message::Range(_)
             | Message::Piece(_)
+            | Message::Headers(_)
+            | Message::Users(_)
     );
     // Of the state everything, so that its parts stay in order.
     matches!(message, Message::StateGet(_) | Message::StatePart(_)) || aside && encoded_bytes > BULK_BYTES_MIN
@@ -75,6 +77,21 @@ const RANGE_NUMBER: u8 = 18;
 /// Whether bytes claim to be a RANGE: to read and check one takes long, so that it is done beside the loop.
 pub fn is_range(bytes: &[u8]) -> bool {
     bytes.first() == Some(&RANGE_NUMBER)
+}
+
+/// The first byte of a HEADERS.
+const HEADERS_NUMBER: u8 = 23;
+
+/// Whether bytes claim to be a HEADERS: it is read and checked beside the loop.
+pub fn is_headers(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&HEADERS_NUMBER)
+}
+
+/// Reads a HEADERS and checks all of it that can be checked without knowing where the chain stands: see
+/// [`Headers::check`](crate::consensus::messages::Headers).
+pub fn check_headers(bytes: &[u8], chain_id: &Hash) -> Result<CheckedHeaders, Lie> {
+    let Ok(Message::Headers(headers)) = decode(bytes) else { return Err(Lie::Malformed) };
+    headers.check(chain_id, |key, digest, sig| crypto::verify(&key.0, &digest.0, sig))
 }
 
 /// The first byte of a STATE_PART.
@@ -148,7 +165,9 @@ impl Edge {
             | Message::Piece(_)
             | Message::StateGet(_)
             | Message::StatePart(_)
-            | Message::Twins(_) => Ok(()),
+            | Message::Twins(_)
+            | Message::Headers(_)
+            | Message::Users(_) => Ok(()),
         }
         .map_err(|signer| Refused::Signature { kind, signer })
     }

@@ -106,6 +106,9 @@ fn text(status: &Value) -> String {
             lines.push((name, format!("ledger {at} of {to} ({percent} %), {per_s} a second, {left}")));
         }
     }
+    if let Some(text) = joining(&status["joining"]) {
+        lines.push(("joining", text));
+    }
     let fetching = &status["fetching_state"];
     if let Some(why) = fetching["why"].as_str() {
         lines.push(("fetching", format!("{}, because {why}", fetched(fetching))));
@@ -178,6 +181,17 @@ fn silent(silent: &Value) -> Option<String> {
 fn kept_by(kept: &Value) -> String {
     let word = |key: &str| kept[key].as_str().unwrap_or("-").to_owned();
     format!("{} ({})", word("by"), word("why"))
+}
+
+/// What is still missing after this node came late.
+fn joining(joining: &Value) -> Option<String> {
+    let lacks = match joining["lacks"].as_str()? {
+        "contents" => "headers alone up to where others keep contents",
+        "state" => "the state is fetched when no ledger lacks",
+        _ => "it does not know all inputs of the last ledgers",
+    };
+    let votes = joining["votes_after"].as_u64().map_or(String::new(), |seq| format!("; votes after ledger {seq}"));
+    Some(format!("{lacks}{votes}"))
 }
 
 /// How far the fetching of the state is.

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ADOPT_USERS, ADOPT_WORK_MAX, Consensus, Effect, LIARS_MAX, RANGE_LEDGERS_MAX, RANGE_TIMEOUT_MAX_MS,
-    RANGE_TIMEOUT_MS, RANGES_MAX, Timer,
+    ADOPT_USERS, ADOPT_WORK_MAX, Consensus, Effect, HEADERS_MAX, LIARS_MAX, MUTE_MS, RANGE_LEDGERS_MAX,
+    RANGE_TIMEOUT_MAX_MS, RANGE_TIMEOUT_MS, RANGES_MAX, Timer,
     header::Header,
     messages::Get,
     mutation::mutated,
@@ -18,15 +18,35 @@ use super::{
 use crate::types::{Hash, MonoMs, NodeKey, Seq};
 
 /// Ledgers that are held or asked for at a time.
+#[cfg(test)]
 pub(super) const HELD_MAX: Seq = (RANGES_MAX * RANGE_LEDGERS_MAX) as Seq;
 
 /// A request under way.
 #[derive(Debug)]
 struct Asked {
+    what: Asking,
     first: Seq,
     last: Seq,
     /// When another peer is asked instead.
     due: MonoMs,
+}
+
+/// What is asked of those that are ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asking {
+    /// Ledgers with their contents.
+    Ranges,
+    /// Ledgers without, where nobody keeps contents.
+    Headers,
+    /// Who the users of the last ledger are, which was passed over.
+    Users,
+}
+
+impl Asking {
+    /// Ledgers in an answer.
+    fn most(self) -> Seq {
+        if self == Asking::Headers { HEADERS_MAX as Seq } else { RANGE_LEDGERS_MAX as Seq }
+    }
 }
 
 /// What is known of ledgers beyond the last closed one.
@@ -38,12 +58,10 @@ pub(super) struct Catchup {
     held: BTreeMap<Seq, (NodeKey, CheckedLedger)>,
     /// How long a linked peer has to answer that did not in time before.
     patience: BTreeMap<NodeKey, u64>,
-    /// The oldest ledger that a linked peer keeps the contents of, where that is not old enough.
-    oldest: BTreeMap<NodeKey, Seq>,
+    /// The oldest ledger that a linked peer keeps the contents of, as it said last.
+    pub oldest: BTreeMap<NodeKey, Seq>,
     /// Who sent what is false.
     liars: BTreeSet<NodeKey>,
-    /// For which ledger it was told that nobody keeps it.
-    told_too_far: Option<Seq>,
     /// When the timer goes off.
     pub timer: Option<MonoMs>,
     /// How much may be adopted before other events have their turn.
@@ -79,23 +97,64 @@ impl Catchup {
         self.liars.len()
     }
 
+    /// Which ledgers without contents a peer was asked for.
+    pub fn asked_headers(&self, peer: &NodeKey) -> Option<(Seq, Seq)> {
+        let asked = self.asked.get(peer).filter(|asked| asked.what == Asking::Headers)?;
+        Some((asked.first, asked.last))
+    }
+
+    /// A peer answered, and said which is the oldest ledger whose contents it keeps.
+    pub fn answered(&mut self, peer: &NodeKey, oldest: Seq) {
+        self.asked.remove(peer);
+        self.patience.remove(peer);
+        self.oldest.insert(*peer, oldest);
+    }
+
+    /// A peer did not answer in time.
+    pub fn is_late(&mut self, peer: NodeKey) {
+        let patience = self.patience.entry(peer).or_insert(RANGE_TIMEOUT_MS);
+        *patience = (*patience * 2).min(RANGE_TIMEOUT_MAX_MS);
+    }
+
+    /// How long a peer has to answer that did not in time before; 0 for others.
+    pub fn patience_of(&self, peer: &NodeKey) -> u64 {
+        self.patience.get(peer).copied().unwrap_or(0)
+    }
+
+    /// What came of ledgers with contents is of no use.
+    pub fn drop_held(&mut self) {
+        self.held.clear();
+    }
+
+    /// What was asked is of no use.
+    pub fn ask_anew(&mut self) {
+        self.asked.clear();
+    }
+
     /// The last ledger of the first range from `from` on that is neither here nor asked for, at most up to `end`, with its
     /// first one.
+    #[cfg(test)]
     pub fn gap(&self, from: Seq, end: Seq) -> Option<(Seq, Seq)> {
+        let next = |seq: Seq| self.held.range(seq..).next().map(|(seq, _)| *seq);
+        self.gap_of(from, end, RANGE_LEDGERS_MAX as Seq, next)
+    }
+
+    /// The same of at most so many ledgers, where `next_held` is the first from a number on that is here.
+    fn gap_of(&self, from: Seq, end: Seq, most: Seq, next_held: impl Fn(Seq) -> Option<Seq>) -> Option<(Seq, Seq)> {
         let asked = |seq: Seq| self.asked.values().find(|asked| (asked.first..=asked.last).contains(&seq));
         let mut first = from;
         loop {
             if first > end {
                 return None;
             }
-            match (self.holds(first), asked(first)) {
+            match (next_held(first) == Some(first), asked(first)) {
                 (true, _) => first += 1,
                 (false, Some(asked)) => first = asked.last + 1,
                 (false, None) => break,
             }
         }
-        let end = end.min(first + RANGE_LEDGERS_MAX as Seq - 1);
-        let begun = self.asked.values().map(|asked| asked.first).chain(self.held.range(first..).map(|(seq, _)| *seq));
+        let end = end.min(first + most - 1);
+        let begun = self.asked.values().map(|asked| asked.first).chain(next_held(first));
         let last = begun.filter(|seq| *seq > first).map(|seq| seq - 1).fold(end, Seq::min);
         Some((first, last))
     }
@@ -109,7 +168,7 @@ impl Consensus {
 
     /// Whether there is more to be fetched than the ledger that is being closed.
     pub fn is_far_behind(&self) -> bool {
-        self.catchup.holds(self.round.seq) || self.asks_for_ranges()
+        self.is_bare() || self.catchup.holds(self.round.seq) || self.asks_for_ranges()
     }
 
     /// Whether the ledgers that lack are asked for many at once: when some linked peer has two or more of them.
@@ -118,14 +177,19 @@ impl Consensus {
     }
 
     /// Linked peers that have closed this ledger, with the last one each said it closed.
-    fn ahead(&self, seq: Seq) -> impl Iterator<Item = (NodeKey, Seq)> {
+    pub(super) fn ahead(&self, seq: Seq) -> impl Iterator<Item = (NodeKey, Seq)> {
         let ahead = self.peer_tips.iter().filter(move |(peer, tip)| **tip >= seq && self.links.contains(peer));
         ahead.filter(|(peer, _)| !self.catchup.is_liar(peer)).map(|(peer, tip)| (*peer, *tip))
     }
 
     /// Those of them that keep what comes next here.
     fn sources(&self, seq: Seq) -> impl Iterator<Item = (NodeKey, Seq)> {
-        let kept = |peer: &NodeKey| self.catchup.oldest.get(peer).is_none_or(|oldest| *oldest <= self.round.seq);
+        let next = self.round.seq;
+        let is_gone = self.catchup.oldest.values().any(|oldest| *oldest > next);
+        // Where others say that it is deleted, somebody who claims to keep it and says nothing is not waited for for ever.
+        let mute = move |peer: &NodeKey| is_gone && self.catchup.patience_of(peer) >= MUTE_MS;
+        let kept =
+            move |peer: &NodeKey| self.catchup.oldest.get(peer).is_none_or(|oldest| *oldest <= next) && !mute(peer);
         self.ahead(seq).filter(move |(peer, _)| kept(peer))
     }
 
@@ -136,39 +200,64 @@ impl Consensus {
             self.catchup.asked.iter().filter(|(_, asked)| asked.due <= now).map(|(peer, _)| *peer).collect();
         for peer in late {
             self.catchup.asked.remove(&peer);
-            let patience = self.catchup.patience.entry(peer).or_insert(RANGE_TIMEOUT_MS);
-            *patience = (*patience * 2).min(RANGE_TIMEOUT_MAX_MS);
+            self.catchup.is_late(peer);
         }
-        self.catchup.asked.retain(|_, asked| asked.last >= next);
-        if self.asks_for_ranges() {
-            let end = next + HELD_MAX - 1;
-            let mut from = next;
-            while self.catchup.asked.len() < RANGES_MAX
-                && let Some((first, last)) = self.catchup.gap(from, end)
-                && let Some((peer, tip)) = self.idle_source(first)
-            {
-                let last = last.min(tip);
-                let patience = self.catchup.patience.get(&peer).copied().unwrap_or(RANGE_TIMEOUT_MS);
-                self.catchup.asked.insert(peer, Asked { first, last, due: now + patience });
-                self.get(peer, Get::Range(first, last));
-                from = last + 1;
-            }
-        } else {
-            self.look_whether_too_far();
+        let what = self.lacking();
+        self.catchup.asked.retain(|_, asked| asked.last >= next && Some(asked.what) == what);
+        match what {
+            Some(Asking::Users) => self.ask_users(),
+            Some(what) => self.ask_ledgers(what),
+            None => {}
         }
         self.set_range_timer();
     }
 
+    /// What is to be asked for, if anything is.
+    fn lacking(&mut self) -> Option<Asking> {
+        if self.is_bare() {
+            return Some(if self.is_base() { Asking::Users } else { Asking::Headers });
+        }
+        // First, because it notes since when that is so.
+        let is_given_up = self.is_given_up();
+        match self.asks_for_ranges() {
+            true => Some(Asking::Ranges),
+            false => is_given_up.then_some(Asking::Headers),
+        }
+    }
+
+    fn ask_ledgers(&mut self, what: Asking) {
+        let (now, next) = (self.now, self.round.seq);
+        let end = next.saturating_add(RANGES_MAX as Seq * what.most() - 1);
+        let mut from = next;
+        while self.catchup.asked.len() < RANGES_MAX
+            && let Some((first, last)) = self.gap(what, from, end)
+            && let Some((peer, tip)) = self.idle_source(what, first)
+        {
+            let last = last.min(tip);
+            let patience = self.catchup.patience_of(&peer).max(RANGE_TIMEOUT_MS);
+            self.catchup.asked.insert(peer, Asked { what, first, last, due: now + patience });
+            self.get(peer, if what == Asking::Headers { Get::Headers(first, last) } else { Get::Range(first, last) });
+            from = last + 1;
+        }
+    }
+
+    fn gap(&self, what: Asking, from: Seq, end: Seq) -> Option<(Seq, Seq)> {
+        let next_held = |seq: Seq| match what {
+            Asking::Headers => self.joining.next_held(seq),
+            _ => self.catchup.held.range(seq..).next().map(|(seq, _)| *seq),
+        };
+        self.catchup.gap_of(from, end, what.most(), next_held)
+    }
+
     /// Whom to ask for ledgers from this one on: who answers quickly before who did not, members before others.
-    fn idle_source(&self, first: Seq) -> Option<(NodeKey, Seq)> {
-        let idle = self.sources(first).filter(|(peer, _)| !self.catchup.asked.contains_key(peer));
-        idle.min_by_key(|(peer, _)| {
-            (self.catchup.patience.get(peer).copied().unwrap_or(0), !self.is_member(peer), *peer)
-        })
+    fn idle_source(&self, what: Asking, first: Seq) -> Option<(NodeKey, Seq)> {
+        let keeps = |peer: &NodeKey| what == Asking::Headers || self.sources(first).any(|(source, _)| source == *peer);
+        let idle = self.ahead(first).filter(|(peer, _)| !self.catchup.asked.contains_key(peer) && keeps(peer));
+        idle.min_by_key(|(peer, _)| (self.catchup.patience_of(peer), !self.is_member(peer), *peer))
     }
 
     fn set_range_timer(&mut self) {
-        let due = self.catchup.asked.values().map(|asked| asked.due).min();
+        let due = self.catchup.asked.values().map(|asked| asked.due).chain(self.joining.due()).min();
         if let Some(at) = due
             && self.catchup.timer != due
         {
@@ -177,22 +266,9 @@ impl Consensus {
         self.catchup.timer = due;
     }
 
-    /// Tells, once a ledger, when everybody who is ahead has deleted what comes next here.
-    fn look_whether_too_far(&mut self) {
-        let next = self.round.seq;
-        if self.catchup.oldest.is_empty() || self.catchup.told_too_far == Some(next) {
-            return;
-        }
-        let oldest = self.ahead(next + 1).filter_map(|(peer, _)| self.catchup.oldest.get(&peer)).min().copied();
-        if let Some(oldest) = oldest {
-            self.catchup.told_too_far = Some(next);
-            self.effects.push(Effect::TooFarBehind { next, oldest });
-        }
-    }
-
     /// A peer's answer.
     pub(super) fn on_range(&mut self, from: NodeKey, range: Result<CheckedRange, Lie>) {
-        let Some(asked) = self.catchup.asked.get(&from) else { return };
+        let Some(asked) = self.catchup.asked.get(&from).filter(|asked| asked.what == Asking::Ranges) else { return };
         let (first, last) = (asked.first, asked.last);
         let range = match range {
             Ok(range) => range,
@@ -202,12 +278,9 @@ impl Consensus {
             // It answers what was asked before, too late.
             return;
         }
-        self.catchup.asked.remove(&from);
-        self.catchup.patience.remove(&from);
+        self.catchup.answered(&from, range.oldest);
         if range.ledgers.is_empty() {
-            if range.oldest > first {
-                self.catchup.oldest.insert(from, range.oldest);
-            } else {
+            if range.oldest <= first {
                 // It has not that many, whatever it said: it is asked again when it says so again.
                 self.peer_tips.insert(from, first - 1);
             }
@@ -227,7 +300,9 @@ impl Consensus {
         loop {
             let seq = self.round.seq;
             self.catchup.held = self.catchup.held.split_off(&seq);
-            let Some((_, next)) = self.catchup.held.get(&seq) else { return false };
+            let Some((_, next)) = self.catchup.held.get(&seq).filter(|_| !self.is_bare()) else {
+                return self.pass_over();
+            };
             let header = &next.closed.candidate.header;
             let hash = next.closed.qc.vote.ledger_hash;
             let users_change = header.users_root != self.users_root;
@@ -297,6 +372,7 @@ impl Consensus {
         self.catchup.liars.insert(from);
         self.catchup.asked.remove(&from);
         self.catchup.held.retain(|_, (sender, _)| *sender != from);
+        self.joining.forget(&from);
         self.effects.push(Effect::Lied(from, lie));
     }
 }

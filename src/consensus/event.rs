@@ -4,11 +4,12 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     details::PieceRef,
-    header::{ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
+    header::{BareLedger, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
+    join::Lacks,
     journal::Record,
     messages::{Evidence, Message, ResultCert},
     pool::Refused,
-    range::{CheckedRange, Lie},
+    range::{CheckedHeaders, CheckedRange, Lie},
     silence::Silent,
 };
 use crate::types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
@@ -73,6 +74,8 @@ pub enum Event {
     OlderTwin,
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
     Range(NodeKey, Result<CheckedRange, Lie>),
+    /// The same of `Get::Headers`.
+    Headers(NodeKey, Result<CheckedHeaders, Lie>),
     /// Answers [`Effect::Load`]: the ledgers asked for with their inputs, ascending without a gap, as many as are loaded
     /// at once.
     Loaded(Vec<(ClosedLedger, Vec<Input>)>),
@@ -241,14 +244,16 @@ pub enum Effect {
     Evidence(Box<Evidence>),
     /// A peer sent something as a closed ledger that is none. It is not asked for ledgers again.
     Lied(NodeKey, Lie),
-    /// Every node that is ahead and can be asked has deleted the contents of the ledger that comes next here: only a copy
-    /// of another node's folder helps.
-    TooFarBehind {
+    /// Every node that is ahead and can be asked has deleted the contents of the ledger that comes next here: it is passed
+    /// over. From here on nothing is run, and no state that is being fetched is of use, until `SyncState`.
+    Join {
         /// What comes next here.
         next: Seq,
         /// The oldest ledger that any of them keeps.
         oldest: Seq,
     },
+    /// A ledger was passed over, and its successor comes next. From here on a `Broadcast` goes to the UNL that it fixed.
+    LedgerPassed(Box<BareLedger>),
 }
 
 /// Why a node has no state to run ledgers on.
@@ -260,6 +265,8 @@ pub enum Lost {
     Damaged,
     /// So many ledgers wait for their run that fetching the state is quicker.
     Behind,
+    /// It has passed over ledgers, whose runs it can not do.
+    Joined,
 }
 
 /// Names an input that a user of this node sent, or may have sent.
@@ -315,6 +322,10 @@ pub enum Query {
     Range(Seq, Seq),
     /// What a run said on the party line.
     Npl(Hash),
+    /// Closed ledgers from the first number to the second, without their contents.
+    Headers(Seq, Seq),
+    /// Users of a ledger behind a user.
+    Users(Seq, Option<UserKey>),
     /// A part of what a run left.
     Piece(PieceRef),
 }
@@ -350,6 +361,10 @@ pub struct Summary {
     pub synced: bool,
     /// Whether it has such a state: false while it is being fetched.
     pub has_state: bool,
+    /// What lacks after ledgers were passed over, if anything does.
+    pub lacks: Option<Lacks>,
+    /// The ledger with which this node may vote again, while it does not know what the ledgers had that it passed over.
+    pub votes_after: Option<Seq>,
     /// Whether no result can reach a quorum.
     pub split: bool,
     /// State root after the last run.

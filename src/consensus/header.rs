@@ -8,7 +8,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX, merkle,
-    messages::{Novel, Signable},
+    messages::{Certificate, Novel, Signable},
     mutation::mutated,
     settlement, unl,
     votes::Quorum,
@@ -345,7 +345,29 @@ pub struct ClosedLedger {
     /// Header and lists.
     pub candidate: Candidate,
     /// A quorum of precommits.
-    pub qc: super::messages::Certificate,
+    pub qc: Certificate,
+}
+
+/// A closed ledger without its contents: what is kept of it for ever, and proves itself on top of the ledger before.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct BareLedger {
+    /// The header.
+    pub header: Header,
+    /// What makes the next UNL out of this ledger's; `None` when they are the same.
+    pub unl_change: Option<UnlChange>,
+    /// A quorum of precommits for it.
+    pub qc: Certificate,
+}
+
+impl BareLedger {
+    /// The UNL that closes the next ledger, given the one that closes this; `None` when the change does not lead to the one
+    /// that the header names.
+    pub fn unl_after(&self, before: &[NodeKey]) -> Option<Vec<NodeKey>> {
+        match &self.unl_change {
+            None => (self.header.next_unl_hash == self.header.unl_hash).then(|| before.to_vec()),
+            Some(change) => change.apply(before).filter(|after| unl_hash(after) == self.header.next_unl_hash),
+        }
+    }
 }
 
 /// Everything `derive` needs to know of the chain before the ledger to be derived.

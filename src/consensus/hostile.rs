@@ -45,6 +45,10 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(unl: &[u8], threshold: u8) -> Bench {
+        Bench::with_window(unl, threshold, 65_536)
+    }
+
+    pub(super) fn with_window(unl: &[u8], threshold: u8, input_window: u64) -> Bench {
         let genesis = Genesis {
             ver: header::VERSION,
             contract_id: Hash::ZERO,
@@ -64,7 +68,7 @@ impl Bench {
             grace_ms: 30,
             attempt_ms: 120,
             time_res_ms: 1000,
-            input_window: 65_536,
+            input_window,
             input_bytes_max: INPUT_BYTES_MAX,
             session_inputs: true,
         };

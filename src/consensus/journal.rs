@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
-    header::{Candidate, ClosedLedger, ExecResult, Genesis, Input, InputKey, UnlChange},
+    header::{BareLedger, Candidate, ClosedLedger, ExecResult, Genesis, Input, UnlChange},
+    join::{Join, Lacks},
     messages::{Advance, Certificate, Novel, Overtime, Precommit, Prevote, Signed, Tc},
     silence::Silence,
+    window::Window,
 };
 use crate::types::{Attempt, Hash, LimitKind, NodeKey, Seq, Status, UserKey};
 
@@ -47,6 +49,11 @@ pub enum Record {
     Silence(Option<Box<Silence>>),
     /// All members of whom I ever heard something that counts.
     Heard(BTreeSet<NodeKey>),
+    /// A closed ledger that is passed over, without its contents. Ends the records of its sequence number, and what there
+    /// was to be run before it.
+    Bare(Box<BareLedger>),
+    /// The users of the last ledger, which was passed over: from here on ledgers have contents again.
+    Base(BTreeSet<UserKey>),
 }
 
 /// Everything durable, as one value.
@@ -54,16 +61,18 @@ pub enum Record {
 pub struct Journal {
     /// Ledger 0.
     pub genesis: Genesis,
-    /// The last closed ledger; `None` before the first.
+    /// The last closed ledger; `None` before the first. The lists of one that was passed over are empty.
     pub tip: Option<ClosedLedger>,
-    /// Users of the last closed ledger.
+    /// That ledgers were passed over, and what lacks since.
+    pub join: Option<Join>,
+    /// Users of the last closed ledger; nobody while that is not known.
     pub users: BTreeSet<UserKey>,
     /// The UNL that closes the ledger after the tip, ascending.
     pub unl: Vec<NodeKey>,
     /// What my operator votes for.
     pub unl_vote: Option<UnlChange>,
     /// Input keys of the last `input_window` ledgers, with their ledger.
-    pub window: BTreeMap<InputKey, Seq>,
+    pub window: Window,
     /// Inputs held and not ledgered.
     pub pool: BTreeMap<Hash, Input>,
     /// My NOVEL of the ledger after the tip.
@@ -112,10 +121,11 @@ impl Journal {
         Journal {
             genesis,
             tip: None,
+            join: None,
             users: BTreeSet::new(),
             unl: unl.clone(),
             unl_vote: None,
-            window: BTreeMap::new(),
+            window: Window::default(),
             pool: BTreeMap::new(),
             novel: None,
             prevotes: BTreeMap::new(),
@@ -146,9 +156,20 @@ impl Journal {
         self.outcome().map_or(self.genesis.state_root, |outcome| outcome.state_root)
     }
 
+    /// The last ledger that was run, or after which the state was fetched, or that was passed over.
+    pub fn executed(&self) -> Seq {
+        self.outcome().map_or(0, |outcome| outcome.of_seq).max(self.join.map_or(0, |join| join.base))
+    }
+
+    /// Whether there is a state that belongs to this: not after ledgers were passed over, until it was fetched.
+    pub fn has_state(&self) -> bool {
+        self.join.is_none_or(|join| join.lacks == Lacks::Nothing)
+    }
+
     /// Whether state/ may be what a run left that does not count, and is to be put back before anything else.
     pub fn may_need_rollback(&self) -> bool {
-        !self.unexecuted.is_empty() || self.synced.is_none() && self.outcome().is_some_and(is_time_up)
+        let cut = !self.unexecuted.is_empty() || self.synced.is_none() && self.outcome().is_some_and(is_time_up);
+        cut && self.has_state()
     }
 
     /// Sequence number of the last closed ledger.
@@ -229,14 +250,15 @@ impl Journal {
             Record::UnlVote(vote) => self.unl_vote = vote,
             Record::Synced(result) => self.sync(*result),
             Record::Heard(members) => self.heard = members,
+            Record::Bare(ledger) => self.pass(*ledger, input_window),
+            Record::Base(users) => self.base(users),
             Record::Silence(silence) => self.silence = silence.map(|silence| *silence),
         }
     }
 
     fn sync(&mut self, result: ExecResult) {
-        let mine = self.outcome().map_or(0, |mine| mine.of_seq);
         assert!(
-            (mine..self.seq()).contains(&result.of_seq),
+            (self.executed()..self.seq()).contains(&result.of_seq),
             "a state is fetched of a ledger not yet run, and not the last"
         );
         let is_before = |(closed, _): &(ClosedLedger, _)| closed.candidate.header.seq <= result.of_seq;
@@ -247,6 +269,43 @@ impl Journal {
         }
         (self.adopted, self.limited) = (None, None);
         self.synced = Some(result);
+        self.join = self.join.map(|join| Join { lacks: Lacks::Nothing, ..join });
+    }
+
+    /// A ledger is passed over.
+    fn pass(&mut self, ledger: BareLedger, input_window: u64) {
+        let BareLedger { header, unl_change, qc } = ledger;
+        assert_eq!(header.seq, self.seq() + 1, "ledgers are stored in order");
+        self.join = Some(Join::pass(self.join, &header));
+        self.window.close(header.seq, input_window);
+        if let Some(change) = &unl_change {
+            self.unl = change.apply(&self.unl).expect("checked before the ledger was passed over");
+        }
+        self.end_round();
+        self.unexecuted.clear();
+        (self.users, self.executed_users) = (BTreeSet::new(), BTreeSet::new());
+        self.executed_unl = self.unl.clone();
+        (self.result, self.adopted, self.synced, self.limited) = (None, None, None, None);
+        let (inputs, users_add, users_del) = (Vec::new(), Vec::new(), Vec::new());
+        self.tip = Some(ClosedLedger { candidate: Candidate { header, inputs, users_add, users_del, unl_change }, qc });
+    }
+
+    fn base(&mut self, users: BTreeSet<UserKey>) {
+        let join = self.join.as_mut().expect("ledgers were passed over");
+        assert_eq!(join.lacks, Lacks::Users, "the users are fetched once");
+        join.lacks = Lacks::State;
+        self.executed_users = users.clone();
+        self.users = users;
+    }
+
+    /// What was said about the ledger that is closed now is of no use any more.
+    fn end_round(&mut self) {
+        self.novel = None;
+        self.prevotes.clear();
+        self.precommits.clear();
+        self.advance = None;
+        self.tc = None;
+        self.overtime = None;
     }
 
     fn close(&mut self, closed: ClosedLedger, input_window: u64) {
@@ -261,15 +320,10 @@ impl Journal {
         for input in &inputs {
             self.window.insert(input.key(), header.seq);
         }
-        self.window.retain(|_, seq| *seq + input_window > header.seq);
+        self.window.close(header.seq, input_window);
         self.users = closed.candidate.users_after(&self.users);
         self.unl = closed.candidate.unl_after(&self.unl);
-        self.novel = None;
-        self.prevotes.clear();
-        self.precommits.clear();
-        self.advance = None;
-        self.tc = None;
-        self.overtime = None;
+        self.end_round();
         self.tip = Some(closed.clone());
         self.unexecuted.push((closed, inputs));
     }

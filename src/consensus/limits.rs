@@ -43,6 +43,18 @@ pub const LOADED_BYTES_MAX: usize = EXECUTIONS_BYTES_MAX / 2;
 pub const RANGE_LEDGERS_MAX: usize = 64;
 /// Bytes of one RANGE. A first ledger that is larger is sent alone, with such inputs as still fit.
 pub const RANGE_BYTES_MAX: usize = 1 << 20;
+/// Ledgers below the last one whose contents (inputs, user changes, outputs) every node keeps, by the chain's input window:
+/// as long as keys of inputs count, so that whoever has fetched them knows all keys, and some more.
+pub fn bodies_kept(input_window: u64) -> u64 {
+    input_window.saturating_add(join_spare(input_window))
+}
+
+/// Ledgers that contents are kept for beyond the window. Whoever joins has so many ledgers' time to fetch the oldest of
+/// them before they are deleted.
+pub(super) fn join_spare(input_window: u64) -> u64 {
+    (input_window / 16).max(64)
+}
+
 /// Hashes in one request for blocks of the contract's state.
 pub const STATE_BLOCKS_MAX: usize = 64;
 /// Bytes of the blocks in one answer. Further ones are left out, and asked for again.
@@ -53,6 +65,16 @@ pub(super) const RANGES_MAX: usize = 4;
 pub(super) const RANGE_TIMEOUT_MS: u64 = 3_000;
 /// The longest it has.
 pub(super) const RANGE_TIMEOUT_MAX_MS: u64 = 60_000;
+/// Closed ledgers without their contents in one HEADERS, and [`RANGE_BYTES_MAX`] bytes; further ones are asked for by
+/// another GET.
+pub const HEADERS_MAX: usize = 256;
+/// Users in one USERS; further ones are asked for by another GET.
+pub const USERS_PAGE_MAX: usize = 16_384;
+/// How long a node waits that fewer members than can not all lie tell that the contents of its next ledger are deleted,
+/// before it passes over that ledger: others may keep them that are not linked yet.
+pub(super) const JOIN_PATIENCE_MS: u64 = 10_000;
+/// How long a peer that did not answer several times has for its next answer: it is not waited for where others answer.
+pub(super) const MUTE_MS: u64 = 4 * RANGE_TIMEOUT_MS;
 /// Work of adopting closed ledgers that is done before other events have their turn: one for each ledger and input, and
 /// for each [`ADOPT_USERS`] users of a ledger whose users changed.
 pub(super) const ADOPT_WORK_MAX: usize = 64;

@@ -6,7 +6,7 @@ pub use super::details::Details;
 use super::{
     Crypto,
     details::{Piece, PieceRef},
-    header::{Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
+    header::{BareLedger, Candidate, ClosedLedger, ExecResult, Header, Input, Settlement, UnlChange},
     mutation::mutated,
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq, Sig, UserKey};
@@ -327,6 +327,10 @@ pub enum Get {
     Npl(Hash),
     /// A part of what the receiver's run of a ledger left, where results differ.
     Piece(PieceRef),
+    /// Closed ledgers from the first number to the second, without their contents, as many as fit into one [`Headers`].
+    Headers(Seq, Seq),
+    /// Users of a ledger, from the first one after a user on, as many as fit into one [`UsersPage`].
+    Users(Seq, Option<UserKey>),
 }
 
 /// Closed ledgers in a row: the answer to [`Get::Range`]. Empty when the sender has none of them, or not their contents.
@@ -340,6 +344,30 @@ pub struct Range {
     pub ledgers: Vec<ClosedLedger>,
     /// Inputs of these ledgers, in their order; those that did not fit are asked for by [`Get::Inputs`].
     pub inputs: Vec<Input>,
+}
+
+/// Closed ledgers in a row without their contents: the answer to [`Get::Headers`]. Every node that has closed them has them.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Headers {
+    /// The first ledger that was asked for.
+    pub first: Seq,
+    /// The oldest ledger whose contents the sender keeps.
+    pub oldest: Seq,
+    /// From `first` on without a gap; at most [`super::HEADERS_MAX`].
+    pub ledgers: Vec<BareLedger>,
+}
+
+/// Users of a ledger: the answer to [`Get::Users`]. Empty when the sender can not tell who they were.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct UsersPage {
+    /// The ledger.
+    pub seq: Seq,
+    /// The oldest ledger whose contents the sender keeps.
+    pub oldest: Seq,
+    /// As in the request.
+    pub after: Option<UserKey>,
+    /// Those behind `after`, ascending; at most [`super::USERS_PAGE_MAX`].
+    pub users: Vec<UserKey>,
 }
 
 /// A request for a part of the contract's state, to a node that offered it.
@@ -498,6 +526,10 @@ pub enum Message {
     StatePart(StatePart),
     /// Another process has the receiver's key.
     Twins(Twins),
+    /// Answer to [`Get::Headers`].
+    Headers(Box<Headers>),
+    /// Answer to [`Get::Users`].
+    Users(Box<UsersPage>),
 }
 
 impl Message {
@@ -527,6 +559,8 @@ impl Message {
             Message::StateGet(_) => "STATE_GET",
             Message::StatePart(_) => "STATE_PART",
             Message::Twins(_) => "TWINS",
+            Message::Headers(_) => "HEADERS",
+            Message::Users(_) => "USERS",
         }
     }
 

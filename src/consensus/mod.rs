@@ -10,14 +10,16 @@
 //! into the next. Source: `docs/protocol.md`.
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
-//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), `results` (running ledgers), `overtime`
-//! (runs that take too long), `unl` (who decides), `settlement` (what the bus confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
+//! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`] (those that nobody keeps),
+//! `results` (running ledgers), `overtime` (runs that take too long), `unl` (who decides), `settlement` (what the bus
+//! confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
 pub mod details;
 mod event;
 mod fetch;
 pub mod header;
+pub mod join;
 pub mod journal;
 mod limits;
 pub mod merkle;
@@ -36,6 +38,7 @@ pub mod silence;
 mod step;
 mod unl;
 pub mod votes;
+pub mod window;
 
 #[cfg(test)]
 mod behind;
@@ -43,6 +46,8 @@ mod behind;
 pub(crate) mod explore;
 #[cfg(test)]
 pub(crate) mod hostile;
+#[cfg(test)]
+pub(crate) mod late;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,6 +57,7 @@ use std::{
 use catchup::Catchup;
 pub use event::*;
 use header::{ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, Settlement, UnlChange};
+use join::{Join, Joining, Lacks};
 use journal::{Journal, Record};
 pub use limits::*;
 use messages::{Closed, Get, Message, Overtime, ResultCert, Scope, Signable, Signed, StatusMsg};
@@ -63,6 +69,7 @@ use results::{LastRun, Runs};
 use round::Round;
 use silence::Silence;
 use votes::{Checker, Quorum};
+use window::Window;
 
 use crate::types::{Attempt, Hash, MonoMs, NodeKey, Seq, Sig, UserKey, WallMs};
 
@@ -80,6 +87,8 @@ struct Tip {
     seq: Seq,
     hash: Hash,
     time_ms: WallMs,
+    users_root: Hash,
+    n_users: u32,
     settlement: Option<Settlement>,
 }
 
@@ -107,7 +116,7 @@ pub struct Consensus {
     tip: Tip,
     users: BTreeSet<UserKey>,
     users_root: Hash,
-    window: BTreeMap<InputKey, Seq>,
+    window: Window,
     pool: Pool,
     presence: PresenceTable,
     round: Round,
@@ -160,6 +169,9 @@ pub struct Consensus {
     /// The last ledger a linked peer, or a member, said it closed.
     peer_tips: BTreeMap<NodeKey, Seq>,
     catchup: Catchup,
+    /// That ledgers were passed over, and what lacks since.
+    join: Option<Join>,
+    joining: Joining,
     /// Messages of the ledger after the next, the last of each (link, kind, attempt).
     future: BTreeMap<(NodeKey, &'static str, Attempt), Message>,
     closed_sent: BTreeMap<NodeKey, (Seq, MonoMs)>,
@@ -180,13 +192,13 @@ impl Consensus {
     /// A node that goes on from its journal. The first event must be [`Event::Start`].
     pub fn new(params: Params, crypto: Box<dyn Crypto>, threshold: u8, journal: Journal) -> Consensus {
         let state_root = journal.state_root();
-        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let (executed, has_state) = (journal.executed(), journal.has_state());
         let genesis = journal.genesis;
         let unl = journal.unl;
         assert!(unl.is_sorted_by(|a, b| a < b), "a UNL is ascending");
         let scope = Scope { chain_id: genesis.chain_id(), unl_hash: header::unl_hash(&unl) };
         let tip = match &journal.tip {
-            None => Tip { seq: 0, hash: scope.chain_id, time_ms: genesis.time_ms, settlement: None },
+            None => Tip::of_genesis(&genesis),
             Some(closed) => Tip::of(&closed.candidate.header),
         };
         let last = LastRun {
@@ -220,7 +232,7 @@ impl Consensus {
             settlement_vote: None,
             settlement_vote_told: false,
             presence: PresenceTable::new(params.me, params.boot, &journal.users),
-            users_root: header::users_root(&journal.users),
+            users_root: tip.users_root,
             users: journal.users,
             window: journal.window,
             results: BTreeMap::new(),
@@ -233,7 +245,7 @@ impl Consensus {
             limited: None,
             redo: None,
             state_root,
-            trusted: true,
+            trusted: has_state,
             runs_all: false,
             split: false,
             differing_told: 0,
@@ -248,6 +260,8 @@ impl Consensus {
             missed: BTreeMap::new(),
             peer_tips: BTreeMap::new(),
             catchup: Catchup::default(),
+            join: journal.join,
+            joining: Joining::default(),
             future: BTreeMap::new(),
             closed_sent: BTreeMap::new(),
             status_sent: BTreeMap::new(),
@@ -298,6 +312,7 @@ impl Consensus {
             Event::OlderTwin => self.found_older_twin(),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::Range(from, range) => self.on_range(from, range),
+            Event::Headers(from, headers) => self.on_headers(from, headers),
             Event::StateLost => self.state_lost(),
             Event::Synced { result, users, unl } => self.synced(*result, users, unl),
             Event::LinkUp(peer) => self.link_up(peer),
@@ -312,6 +327,7 @@ impl Consensus {
                     self.peer_tips.remove(&peer);
                 }
                 self.catchup.link_down(&peer);
+                self.joining.forget(&peer);
                 self.presence.forget_host(&peer);
             }
         }
@@ -392,6 +408,8 @@ impl Consensus {
             network_seq: self.tip.seq.max(self.best_peer_tip()),
             synced: self.trusted && self.tip.seq >= self.best_peer_tip(),
             has_state: self.trusted,
+            lacks: self.join.map(|join| join.lacks).filter(|lacks| *lacks != Lacks::Nothing),
+            votes_after: self.votes_after(),
             split: self.split,
             state_root: self.state_root,
             unl_vote: self.unl_vote,
@@ -719,7 +737,20 @@ impl Consensus {
 
 impl Tip {
     fn of(header: &Header) -> Tip {
-        Tip { seq: header.seq, hash: header.hash(), time_ms: header.time_ms, settlement: header.settlement.clone() }
+        Tip {
+            seq: header.seq,
+            hash: header.hash(),
+            time_ms: header.time_ms,
+            users_root: header.users_root,
+            n_users: header.n_users,
+            settlement: header.settlement.clone(),
+        }
+    }
+
+    fn of_genesis(genesis: &Genesis) -> Tip {
+        let n_users = genesis.ancestor.as_ref().map_or(0, |ancestor| ancestor.n_users);
+        let (users_root, hash, time_ms) = (genesis.users_root(), genesis.chain_id(), genesis.time_ms);
+        Tip { seq: 0, hash, time_ms, users_root, n_users, settlement: None }
     }
 }
 

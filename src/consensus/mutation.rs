@@ -89,6 +89,8 @@ mod made {
         KeptUnlVote,
         /// A node that lost its journal votes at once.
         VoteThoughSilent,
+        /// A node votes that does not know which inputs the ledgers had that it passed over.
+        VoteWithGap,
         /// One vote less than a quorum records a settlement.
         OneSettlementVoteLess,
         /// What members say of the bus is taken though it does not follow.
@@ -97,7 +99,7 @@ mod made {
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 28] = [
+        pub const ALL: [Mutation; 29] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -124,6 +126,7 @@ mod made {
             Mutation::OldScope,
             Mutation::KeptUnlVote,
             Mutation::VoteThoughSilent,
+            Mutation::VoteWithGap,
             Mutation::OneSettlementVoteLess,
             Mutation::AnySettlement,
         ];

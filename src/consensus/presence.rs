@@ -133,6 +133,12 @@ impl PresenceTable {
         self.forget_settled(agreed);
     }
 
+    /// The users of the last ledger are these, whoever they were before.
+    pub fn rebase(&mut self, agreed: &BTreeSet<UserKey>) {
+        self.pending = agreed.iter().chain(self.sessions.keys()).copied().collect();
+        self.forget_settled(agreed);
+    }
+
     /// Keeps the bound of what may differ from the last ledger.
     pub fn bound(&mut self, agreed: &BTreeSet<UserKey>) {
         if self.pending.len() > self.pending_max {
@@ -234,6 +240,18 @@ mod tests {
         assert_eq!(table.heard(PEER, &last(true)), Heard::Taken);
         assert_eq!(table.heard(PEER, &last(false)), Heard::Taken);
         assert_eq!(table.novel(&BTreeSet::new()).0, vec![USER]);
+    }
+
+    #[test]
+    fn users_of_a_ledger_that_others_closed_are_compared_with_who_is_here() {
+        let mut table = table();
+        let [here, both, gone] = [UserKey([1; 32]), UserKey([2; 32]), UserKey([3; 32])];
+        table.up(here);
+        table.up(both);
+        table.closed([here, both], &BTreeSet::from([here, both]));
+        let agreed = BTreeSet::from([both, gone]);
+        table.rebase(&agreed);
+        assert_eq!(table.novel(&agreed), (vec![here], vec![gone]));
     }
 
     #[test]

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    INPUTS_MAX, RANGE_LEDGERS_MAX, UNL_MAX,
-    header::{ClosedLedger, Input, inputs_root},
-    messages::{Precommit, Range, Scope, Signable as _},
+    HEADERS_MAX, INPUTS_MAX, RANGE_LEDGERS_MAX, UNL_MAX,
+    header::{BareLedger, ClosedLedger, Header, Input, inputs_root},
+    messages::{Certificate, Headers, Precommit, Range, Scope, Signable as _},
 };
 use crate::types::{Hash, NodeKey, Seq, Sig};
 
@@ -32,6 +32,36 @@ pub enum Lie {
     /// An input that nobody answers for, or that belongs to none of the ledgers.
     #[error("a false input of a ledger")]
     Input,
+    /// A list of users that is not the one that a header stands for.
+    #[error("a false list of users")]
+    Users,
+}
+
+/// Ledgers without contents, each of which is what its certificate is for, with each certificate's signatures valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedHeaders {
+    /// The first ledger that was asked for.
+    pub(super) first: Seq,
+    /// The oldest ledger whose contents the sender keeps.
+    pub(super) oldest: Seq,
+    pub(super) ledgers: Vec<BareLedger>,
+}
+
+impl Headers {
+    /// Checks everything that can be checked of it by itself. `verify` says whether a key signed a digest.
+    pub fn check(self, chain_id: &Hash, verify: impl Fn(&NodeKey, &Hash, &Sig) -> bool) -> Result<CheckedHeaders, Lie> {
+        let Headers { first, oldest, ledgers } = self;
+        if ledgers.len() > HEADERS_MAX {
+            return Err(Lie::Malformed);
+        }
+        let mut parent: Option<Hash> = None;
+        for (at, BareLedger { header, qc, .. }) in ledgers.iter().enumerate() {
+            let hash = check_link(header, first, at, parent, chain_id)?;
+            parent = Some(hash);
+            check_signatures(header, qc, hash, chain_id, &verify)?;
+        }
+        Ok(CheckedHeaders { first, oldest, ledgers })
+    }
 }
 
 /// A range whose every ledger is what its certificate is for, with each certificate's signatures valid.
@@ -64,14 +94,9 @@ impl Range {
         let mut parent: Option<Hash> = None;
         for (at, ledger) in ledgers.iter().enumerate() {
             let header = &ledger.candidate.header;
-            let seq = first.checked_add(at as Seq).ok_or(Lie::Malformed)?;
-            let follows = parent.is_none_or(|parent| parent == header.parent);
-            if header.seq != seq || header.chain_id != *chain_id || !follows {
-                return Err(Lie::Chain);
-            }
-            let hash = header.hash();
+            let hash = check_link(header, first, at, parent, chain_id)?;
             parent = Some(hash);
-            check_signatures(ledger, hash, chain_id, &verify)?;
+            check_signatures(header, &ledger.qc, hash, chain_id, &verify)?;
             check_lists(ledger)?;
             whose.extend(ledger.candidate.inputs.iter().map(|id| (*id, at)));
         }
@@ -87,13 +112,23 @@ impl Range {
     }
 }
 
+/// The hash of a header that is in its place, so far behind the first one.
+fn check_link(header: &Header, first: Seq, at: usize, parent: Option<Hash>, chain_id: &Hash) -> Result<Hash, Lie> {
+    let seq = first.checked_add(at as Seq).ok_or(Lie::Malformed)?;
+    let follows = parent.is_none_or(|parent| parent == header.parent);
+    if header.seq != seq || header.chain_id != *chain_id || !follows {
+        return Err(Lie::Chain);
+    }
+    Ok(header.hash())
+}
+
 fn check_signatures(
-    ledger: &ClosedLedger,
+    header: &Header,
+    qc: &Certificate,
     hash: Hash,
     chain_id: &Hash,
     verify: impl Fn(&NodeKey, &Hash, &Sig) -> bool,
 ) -> Result<(), Lie> {
-    let (header, qc) = (&ledger.candidate.header, &ledger.qc);
     // Signed under the UNL that closed it, which its header names.
     let digest = Precommit(qc.vote).digest(&Scope { chain_id: *chain_id, unl_hash: header.unl_hash });
     let valid = qc.vote.seq == header.seq

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HOST_MISSED_MAX,
-    INPUTS_MAX, NOVEL_USERS_MAX, Query, RANGE_LEDGERS_MAX, REPLY_MS, UNKNOWN_MAX, UNL_MAX,
+    ANSWER_COST_BYTES, ANSWERS_BYTES_MAX, ATTEMPTS_AHEAD, Consensus, Effect, GET_INPUTS_MAX, HEADERS_MAX,
+    HOST_MISSED_MAX, INPUTS_MAX, NOVEL_USERS_MAX, Query, RANGE_LEDGERS_MAX, REPLY_MS, UNKNOWN_MAX, UNL_MAX,
     header::{Candidate, ExecResult, Input, Origin},
     messages::{
         Advance, Basis, Certificate, Closed, Evidence, Get, Message, Novel, Precommit, Presence, Propose, Signed,
@@ -63,6 +63,12 @@ impl Consensus {
                     let checked = range.check(&self.scope.chain_id, verify);
                     self.on_range(from, checked);
                 }
+                Message::Headers(headers) if self.expects_range(&from) => {
+                    let verify = |key: &NodeKey, digest: &Hash, sig: &Sig| self.crypto.verify(key, digest, sig);
+                    let checked = headers.check(&self.scope.chain_id, verify);
+                    self.on_headers(from, checked);
+                }
+                Message::Users(page) => self.on_users(from, *page),
                 Message::Status(signed) => {
                     if signed.from == from && signed.body.unheard.len() <= UNL_MAX {
                         self.note_claim(from, &signed.body);
@@ -87,11 +93,12 @@ impl Consensus {
         } else if seq > self.round.seq {
             // Not checked yet: it may be signed for a UNL that is not known here before its parent is closed.
             self.heard_of_tip(from, seq - 1);
-            if self.is_member(&from) && seq == self.round.seq + 1 && message.round_attempt() <= ATTEMPTS_AHEAD {
+            let is_next = seq == self.round.seq + 1 && !self.is_bare();
+            if self.is_member(&from) && is_next && message.round_attempt() <= ATTEMPTS_AHEAD {
                 self.future.insert((from, message.kind(), message.round_attempt()), message);
             }
             self.ask_for_more();
-        } else {
+        } else if !self.is_bare() {
             self.note_own(&message);
             self.note_heard(&message);
             match message {
@@ -345,7 +352,7 @@ impl Consensus {
     fn on_candidate(&mut self, from: NodeKey, candidate: Candidate) {
         let hash = candidate.header.hash();
         let wanted = self.round.fetching.contains_key(&Want::Candidate(hash));
-        if !(wanted && self.follows(&candidate.header)) {
+        if !(wanted && self.follows(&candidate.header)) || self.is_bare() {
             return;
         }
         let bounded = candidate.inputs.len() <= INPUTS_MAX;
@@ -360,8 +367,8 @@ impl Consensus {
 
     fn on_closed(&mut self, from: NodeKey, closed: Closed) {
         let Closed { header, qc } = closed;
-        if header.seq != self.round.seq {
-            if header.seq > self.round.seq {
+        if header.seq != self.round.seq || self.is_bare() {
+            if header.seq >= self.round.seq {
                 self.heard_of_tip(from, header.seq);
                 self.ask_for_more();
             }
@@ -445,6 +452,13 @@ impl Consensus {
                 self.effects.push(Effect::Serve(from, Query::Piece(piece)));
             }
             Get::Details(_) | Get::Npl(_) | Get::Piece(_) => {}
+            Get::Headers(first, last) => {
+                let last = last.min(first.saturating_add(HEADERS_MAX as Seq - 1));
+                if first > 0 && first <= last {
+                    self.effects.push(Effect::Serve(from, Query::Headers(first, last)));
+                }
+            }
+            Get::Users(seq, after) => self.effects.push(Effect::Serve(from, Query::Users(seq, after))),
             Get::Range(first, last) => {
                 let last = last.min(first.saturating_add(RANGE_LEDGERS_MAX as Seq - 1));
                 if first > 0 && first <= last {

@@ -8,6 +8,7 @@ use std::{
 use super::{
     Consensus, Effect, Execution, Lost,
     header::{self, Candidate, ClosedLedger, ExecResult, Header, Input},
+    join::{Join, Lacks},
     journal::{Record, is_time_up},
     limits::{EXECUTIONS_BYTES_MAX, EXECUTIONS_MAX, SYNC_LEDGERS_LEFT, SYNC_LEDGERS_MIN},
     messages::{Message, Overtime, ResultCert, Scope, Signed},
@@ -298,10 +299,16 @@ impl Consensus {
     /// The agreed state after the ledger of this result was fetched and is on disk. It is vouched for by those who agreed
     /// on it; I sign what my own runs on top of it lead to.
     pub(super) fn synced(&mut self, result: ExecResult, users: BTreeSet<UserKey>, unl: Vec<NodeKey>) {
+        if self.is_bare() {
+            // It came too late: since then ledgers were passed over.
+            return;
+        }
         assert!(!self.trusted, "a state is fetched when it is asked for");
         let seq = result.of_seq;
         assert!((self.executed..self.tip.seq).contains(&seq), "of a ledger with a next one, that was not run before");
-        self.runs_all = seq == self.executed;
+        let joined = self.lacks_state_since_join();
+        self.join = self.join.map(|join| Join { lacks: Lacks::Nothing, ..join });
+        self.runs_all = seq == self.executed && !joined;
         (self.executed, self.settled, self.state_root) = (seq, seq, result.state_root);
         self.runs = Runs::after(seq, users, unl);
         self.trusted = true;

@@ -119,7 +119,8 @@ impl Silence {
 impl Consensus {
     /// Whether this node may sign what counts in a round: the only place that decides it.
     pub(super) fn may_vote(&self) -> bool {
-        self.is_member(&self.params.me) && (self.silence.is_none() || mutated!(VoteThoughSilent))
+        let speaks = self.silence.is_none() || mutated!(VoteThoughSilent);
+        self.is_member(&self.params.me) && speaks && self.knows_window()
     }
 
     /// Signs what counts in a round: the only place that does, but for a RESULT, which is signed when it is journaled and

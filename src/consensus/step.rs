@@ -22,7 +22,7 @@ impl Consensus {
     pub(super) fn step(&mut self) {
         loop {
             self.round.wanted.clear();
-            if self.adopt_ledgers() {
+            if self.adopt_ledgers() || self.is_bare() {
                 // Nothing is voted about a ledger that is closed already.
                 break;
             }
@@ -44,6 +44,7 @@ impl Consensus {
             }
         }
         self.load_runs();
+        self.look_for_state();
         self.ask_ranges();
         self.want_listed_inputs();
         self.fetch();
@@ -430,10 +431,7 @@ impl Consensus {
             let before = self.window.insert(input.key(), header.seq);
             assert!(before.is_none(), "an input key occurs once in any window");
         }
-        if header.seq > self.params.input_window {
-            let forgotten = header.seq - self.params.input_window;
-            self.window.retain(|_, seq| *seq > forgotten);
-        }
+        self.window.close(header.seq, self.params.input_window);
         if !(candidate.users_add.is_empty() && candidate.users_del.is_empty()) {
             self.users = candidate.users_after(&self.users);
             self.users_root = header.users_root;

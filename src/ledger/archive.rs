@@ -14,9 +14,10 @@ use rusqlite::{
 
 use super::{
     LedgerError, READ_BYTES_MAX, Trouble, decode, schema,
-    store::{self, EXECUTED, seq_of},
+    store::{self, seq_of},
 };
 use crate::{
+    consensus::join::Lacks,
     types::{Hash, Seq},
     verify::{
         Head, Page, Stored, StoredBody, StoredClosed, StoredEvidence, StoredOutput, StoredRow, StoredSynced,
@@ -62,6 +63,8 @@ pub struct Stands {
     pub executed: Seq,
     /// Root of the state after that run.
     pub state_root: Hash,
+    /// Whether it has that state: not after it passed over ledgers, until it has fetched one.
+    pub has_state: bool,
 }
 
 impl Archive {
@@ -84,14 +87,14 @@ impl Archive {
     pub fn stands(&self) -> Result<Stands, LedgerError> {
         self.at_once("read the tip", |db| {
             let Some(genesis) = store::genesis(db)? else { return Trouble::damaged("there is no genesis") };
-            let executed: Option<i64> = db.query_row(EXECUTED, [], |row| row.get(0))?;
-            let executed = executed.map_or(Ok(0), seq_of)?;
+            let executed = store::executed(db)?;
             let own = store::own_result(db, executed)?;
             let state_root = match store::adopted(db)?.or(own).or(store::synced_result(db, executed)?) {
                 Some(outcome) => outcome.state_root,
                 None => genesis.state_root,
             };
-            Ok(Stands { chain_id: genesis.chain_id(), tip: tip(db)?, executed, state_root })
+            let has_state = store::join(db)?.is_none_or(|join| join.lacks == Lacks::Nothing);
+            Ok(Stands { chain_id: genesis.chain_id(), tip: tip(db)?, executed, state_root, has_state })
         })
     }
 
@@ -134,7 +137,7 @@ impl Archive {
                     break;
                 }
             }
-            Ok(Page { ledgers, tip: tip(db)?, kept_from: kept_from(db)? })
+            Ok(Page { ledgers, tip: tip(db)?, kept_from: kept_from(db)?, base: base(db)? })
         })
     }
 
@@ -160,9 +163,12 @@ fn tip(db: &Connection) -> Result<Seq, Trouble> {
 }
 
 fn kept_from(db: &Connection) -> Result<Option<Seq>, Trouble> {
-    let oldest: Option<i64> = db.prepare_cached("SELECT min(seq) FROM body")?.query_row([], |row| row.get(0))?;
-    // A number that no ledger has is told with the rows that belong to none.
-    Ok(oldest.and_then(|seq| Seq::try_from(seq).ok()))
+    store::oldest_row(db, base(db)?)
+}
+
+/// The last ledger that was passed over; 0 for none.
+fn base(db: &Connection) -> Result<Seq, Trouble> {
+    Ok(store::join(db)?.map_or(0, |join| join.base))
 }
 
 fn read_head(db: &Connection) -> Result<Head, Trouble> {
@@ -174,7 +180,6 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         .prepare_cached("SELECT key, value FROM meta")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
-    let executed: Option<i64> = db.query_row(EXECUTED, [], |row| row.get(0))?;
     let rows: Vec<(i64, i64, Vec<u8>)> = db
         .prepare_cached("SELECT first, last, result FROM synced ORDER BY last")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
@@ -223,11 +228,12 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         meta: meta.into_iter().collect(),
         tip,
         kept_from: kept_from(db)?,
-        executed: executed.and_then(|seq| Seq::try_from(seq).ok()).unwrap_or(0),
+        executed: store::executed(db)?,
         ancestor_users: blobs("SELECT user FROM ancestor_user ORDER BY user")?,
         ancestor_keys: blobs("SELECT keys FROM ancestor_key ORDER BY n")?,
         users_tip: blobs("SELECT user FROM user_tip")?,
         users_executed: blobs("SELECT user FROM user_executed")?,
+        users_base: blobs("SELECT user FROM user_base")?,
         round,
         candidates: pairs("SELECT hash, bytes FROM candidate")?,
         waiting,

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 
 use super::{
     Archive, LedgerError, Trouble,
-    store::{ancestor_keys, body, column, genesis, input, own_result, row_seq, seq_of, unl_changes},
+    store::{ancestor_keys, body, column, genesis, input, join, own_result, row_seq, seq_of, unl_changes},
 };
 use crate::{
     consensus::header::{self, ExecResult, Genesis, Header, Input, InputKey, Origin},
@@ -126,6 +126,12 @@ fn heritage(db: &Connection, seq: Seq, input_window: u64) -> Result<Result<Herit
             "ledger {seq} is too long ago: of the ledgers before {kept_from} this node has no keys of inputs any more, and \
              those from {keys_from} on are needed; the oldest ledger that this node can go on from is {}",
             kept_from - 1 + handed_on
+        )));
+    }
+    if let Some(unknown) = join(db)?.map(|join| join.unknown).filter(|unknown| *unknown >= keys_from) {
+        return Ok(Err(format!(
+            "this node has joined the chain late, and knows no keys of inputs of ledgers up to {unknown}; those from \
+             {keys_from} on are needed: another node's hist/ has them"
         )));
     }
     let mut keys = BTreeSet::new();

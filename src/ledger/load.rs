@@ -13,9 +13,11 @@ use crate::{
     consensus::{
         LOADED_BYTES_MAX, LOADED_LEDGERS_MAX,
         header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey},
+        join::Lacks,
         journal::{Journal, is_time_up},
         messages::{Certificate, Overtime, Precommit, Prevote, Signed},
         silence::Silence,
+        window::Window,
     },
     types::{Attempt, Hash, NodeKey, Seq, UserKey},
 };
@@ -31,8 +33,10 @@ impl Store {
 
         journal.tip = match self.known.tip {
             0 => None,
+            tip if tip == self.known.base() => Some(self.bare(tip)?),
             tip => Some(self.whole(tip)?),
         };
+        journal.join = self.known.join;
         let result = self.last_result()?;
         journal.result = result;
         journal.adopted = self.adopted()?;
@@ -46,8 +50,10 @@ impl Store {
             journal.limited = Some((ledger, inputs));
         }
         journal.unexecuted = self.ledgers_to_run(self.known.executed + 1)?;
-        journal.users = self.read_users(&journal.genesis, Users::Tip, self.known.tip)?;
-        journal.executed_users = self.read_users(&journal.genesis, Users::Executed, self.known.executed)?;
+        if self.known.join.is_none_or(|join| join.lacks != Lacks::Users) {
+            journal.users = self.read_users(&journal.genesis, Users::Tip, self.known.tip)?;
+            journal.executed_users = self.read_users(&journal.genesis, Users::Executed, self.known.executed)?;
+        }
         journal.unl = self.unl_after(&journal.genesis, self.known.tip)?;
         journal.executed_unl = self.unl_after(&journal.genesis, self.known.executed)?;
         journal.unl_vote = unl_vote(&self.db)?;
@@ -109,6 +115,21 @@ impl Store {
         }
     }
 
+    /// A ledger that was passed over.
+    fn bare(&self, seq: Seq) -> Result<ClosedLedger, Trouble> {
+        let Some(header) = self.header(seq)? else { return Trouble::damaged(format!("ledger {seq} is missing")) };
+        let qc = {
+            let mut query = self.db.prepare_cached("SELECT qc FROM ledger WHERE seq = ?1")?;
+            let mut rows = query.query([seq as i64])?;
+            rows.next()?.map(|row| column(row, 0, "a certificate")).transpose()?
+        };
+        let Some(qc) = qc else { return Trouble::damaged(format!("ledger {seq} is missing")) };
+        let change = unl_changes(&self.db, seq)?.pop().filter(|(at, _)| *at == seq);
+        let unl_change = change.map(|(_, change)| change);
+        let (inputs, users_add, users_del) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(ClosedLedger { candidate: Candidate { header, inputs, users_add, users_del, unl_change }, qc })
+    }
+
     /// A ledger that must be here with its body.
     fn whole(&self, seq: Seq) -> Result<ClosedLedger, Trouble> {
         let Some(ledger) = closed(&self.db, seq)? else {
@@ -137,6 +158,8 @@ impl Store {
         let Some(row) = rows.next()? else { return Ok(None) };
         let result: Signed<ExecResult> = column(row, 0, "the last result")?;
         match result.body.of_seq == seq_of(row.get(1)?)? {
+            // Of before ledgers were passed over.
+            true if result.body.of_seq <= self.known.base() => Ok(None),
             true => Ok(Some(result)),
             false => Trouble::damaged("the last result is of another ledger"),
         }
@@ -191,6 +214,7 @@ impl Store {
         let sql = match users {
             Users::Tip => "SELECT user FROM user_tip",
             Users::Executed => "SELECT user FROM user_executed",
+            Users::Base => "SELECT user FROM user_base",
         };
         let users: BTreeSet<UserKey> =
             self.db.prepare(sql)?.query_map([], |row| Ok(UserKey(row.get(0)?)))?.collect::<Result<_, _>>()?;
@@ -233,8 +257,8 @@ impl Store {
         }
     }
 
-    fn window(&self, genesis: &Genesis, input_window: u64) -> Result<BTreeMap<InputKey, Seq>, Trouble> {
-        let mut window = BTreeMap::new();
+    fn window(&self, genesis: &Genesis, input_window: u64) -> Result<Window, Trouble> {
+        let mut window = Window::default();
         if let Some(ancestor) = genesis.ancestor.as_ref().filter(|_| self.known.tip < input_window) {
             let keys = ancestor_keys(&self.db)?;
             if header::keys_root(&keys) != ancestor.keys_root {

@@ -8,8 +8,8 @@
 //! (the journal back from the tables), `worker` (the thread).
 //!
 //! What is kept: headers and certificates for ever; keys of inputs for `input_window` ledgers; bodies (input bytes,
-//! user changes, outputs) and own results for [`BODIES_KEPT`] ledgers. What grows old is deleted a few rows at a time
-//! by the commits that store new ledgers, and never before its ledger was executed.
+//! user changes, outputs) and own results for [`bodies_kept`](crate::consensus::bodies_kept) ledgers. What grows old is
+//! deleted a few rows at a time by the commits that store new ledgers, and never before its ledger was executed.
 
 mod archive;
 mod heritage;
@@ -38,11 +38,6 @@ use crate::{
     types::{Hash, NodeKey, Seq, UserKey},
 };
 
-/// Ledgers below the tip whose bodies, outputs and own results are kept; older ones are deleted once they are executed.
-///
-/// A node that was away replays what it missed from the bodies of others, so they are kept as long as an input may wait
-/// (`input_window`, by default): 18 hours at one ledger a second. The module's own tests keep fewer, to be quick.
-pub const BODIES_KEPT: u64 = if cfg!(test) { 1_024 } else { 65_536 };
 /// Old ledgers whose body one commit deletes at most; the rest waits for the next commits.
 const PRUNE_LEDGERS_MAX: u64 = 4;
 /// Old inputs one commit deletes at most, besides twice as many as it ledgers; the rest waits for the next commits.

@@ -19,7 +19,7 @@ const APPLICATION_ID: i64 = 0x4850_4c47;
 /// A larger file is not read through at start: only [`CHECKED_ALWAYS`] and what is loaded are checked then.
 const CHECK_BYTES_MAX: u64 = 1 << 30;
 /// The small tables that voting rests on.
-const CHECKED_ALWAYS: [&str; 12] = [
+const CHECKED_ALWAYS: [&str; 13] = [
     "meta",
     "ancestor_user",
     "ancestor_key",
@@ -28,6 +28,7 @@ const CHECKED_ALWAYS: [&str; 12] = [
     "candidate",
     "user_tip",
     "user_executed",
+    "user_base",
     "pooled",
     "result",
     "synced",
@@ -53,6 +54,9 @@ const BUSY_TIME: Duration = Duration::from_secs(10);
 /// that were not run, or whose own result counts for nothing, because the state after the last of them was fetched;
 /// `result` is the agreed one of that last one.
 ///
+/// `user_base` are the users of the ledger before the oldest one whose body is kept, for nodes that go on from there. Bodies
+/// of ledgers up to `base` of the meta value `join` count for nothing: this node has passed over ledgers since.
+///
 /// `ancestor_user` and `ancestor_key` (lists of keys, ascending from the first to the last) are what the genesis of a
 /// recovered chain names by `users_root` and `keys_root`; they are kept for ever, like the genesis.
 const SCHEMA: &str = "
@@ -69,6 +73,7 @@ CREATE TABLE pooled (n INTEGER PRIMARY KEY, key BLOB NOT NULL) STRICT;
 CREATE TABLE input_key (seq INTEGER PRIMARY KEY, keys BLOB NOT NULL) STRICT;
 CREATE TABLE user_tip (user BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE user_executed (user BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE user_base (user BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE round (
     kind INTEGER NOT NULL, attempt INTEGER NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (kind, attempt)
     ) STRICT, WITHOUT ROWID;

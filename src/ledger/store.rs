@@ -1,25 +1,25 @@
 //! The file: what each write does to the tables, and what can be asked about the past.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
-    ANCESTOR_KEYS_A_ROW, BODIES_KEPT, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError,
-    MISSING_MAX, Outputs, PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX,
-    PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode,
-    encode, schema,
+    ANCESTOR_KEYS_A_ROW, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError, MISSING_MAX, Outputs,
+    PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN,
+    PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
 };
 use crate::{
     consensus::{
-        RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
-        header::{self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
+        HEADERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX, USERS_PAGE_MAX, bodies_kept,
+        header::{self, BareLedger, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
+        join::{Join, Lacks},
         journal::{Journal, Record},
         merkle,
-        messages::{Advance, Certificate, Closed, Evidence, Overtime, Range, Signed, Tc},
+        messages::{Advance, Certificate, Closed, Evidence, Headers, Overtime, Range, Signed, Tc, UsersPage},
         silence::{Silence, Why},
     },
     types::{Attempt, Hash, NodeKey, Seq, UserKey, WallMs},
@@ -56,11 +56,14 @@ pub(super) struct Known {
     pub(super) tip: Seq,
     /// Its hash.
     pub(super) tip_hash: Option<Hash>,
-    /// Last ledger with a result of mine.
+    /// Last ledger with a result of mine, or after which the state was fetched, or that was passed over.
     pub(super) executed: Seq,
-    /// W; until it is known, input keys are not deleted.
+    /// That ledgers were passed over.
+    pub(super) join: Option<Join>,
+    /// W; until it is known, nothing is deleted for its age.
     pub(super) input_window: Option<u64>,
-    /// Inputs of the oldest body that are deleted already.
+    /// The body of which some inputs are deleted already, if that is so; and how many.
+    pub(super) pruned: Option<Seq>,
     pub(super) pruned_inputs: usize,
 }
 
@@ -79,13 +82,22 @@ pub(super) enum Kind {
     Overtime = 5,
 }
 
-/// The two sets of users that are kept.
+/// The sets of users that are kept.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Users {
     /// Of the last closed ledger.
     Tip,
     /// Of the last ledger with a result of mine.
     Executed,
+    /// Of the ledger before the oldest one with a body.
+    Base,
+}
+
+impl Known {
+    /// The last ledger that was passed over; 0 for none. Contents of ledgers up to it count for nothing.
+    pub(super) fn base(&self) -> Seq {
+        self.join.map_or(0, |join| join.base)
+    }
 }
 
 impl Store {
@@ -172,7 +184,7 @@ impl Store {
             // Nothing is known yet of what this node signed in this chain.
             let insert = "INSERT INTO meta (key, value) VALUES ('genesis', ?1), ('silence', ?2)";
             tx.execute(insert, [encode(genesis), encode(&Silence::begin())])?;
-            for table in ["ancestor_user", "user_tip", "user_executed"] {
+            for table in ["ancestor_user", "user_tip", "user_executed", "user_base"] {
                 let mut insert = tx.prepare(&format!("INSERT INTO {table} (user) VALUES (?1)"))?;
                 for user in users {
                     insert.execute([user.0])?;
@@ -344,6 +356,76 @@ impl Store {
         read().map_err(self.failed("read ledgers for a peer"))
     }
 
+    /// Closed ledgers from `first` to `last` without their contents, as many as fit into one answer to a peer.
+    pub fn headers(&self, first: Seq, last: Seq) -> Result<Headers, LedgerError> {
+        let read = || -> Result<Headers, Trouble> {
+            let mut headers = Headers { first, oldest: self.oldest_body()?, ledgers: Vec::new() };
+            let Some(from) = row_seq(first) else { return Ok(headers) };
+            let mut query = self.db.prepare_cached(
+                "SELECT ledger.header, ledger.qc, unl_change.change FROM ledger
+                 LEFT JOIN unl_change ON unl_change.seq = ledger.seq
+                 WHERE ledger.seq BETWEEN ?1 AND ?2 ORDER BY ledger.seq LIMIT ?3",
+            )?;
+            let mut rows = query.query([from, row_seq(last).unwrap_or(i64::MAX), HEADERS_MAX as i64])?;
+            let mut bytes = 0;
+            while let Some(row) = rows.next()? {
+                let unl_change = match row.get_ref(2)? {
+                    rusqlite::types::ValueRef::Null => None,
+                    _ => Some(column(row, 2, "a change of the UNL")?),
+                };
+                let (header, qc) = (column(row, 0, "a header")?, column(row, 1, "a certificate")?);
+                let ledger = BareLedger { header, unl_change, qc };
+                bytes += encode(&ledger).len();
+                if bytes > RANGE_BYTES_MAX && !headers.ledgers.is_empty() {
+                    break;
+                }
+                headers.ledgers.push(ledger);
+            }
+            Ok(headers)
+        };
+        read().map_err(self.failed("read headers for a peer"))
+    }
+
+    /// The users of ledger `seq` behind `after`, as many as fit into one answer to a peer. None when it is not known any more
+    /// who they were, or would take long to find out.
+    pub fn users_page(&self, seq: Seq, after: Option<UserKey>) -> Result<UsersPage, LedgerError> {
+        let read = || -> Result<UsersPage, Trouble> {
+            let mut page = UsersPage { seq, oldest: self.oldest_body()?, after, users: Vec::new() };
+            let first = oldest_row(&self.db, self.known.base())?.unwrap_or(self.known.tip + 1);
+            let spare = self.known.input_window.map_or(0, |window| bodies_kept(window).saturating_sub(window));
+            let is_near = (first..=first.saturating_add(2 * spare)).contains(&seq.saturating_add(1));
+            if !is_near || seq > self.known.tip || self.known.join.is_some_and(|join| join.lacks == Lacks::Users) {
+                return Ok(page);
+            }
+            let is_behind = |user: &UserKey| Some(*user) > after;
+            let mut changed: BTreeMap<UserKey, bool> = BTreeMap::new();
+            for seq in first..=seq {
+                let Some(body) = body(&self.db, seq)? else {
+                    return Trouble::damaged(format!("ledger {seq} has no body, but older ones have"));
+                };
+                changed.extend(body.users_del.into_iter().filter(is_behind).map(|user| (user, false)));
+                changed.extend(body.users_add.into_iter().filter(is_behind).map(|user| (user, true)));
+            }
+            // With so many more that those that went do not make the page end before others that came.
+            let count = USERS_PAGE_MAX + changed.len();
+            let mut query =
+                self.db.prepare_cached("SELECT user FROM user_base WHERE user > ?1 ORDER BY user LIMIT ?2")?;
+            let from = after.map_or(Vec::new(), |after| after.0.to_vec());
+            let rows = query.query_map(params![from, count as i64], |row| Ok(UserKey(row.get(0)?)))?;
+            let mut users: BTreeSet<UserKey> = rows.collect::<Result<_, _>>()?;
+            for (user, is_there) in changed {
+                if is_there {
+                    users.insert(user);
+                } else {
+                    users.remove(&user);
+                }
+            }
+            page.users = users.into_iter().take(USERS_PAGE_MAX).collect();
+            Ok(page)
+        };
+        read().map_err(self.failed("read the users of a ledger for a peer"))
+    }
+
     /// Headers and certificates from `first` on, ascending without a gap; at most `count` and [`HEADERS_READ_MAX`].
     pub fn header_range(&self, first: Seq, count: usize) -> Result<Vec<Closed>, LedgerError> {
         let read = || -> Result<Vec<Closed>, Trouble> {
@@ -481,11 +563,15 @@ impl Store {
         closed
     }
 
-    /// The oldest ledger whose body is whole; 0 before the first.
+    /// The oldest ledger whose body is whole, and those of all later ones; the next one when the last ledger was passed over,
+    /// 0 before the first.
     fn oldest_body(&self) -> Result<Seq, Trouble> {
-        let oldest: Option<i64> = self.db.query_row("SELECT min(seq) FROM body", [], |row| row.get(0))?;
-        let being_deleted = Seq::from(self.known.pruned_inputs > 0);
-        oldest.map_or(Ok(0), |oldest| Ok(seq_of(oldest)? + being_deleted))
+        let base = self.known.base();
+        Ok(match oldest_row(&self.db, base)? {
+            Some(oldest) => oldest + Seq::from(self.known.pruned == Some(oldest)),
+            None if base > 0 => base + 1,
+            None => 0,
+        })
     }
 
     fn read_known(&self) -> Result<Known, Trouble> {
@@ -496,12 +582,13 @@ impl Store {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
-        let executed: Option<i64> = self.db.query_row(EXECUTED, [], |row| row.get(0))?;
+        let join = join(&self.db)?;
         let known = Known {
             chain_id,
             tip: tip.map_or(Ok(0), |(seq, _)| seq_of(seq))?,
             tip_hash: tip.map(|(_, hash)| Hash(hash)).or(chain_id),
-            executed: executed.map_or(Ok(0), seq_of)?,
+            executed: executed(&self.db)?,
+            join,
             ..Known::default()
         };
         match known {
@@ -564,6 +651,8 @@ impl Change<'_> {
             Record::Synced(result) => self.synced(result),
             Record::Silence(silence) => self.silence(silence.as_deref()),
             Record::Heard(members) => self.heard(members),
+            Record::Bare(ledger) => self.pass(ledger),
+            Record::Base(users) => self.base(users),
         }
     }
 
@@ -660,6 +749,9 @@ impl Change<'_> {
         if (qc.vote.seq, qc.vote.ledger_hash) != (seq, hash) {
             return Trouble::contradiction(format!("the certificate of ledger {seq} is of another"));
         }
+        if self.known.join.is_some_and(|join| join.lacks == Lacks::Users) {
+            return Trouble::contradiction(format!("the contents of ledger {seq}, but those before it are unknown"));
+        }
         let row = seq as i64;
         let mut keys = Vec::with_capacity(inputs.len());
         for id in inputs {
@@ -672,23 +764,78 @@ impl Change<'_> {
             let mut insert = self.db.prepare_cached("INSERT INTO input_key (seq, keys) VALUES (?1, ?2)")?;
             insert.execute(params![row, encode(&keys)])?;
         }
-        self.db
-            .prepare_cached("INSERT INTO ledger (seq, hash, header, qc) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![row, hash.0, encode(header), encode(qc)])?;
+        self.chain(header, hash, qc, unl_change.as_ref())?;
         self.db
             .prepare_cached("INSERT INTO body (seq, inputs, users_add, users_del) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![row, encode(inputs), encode(users_add), encode(users_del)])?;
+        self.users(Users::Tip, users_add, users_del)?;
+        self.ledgered += inputs.len();
+        Ok(())
+    }
+
+    /// What is kept of a ledger for ever. Ends what was said about it.
+    fn chain(
+        &mut self,
+        header: &Header,
+        hash: Hash,
+        qc: &Certificate,
+        unl_change: Option<&UnlChange>,
+    ) -> Result<(), Trouble> {
+        let row = header.seq as i64;
+        self.db
+            .prepare_cached("INSERT INTO ledger (seq, hash, header, qc) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![row, hash.0, encode(header), encode(qc)])?;
         if let Some(change) = unl_change {
             let mut insert = self.db.prepare_cached("INSERT INTO unl_change (seq, change) VALUES (?1, ?2)")?;
             insert.execute(params![row, encode(change)])?;
         }
-        self.users(Users::Tip, users_add, users_del)?;
         self.db.prepare_cached("DELETE FROM round")?.execute([])?;
         self.db.prepare_cached("DELETE FROM candidate")?.execute([])?;
-        self.known.tip = seq;
+        self.known.tip = header.seq;
         self.known.tip_hash = Some(hash);
         self.closed += 1;
-        self.ledgered += inputs.len();
+        Ok(())
+    }
+
+    /// A ledger is passed over.
+    fn pass(&mut self, ledger: &BareLedger) -> Result<(), Trouble> {
+        let BareLedger { header, unl_change, qc } = ledger;
+        let (seq, hash) = (header.seq, header.hash());
+        if seq != self.known.tip + 1 || Some(header.parent) != self.known.tip_hash {
+            return Trouble::contradiction(format!("ledger {seq} does not follow ledger {}", self.known.tip));
+        }
+        if (qc.vote.seq, qc.vote.ledger_hash) != (seq, hash) {
+            return Trouble::contradiction(format!("the certificate of ledger {seq} is of another"));
+        }
+        self.chain(header, hash, qc, unl_change.as_ref())?;
+        if self.known.join.is_none_or(|join| join.lacks != Lacks::Users) {
+            // Of a run that does not count any more.
+            self.db.prepare_cached("DELETE FROM meta WHERE key = 'adopted'")?.execute([])?;
+        }
+        self.join(Join::pass(self.known.join, header))?;
+        self.known.executed = seq;
+        Ok(())
+    }
+
+    /// The users of the last ledger, which was passed over.
+    fn base(&mut self, users: &BTreeSet<UserKey>) -> Result<(), Trouble> {
+        let Some(join) = self.known.join.filter(|join| join.lacks == Lacks::Users) else {
+            return Trouble::contradiction("a list of users, but the last ledger was not passed over");
+        };
+        for table in ["user_tip", "user_executed", "user_base"] {
+            self.db.execute(&format!("DELETE FROM {table}"), [])?;
+            let mut insert = self.db.prepare(&format!("INSERT INTO {table} (user) VALUES (?1)"))?;
+            for user in users {
+                insert.execute([user.0])?;
+            }
+        }
+        self.join(Join { lacks: Lacks::State, ..join })
+    }
+
+    fn join(&mut self, join: Join) -> Result<(), Trouble> {
+        let mut replace = self.db.prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('join', ?1)")?;
+        replace.execute([encode(&join)])?;
+        self.known.join = Some(join);
         Ok(())
     }
 
@@ -726,6 +873,9 @@ impl Change<'_> {
             Users::Tip => ("DELETE FROM user_tip WHERE user = ?1", "INSERT OR IGNORE INTO user_tip (user) VALUES (?1)"),
             Users::Executed => {
                 ("DELETE FROM user_executed WHERE user = ?1", "INSERT OR IGNORE INTO user_executed (user) VALUES (?1)")
+            }
+            Users::Base => {
+                ("DELETE FROM user_base WHERE user = ?1", "INSERT OR IGNORE INTO user_base (user) VALUES (?1)")
             }
         };
         for user in del {
@@ -799,6 +949,9 @@ impl Change<'_> {
             .prepare_cached("INSERT OR REPLACE INTO synced (last, first, result) VALUES (?1, ?2, ?3)")?
             .execute(params![last as i64, first as i64, encode(result)])?;
         self.db.prepare_cached("DELETE FROM meta WHERE key = 'adopted'")?.execute([])?;
+        if let Some(join) = self.known.join.filter(|join| join.lacks != Lacks::Nothing) {
+            self.join(Join { lacks: Lacks::Nothing, ..join })?;
+        }
         self.known.executed = last;
         Ok(())
     }
@@ -807,6 +960,10 @@ impl Change<'_> {
         let users: BTreeSet<&UserKey> = outputs.iter().map(|(user, _)| user).collect();
         if users.len() != outputs.len() {
             return Trouble::contradiction(format!("two outputs of ledger {seq} to one user"));
+        }
+        if seq <= self.known.base() {
+            // A run that was under way when ledgers began to be passed over.
+            return Ok(());
         }
         if body(self.db, seq)?.is_none() {
             return Trouble::contradiction(format!("outputs of ledger {seq}, whose body is not here"));
@@ -843,14 +1000,17 @@ impl Change<'_> {
         let Known { tip, executed, input_window, .. } = *self.known;
         let ledgers = PRUNE_LEDGERS_MAX.max(2 * self.closed);
         let mut inputs = PRUNE_INPUTS_MIN + 2 * self.ledgered;
-        let bodies_to = tip.saturating_sub(BODIES_KEPT).min(executed);
+        let Some(input_window) = input_window else { return Ok(()) };
+        let too_old = tip.saturating_sub(bodies_kept(input_window));
+        let base = self.known.base();
+        let bodies_to = too_old.min(executed).max(base);
         for _ in 0..ledgers {
             if !self.prune_body(bodies_to, &mut inputs)? {
                 break;
             }
         }
         // The last result is where the node goes on from.
-        let results_to = tip.saturating_sub(BODIES_KEPT).min(executed.saturating_sub(1));
+        let results_to = too_old.min(executed.saturating_sub(1)).max(base.saturating_sub(1));
         self.prune_rows(
             "DELETE FROM result WHERE seq IN (SELECT seq FROM result WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
             results_to,
@@ -862,7 +1022,7 @@ impl Change<'_> {
             results_to,
             ledgers,
         )?;
-        let keys_to = input_window.map_or(0, |window| tip.saturating_sub(window));
+        let keys_to = tip.saturating_sub(input_window);
         self.prune_rows(
             "DELETE FROM input_key WHERE seq IN (SELECT seq FROM input_key WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
             keys_to,
@@ -884,7 +1044,8 @@ impl Change<'_> {
             query.query_row([], |row| row.get(0))?
         };
         let Some(row) = oldest.filter(|seq| seq_of(*seq).is_ok_and(|seq| seq <= to)) else { return Ok(false) };
-        let Some(body) = body(self.db, seq_of(row)?)? else { return Ok(false) };
+        let seq = seq_of(row)?;
+        let Some(body) = body(self.db, seq)? else { return Ok(false) };
         for id in body.inputs.iter().skip(self.known.pruned_inputs) {
             if *inputs == 0 {
                 return Ok(false);
@@ -892,8 +1053,12 @@ impl Change<'_> {
             self.db.prepare_cached("DELETE FROM input WHERE id = ?1")?.execute([id.0])?;
             *inputs -= 1;
             self.known.pruned_inputs += 1;
+            self.known.pruned = Some(seq);
         }
-        self.known.pruned_inputs = 0;
+        (self.known.pruned, self.known.pruned_inputs) = (None, 0);
+        if seq > self.known.base() {
+            self.users(Users::Base, &body.users_add, &body.users_del)?;
+        }
         for delete in
             ["DELETE FROM body WHERE seq = ?1", "DELETE FROM output WHERE seq = ?1", "DELETE FROM run WHERE seq = ?1"]
         {
@@ -941,6 +1106,26 @@ pub(super) fn genesis(db: &Connection) -> Result<Option<Genesis>, Trouble> {
     let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'genesis'")?;
     let mut rows = query.query([])?;
     rows.next()?.map(|row| column(row, 0, "the genesis")).transpose()
+}
+
+/// The oldest ledger above `base` that has a body, maybe not all of it any more.
+pub(super) fn oldest_row(db: &Connection, base: Seq) -> Result<Option<Seq>, Trouble> {
+    let mut query = db.prepare_cached("SELECT min(seq) FROM body WHERE seq > ?1")?;
+    let oldest: Option<i64> = query.query_row([row_seq(base).unwrap_or(i64::MAX)], |row| row.get(0))?;
+    oldest.map(seq_of).transpose()
+}
+
+/// That ledgers were passed over, if that is so.
+pub(super) fn join(db: &Connection) -> Result<Option<Join>, Trouble> {
+    let mut query = db.prepare_cached("SELECT value FROM meta WHERE key = 'join'")?;
+    let mut rows = query.query([])?;
+    rows.next()?.map(|row| column(row, 0, "what is known of ledgers that were passed over")).transpose()
+}
+
+/// The last ledger that was run here, or after which the state was fetched, or that was passed over; 0 for none.
+pub(super) fn executed(db: &Connection) -> Result<Seq, Trouble> {
+    let executed: Option<i64> = db.query_row(EXECUTED, [], |row| row.get(0))?;
+    Ok(executed.map_or(Ok(0), seq_of)?.max(join(db)?.map_or(0, |join| join.base)))
 }
 
 /// The agreed result that was taken over for the last one of this node, where there is one.
@@ -1056,7 +1241,7 @@ fn past_outputs(
     let by_headers = known.tip.saturating_sub(1);
     let agreed = known.executed.min(tip_agreed.filter(|seq| *seq == known.tip).unwrap_or(by_headers));
     let oldest: Option<i64> = db.prepare_cached("SELECT min(seq) FROM run")?.query_row([], |row| row.get(0))?;
-    let kept_from = oldest.map_or(Ok(known.executed + 1), seq_of)?;
+    let kept_from = oldest.map_or(Ok(known.executed + 1), seq_of)?.max(known.base() + 1);
     let (missing, failed) = (Vec::new(), Vec::new());
     let mut past = PastOutputs { outputs: Vec::new(), missing, failed, to: agreed, more: false, kept_from };
     let Some(first) = row_seq(since).filter(|_| since < agreed) else {

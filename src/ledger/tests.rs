@@ -15,10 +15,12 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     consensus::{
-        LOADED_LEDGERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX,
+        LOADED_LEDGERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX, USERS_PAGE_MAX, bodies_kept,
         header::{
-            self, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange, VERSION,
+            self, BareLedger, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Origin, UnlChange,
+            VERSION,
         },
+        join::{Join, Lacks},
         journal::Journal,
         merkle,
         messages::{
@@ -364,7 +366,7 @@ fn a_range_for_a_peer_has_ledgers_in_a_row_with_their_inputs_as_many_as_fit() {
     let tip = sizes.len() as Seq;
     assert_eq!((shape(tip, tip + 5), shape(tip + 1, tip + 5)), ((1, 0), (0, 0)));
     // What is being deleted is not sent any more, and the answer says what is left.
-    store.known.pruned_inputs = 1;
+    (store.known.pruned, store.known.pruned_inputs) = (Some(1), 1);
     let range = store.range(1, 5).unwrap();
     assert_eq!((range.oldest, range.ledgers.len()), (2, 0));
 }
@@ -671,7 +673,8 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
     let dir = folder();
     let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(3));
     store.load(WINDOW).unwrap();
-    let unexecuted = BODIES_KEPT + EXTRA;
+    let bodies_kept = bodies_kept(WINDOW);
+    let unexecuted = bodies_kept + EXTRA;
     // One large commit for the ledgers that nobody executes, so that the test is quick.
     let mut batch = Vec::new();
     let mut add = |journal: &mut Journal, rng: &mut Rng| {
@@ -709,49 +712,198 @@ fn old_bodies_go_when_they_are_executed_and_headers_stay() {
         store.commit(&add(&mut journal, &mut rng)).unwrap();
     }
     let tip = unexecuted + EXTRA;
-    let oldest = tip - BODIES_KEPT + 1;
+    let oldest = tip - bodies_kept + 1;
     assert_eq!(store.tip(), tip);
     assert_eq!(store.closed(oldest - 1).unwrap(), None);
     assert_eq!(store.closed(oldest).unwrap().unwrap().candidate.header.seq, oldest);
     assert_eq!(store.outputs(oldest - 1).unwrap(), None);
     assert_eq!(store.outputs(oldest).unwrap(), Some(vec![(user(1), vec![1])]));
     assert_eq!(store.header_range(1, 1).unwrap()[0].header.seq, 1, "headers stay");
-    let kept = BODIES_KEPT as i64;
+    let kept = bodies_kept as i64;
     let run = unexecuted as i64 - 2 - (oldest as i64 - 1);
     assert_eq!(
         ["ledger", "body", "input", "output", "run", "result"].map(|table| rows(&store, table)),
         [tip as i64, kept, kept, run, run, run]
     );
     assert_eq!(rows(&store, "pooled"), 0);
-    assert!(rows(&store, "input_key") < BODIES_KEPT as i64, "keys go with the window");
+    assert!(rows(&store, "input_key") < bodies_kept as i64, "keys go with the window");
     store.close().unwrap();
     assert!(Store::open(dir.path()).unwrap().load(WINDOW).unwrap().unwrap() == journal.clone().opened());
+}
+
+/// A ledger on top of the journal's tip without its contents.
+fn bare(journal: &Journal, n_inputs: u32) -> Record {
+    let Candidate { mut header, .. } = candidate(journal, vec![], vec![], vec![]);
+    (header.n_inputs, header.users_root, header.n_users) = (n_inputs, Hash([1; 32]), 1);
+    let vote = Vote { seq: header.seq, attempt: 0, ledger_hash: header.hash() };
+    Record::Bare(Box::new(BareLedger { header, unl_change: None, qc: certificate(vote) }))
+}
+
+/// Users of a ledger, out of pages.
+fn users_of(store: &Store, seq: Seq) -> BTreeSet<UserKey> {
+    let mut users = BTreeSet::new();
+    loop {
+        let page = store.users_page(seq, users.last().copied()).unwrap();
+        if page.users.is_empty() {
+            return users;
+        }
+        users.extend(page.users);
+    }
+}
+
+#[test]
+fn ledgers_that_are_passed_over_read_back_as_memory_has_them_and_what_was_before_them_goes() {
+    const WINDOW: u64 = 4;
+    let dir = folder();
+    let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(11));
+    store.load(WINDOW).unwrap();
+    let close = |store: &mut Store, journal: &mut Journal, rng: &mut Rng| {
+        let input = new_input(rng, journal.seq());
+        let id = input.id(&genesis().chain_id());
+        let (add, del) = (user(rng.below(40)), user(rng.below(40)));
+        let body = candidate(journal, vec![id], vec![add], if add == del { vec![] } else { vec![del] });
+        commit(store, journal, vec![Record::Input(Box::new(input)), closed(body)], WINDOW);
+    };
+    let same = |store: &mut Store, journal: &Journal, what: &str| {
+        let path = dir.path().to_owned();
+        let old = std::mem::replace(store, Store::open(&folder().keep()).unwrap());
+        old.close().unwrap();
+        *store = Store::open(&path).unwrap();
+        assert!(store.load(WINDOW).unwrap().unwrap() == journal.clone().opened(), "{what}");
+    };
+    for _ in 0..30 {
+        close(&mut store, &mut journal, &mut rng);
+    }
+    for _ in 0..20 {
+        let executed = vec![result_of(&journal, Status::Ok).unwrap()];
+        commit(&mut store, &mut journal, executed, WINDOW);
+    }
+    let waits = new_input(&mut rng, 1_000);
+    commit(&mut store, &mut journal, vec![Record::Input(Box::new(waits))], WINDOW);
+    let novel = Record::Novel(Box::new(signed(Novel {
+        seq: 31,
+        parent: Hash([1; 32]),
+        time_slot: 0,
+        users_add: vec![],
+        users_del: vec![],
+        inputs: vec![],
+        unl_vote: None,
+        settlement: None,
+    })));
+    commit(&mut store, &mut journal, vec![novel], WINDOW);
+
+    // Of the ledgers that are not run nothing is of use any more, and no contents come before the users are known.
+    let record = bare(&journal, 0);
+    commit(&mut store, &mut journal, vec![record], WINDOW);
+    same(&mut store, &journal, "the first one");
+    assert_eq!((journal.executed(), journal.has_state(), journal.unexecuted.len()), (31, false, 0));
+    assert_eq!((store.range(1, 5).unwrap().oldest, rows(&store, "round")), (32, 0));
+    let refused = store.commit(&[closed(candidate(&journal, vec![], vec![], vec![])).into()]);
+    assert!(matches!(refused, Err(LedgerError::Contradiction { .. })), "{refused:?}");
+    store.commit(&[Write::Outputs { seq: 25, outputs: vec![(user(1), vec![1])] }]).unwrap();
+    assert_eq!(store.outputs(25).unwrap(), None, "a run that was under way counts for nothing");
+    for n_inputs in [1, 0, 3].into_iter().chain([0; 20]) {
+        let record = bare(&journal, n_inputs);
+        commit(&mut store, &mut journal, vec![record], WINDOW);
+    }
+    same(&mut store, &journal, "many");
+    assert_eq!(journal.join, Some(Join { base: 54, unknown: 34, lacks: Lacks::Users }));
+    assert_eq!(["body", "input"].map(|table| rows(&store, table)), [0, 1], "the one that waits");
+    assert_eq!(users_of(&store, 54), BTreeSet::new());
+
+    // The last one has users that can be told.
+    let users: BTreeSet<UserKey> = (0..30).map(user).collect();
+    let Record::Bare(mut last) = bare(&journal, 0) else { unreachable!() };
+    (last.header.users_root, last.header.n_users) = (header::users_root(&users), 30);
+    let vote = Vote { seq: 55, attempt: 0, ledger_hash: last.header.hash() };
+    last.qc = certificate(vote);
+    commit(&mut store, &mut journal, vec![Record::Bare(last), Record::Base(users.clone())], WINDOW);
+    same(&mut store, &journal, "the users");
+    assert_eq!((&journal.users, journal.has_state()), (&users, false));
+    let again = store.commit(&[Record::Base(users.clone()).into()]);
+    assert!(matches!(again, Err(LedgerError::Contradiction { .. })), "{again:?}");
+    assert_eq!(users_of(&store, 55), users);
+
+    // From here on all is as it was: users can be told from those of the oldest ledger that is kept.
+    let mut by_ledger = BTreeMap::from([(55, users)]);
+    for _ in 0..20 {
+        close(&mut store, &mut journal, &mut rng);
+        by_ledger.insert(journal.seq(), journal.users.clone());
+    }
+    same(&mut store, &journal, "ledgers behind it");
+    let result = ExecResult { of_seq: 60, ..genesis().result() };
+    commit(&mut store, &mut journal, vec![Record::Synced(Box::new(result))], WINDOW);
+    same(&mut store, &journal, "the state");
+    assert!(journal.has_state() && journal.executed() == 60);
+    for _ in 0..150 {
+        close(&mut store, &mut journal, &mut rng);
+        by_ledger.insert(journal.seq(), journal.users.clone());
+        let executed = vec![result_of(&journal, Status::Ok).unwrap()];
+        commit(&mut store, &mut journal, executed, WINDOW);
+    }
+    same(&mut store, &journal, "later");
+    let oldest = store.range(1, 1).unwrap().oldest;
+    assert!((56..journal.seq()).contains(&oldest), "{oldest}");
+    let near = 2 * (bodies_kept(WINDOW) - WINDOW);
+    for (seq, users) in &by_ledger {
+        let is_told = (oldest - 1..oldest + near).contains(seq);
+        assert_eq!(users_of(&store, *seq), if is_told { users.clone() } else { BTreeSet::new() }, "ledger {seq}");
+    }
+    // Headers are there from the first on, with the certificates.
+    let headers = store.headers(1, 1_000).unwrap();
+    assert_eq!((headers.first, headers.oldest, headers.ledgers.len() as Seq), (1, oldest, journal.seq()));
+    assert!((1..).zip(&headers.ledgers).all(|(seq, ledger)| (ledger.header.seq, ledger.qc.vote.seq) == (seq, seq)));
+    assert_eq!(store.headers(50, 52).unwrap().ledgers.len(), 3);
+    assert_eq!(store.headers(Seq::MAX, Seq::MAX).unwrap().ledgers, []);
+}
+
+#[test]
+fn users_come_in_pages_whoever_came_and_went_since_the_oldest_ledger_that_is_kept() {
+    let dir = folder();
+    let (mut store, mut journal) = (new_store(dir.path()), Journal::new(genesis()));
+    store.load(100).unwrap();
+    let add =
+        |numbers: std::ops::Range<u64>| numbers.map(user).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>();
+    let many = USERS_PAGE_MAX as u64 + 100;
+    for (come, go) in [(add(0..many), vec![]), (add(many..many + 5), add(0..500)), (vec![], add(many..many + 2))] {
+        let body = candidate(&journal, vec![], come, go);
+        commit(&mut store, &mut journal, vec![closed(body)], 100);
+        let seq = journal.seq();
+        let first = store.users_page(seq, None).unwrap();
+        assert_eq!((first.users.len(), first.seq, first.oldest), (USERS_PAGE_MAX.min(journal.users.len()), seq, 1));
+        assert_eq!(users_of(&store, seq), journal.users, "ledger {seq}");
+    }
+    assert_eq!(store.users_page(4, None).unwrap().users, [], "not closed yet");
+    assert_eq!(store.users_page(Seq::MAX, None).unwrap().users, []);
+    assert_eq!(store.users_page(3, Some(UserKey([0xff; 32]))).unwrap().users, []);
 }
 
 #[test]
 fn a_large_old_body_is_deleted_over_several_commits() {
     let dir = folder();
+    const WINDOW: u64 = 100;
     let (mut store, mut journal, mut rng) = (new_store(dir.path()), Journal::new(genesis()), Rng(4));
+    store.load(WINDOW).unwrap();
     let count = 2 * PRUNE_INPUTS_MIN as u64 + 10;
     let inputs: Vec<Input> = (0..count).map(|nonce| new_input(&mut rng, nonce)).collect();
     let ids = inputs.iter().map(|input| input.id(&genesis().chain_id())).collect();
     let mut all: Vec<Record> = inputs.into_iter().map(|input| Record::Input(Box::new(input))).collect();
     all.push(closed(candidate(&journal, ids, vec![], vec![])));
-    commit(&mut store, &mut journal, all, 100_000);
+    commit(&mut store, &mut journal, all, WINDOW);
     let executed = vec![result_of(&journal, Status::Ok).unwrap()];
-    commit(&mut store, &mut journal, executed, 100_000);
+    commit(&mut store, &mut journal, executed, WINDOW);
     let mut left = Vec::new();
-    for _ in 0..BODIES_KEPT {
+    for _ in 0..bodies_kept(WINDOW) {
         // Many in one commit until the first is too old.
         let record = closed(candidate(&journal, vec![], vec![], vec![]));
-        journal.apply(record.clone(), 100_000);
+        journal.apply(record.clone(), WINDOW);
         left.push(Write::from(record));
     }
     store.commit(&left).unwrap();
     let mut counts = vec![rows(&store, "input")];
     for _ in 0..3 {
         let record = closed(candidate(&journal, vec![], vec![], vec![]));
-        commit(&mut store, &mut journal, vec![record], 100_000);
+        commit(&mut store, &mut journal, vec![record], WINDOW);
         counts.push(rows(&store, "input"));
     }
     assert_eq!(counts, [count as i64 - 64, 10, 0, 0]);

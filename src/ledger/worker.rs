@@ -19,7 +19,7 @@ use super::{LedgerError, Outputs, PastOutputs, Standing, Store, Write};
 use crate::{
     consensus::{
         header::{ClosedLedger, ExecResult, Input},
-        messages::{Closed, Range, Signed},
+        messages::{Closed, Headers, Range, Signed, UsersPage},
     },
     types::{Hash, Seq, UserKey},
 };
@@ -132,15 +132,38 @@ impl Ledger {
         last: Seq,
         encode: impl FnOnce(Range) -> T + Send + 'static,
     ) -> Answer<T> {
+        self.read_in_turn(move |store| store.range(first, last).map(encode)).await
+    }
+
+    /// See [`Store::headers`]; in turn with ranges, and encoded in the same way.
+    pub async fn headers<T: Send + 'static>(
+        &self,
+        first: Seq,
+        last: Seq,
+        encode: impl FnOnce(Headers) -> T + Send + 'static,
+    ) -> Answer<T> {
+        self.read_in_turn(move |store| store.headers(first, last).map(encode)).await
+    }
+
+    /// See [`Store::users_page`]; in turn with ranges.
+    pub async fn users_page(&self, seq: Seq, after: Option<UserKey>) -> Answer<UsersPage> {
+        self.read_in_turn(move |store| store.users_page(seq, after)).await
+    }
+
+    /// A long read for a peer.
+    async fn read_in_turn<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Store) -> Answer<T> + Send + 'static,
+    ) -> Answer<T> {
         let turn = self.ranges.clone().acquire_owned().await.map_err(|_| LedgerError::Closed)?;
         let asked = Instant::now();
-        let range = self.read(move |store| store.range(first, last).map(encode)).await;
+        let answer = self.read(read).await;
         tokio::spawn(async move {
             // The wait for commits counts too: the busier the thread is, the rarer these are.
             sleep_until(Instant::now() + asked.elapsed()).await;
             drop(turn);
         });
-        range
+        answer
     }
 
     /// See [`Store::standing`].

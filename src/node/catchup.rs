@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
-    Node, NodeError,
+    Job, Node, NodeError,
     progress::Progress,
     sync::{SyncProgress, Syncing},
 };
 use crate::{
     consensus::{
         Event,
-        header::{ClosedLedger, Input},
-        range::{CheckedRange, Lie},
+        header::{BareLedger, ClosedLedger, Input},
+        range::{CheckedHeaders, CheckedRange, Lie},
     },
     ledger::LedgerError,
     types::{NodeKey, Seq},
@@ -39,6 +39,8 @@ pub(super) enum Found {
     ToRun(Result<Vec<(ClosedLedger, Vec<Input>)>, LedgerError>),
     /// A peer's answer, checked.
     Range(NodeKey, Result<CheckedRange, Lie>),
+    /// The same of ledgers without their contents.
+    Headers(NodeKey, Result<CheckedHeaders, Lie>),
 }
 
 /// Ticks at which the node looks where it stands.
@@ -61,6 +63,10 @@ impl Node {
                 self.checking.remove(&peer);
                 self.handle(Event::Range(peer, range))
             }
+            Found::Headers(peer, headers) => {
+                self.checking.remove(&peer);
+                self.handle(Event::Headers(peer, headers))
+            }
         }
     }
 
@@ -74,15 +80,18 @@ impl Node {
     }
 
     /// Checks the ledgers that a peer was asked for, one answer of each at a time: hundreds of signatures.
-    pub(super) fn check_range(&mut self, peer: NodeKey, bytes: Bytes) {
+    pub(super) fn check_ledgers(&mut self, peer: NodeKey, bytes: Bytes) {
         if !self.core.expects_range(&peer) || !self.checking.insert(peer) {
             debug!(peer = %peer.short(), "closed ledgers that nobody asked for");
             return;
         }
         let (chain_id, found) = (self.core.chain_id(), self.found_tx.clone());
         tokio::task::spawn_blocking(move || {
-            let range = wire::check_range(&bytes, &chain_id);
-            let _ = found.blocking_send(Found::Range(peer, range));
+            let checked = match wire::is_headers(&bytes) {
+                true => Found::Headers(peer, wire::check_headers(&bytes, &chain_id)),
+                false => Found::Range(peer, wire::check_range(&bytes, &chain_id)),
+            };
+            let _ = found.blocking_send(checked);
         });
     }
 
@@ -91,13 +100,29 @@ impl Node {
         self.report.lied(peer, lie.to_string());
     }
 
-    pub(super) fn too_far_behind(&mut self, next: Seq, oldest: Seq) {
-        let what = format!(
-            "ledger {next} comes next here, but no linked node keeps the contents of ledgers before {oldest}: this node \
-             cannot catch up by asking; it needs a copy of another node's hist/ and state/ (docs/operating.md, \"Too far behind\")"
+    /// Ledgers are passed over from here on: what was to be run is not, and a state that is being fetched is of no use.
+    pub(super) fn join(&mut self, next: Seq, oldest: Seq) {
+        info!(
+            next,
+            oldest,
+            "no linked node keeps the contents of what comes next here: headers alone are fetched until there are contents again, \
+             and then the users and the state of a recent ledger"
         );
-        error!(next, oldest, "{what}");
-        self.report.alert(what);
+        self.jobs.retain(|job| matches!(job, Job::Keep(_)));
+        (self.syncing, self.sync_due) = (None, None);
+        if let Some((_, end)) = self.end_run.take() {
+            // It may have ended by itself just now.
+            let _ = end.send(());
+        }
+    }
+
+    pub(super) fn ledger_passed(&mut self, ledger: &BareLedger) {
+        let hash = ledger.qc.vote.ledger_hash;
+        self.line.closed(hash);
+        self.report.passed(ledger.header.seq);
+        if let Some(change) = &ledger.unl_change {
+            self.unl_changed(ledger.header.seq, change);
+        }
     }
 
     /// Looks where the node stands, and tells people while it is behind.

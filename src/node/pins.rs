@@ -117,6 +117,10 @@ impl Node {
     pub(super) fn on_state_get(&mut self, peer: NodeKey, get: StateGet) {
         let now = Instant::now();
         let StateGet { id, root, want } = get;
+        if self.core.lacks_state_since_join() {
+            // What is here belongs to no ledger that this node knows.
+            return self.send(peer, &Message::StatePart(StatePart { id, body: StateBody::Nothing }));
+        }
         if let StateWant::Offer(from) = want {
             return self.offer_state(peer, id, from, now);
         }

@@ -122,9 +122,9 @@ impl Node {
         let ReadFrame { id, payload } = asked;
         let frame = move |fate| Reply::ReadResult(ReadResult { id, fate }).to_json();
         let fetching = "this node is fetching the network's state; ask another one, or later";
-        let why = match &self.syncing {
-            Some(_) => Some((ReadReason::NotReady, fetching)),
-            None => self.reads.refuses(session),
+        let why = match self.syncing.is_some() || self.core.lacks_state_since_join() {
+            true => Some((ReadReason::NotReady, fetching)),
+            false => self.reads.refuses(session),
         };
         if let Some((reason, message)) = why {
             return gateway.answer(session, frame(refused(reason, message)));

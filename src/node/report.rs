@@ -21,8 +21,9 @@ use super::{
 use crate::{
     config::{Config, Tolerance},
     consensus::{
-        Lost,
+        Lost, Summary,
         header::{ClosedLedger, ExecResult},
+        join::Lacks,
     },
     contract::Guard,
     ledger::{EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, Proven},
@@ -190,6 +191,13 @@ impl Report {
         }
     }
 
+    /// A ledger was passed over without its contents.
+    pub fn passed(&mut self, seq: Seq) {
+        self.ledgers += 1;
+        self.last_closed = Some(Instant::now());
+        debug!(seq, "ledger passed over");
+    }
+
     pub fn ran(&mut self, ran: &Ran) {
         let seq = ran.result.of_seq;
         let bytes: usize = ran.outputs.iter().map(|(_, output)| output.len()).sum();
@@ -234,8 +242,7 @@ fn too_few(live: usize, n: usize, quorum: usize) -> Option<String> {
 fn stuck(well: bool, quiet: Duration) -> Option<String> {
     let text = || {
         format!(
-            "behind the network, and no ledger came for {} s: the others may not keep what this node lacks any more, \
-             then it needs a copy of another node's hist/ and state/",
+            "behind the network, and no ledger came for {} s: no node that is linked and has what this one lacks answers",
             quiet.as_secs()
         )
     };
@@ -380,8 +387,22 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["joining"] = joining(&summary);
         status["settlement"] = self.settling_status();
         status
+    }
+}
+
+/// What a node lacks that passed over ledgers; null when nothing.
+fn joining(summary: &Summary) -> Value {
+    let lacks = summary.lacks.map(|lacks| match lacks {
+        Lacks::Users => "contents",
+        Lacks::State => "state",
+        Lacks::Nothing => "nothing",
+    });
+    match (lacks, summary.votes_after) {
+        (None, None) => Value::Null,
+        (lacks, votes_after) => json!({ "lacks": lacks.unwrap_or("keys"), "votes_after": votes_after }),
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use tracing::{debug, error, warn};
 
 use super::{
-    Node, NodeError, class,
+    Node, NodeError, backup, class,
     control::{self, Request},
     diverge::{self, differences},
     unl::Refused,
@@ -63,9 +63,10 @@ impl Node {
             debug!(peer = %to.short(), "asks for too much at once");
             return;
         }
-        let served = if matches!(query, Query::Range(..)) { Served::Range } else { Served::Other };
+        let is_long = matches!(query, Query::Range(..) | Query::Headers(..) | Query::Users(..));
+        let served = if is_long { Served::Range } else { Served::Other };
         if served == Served::Range && !self.serving_ranges.insert(to) {
-            debug!(peer = %to.short(), "asks for two ranges of ledgers at once");
+            debug!(peer = %to.short(), "asks for two things at once that take long to read");
             return;
         }
         *serving += 1;
@@ -87,6 +88,19 @@ impl Node {
                     .map(|(class, bytes)| {
                         let _ = mesh.send(&to, class, bytes.into());
                     }),
+                Query::Headers(first, last) => ledger
+                    .headers(first, last, |headers| {
+                        let message = Message::Headers(Box::new(headers));
+                        let bytes = wire::encode(&message);
+                        (class(&message, bytes.len()), bytes)
+                    })
+                    .await
+                    .map(|(class, bytes)| {
+                        let _ = mesh.send(&to, class, bytes.into());
+                    }),
+                Query::Users(seq, after) => {
+                    ledger.users_page(seq, after).await.map(|page| send(Message::Users(Box::new(page))))
+                }
                 Query::Closed(seq) => ledger
                     .header_range(seq, 1)
                     .await
@@ -190,6 +204,11 @@ impl Node {
     pub(super) fn on_request(&mut self, asked: control::Asked) -> Result<(), NodeError> {
         let control::Asked { request, answer } = asked;
         if let Request::CopyState { to } = request {
+            if self.core.lacks_state_since_join() {
+                // Whoever asked may be gone.
+                let _ = answer.send(json!({ "error": backup::NO_STATE }));
+                return Ok(());
+            }
             self.copy_state(to, answer);
             return Ok(());
         }

@@ -233,7 +233,7 @@ impl Node {
         let chosen = backend::choose(&config, &launcher).await?;
         let guards = guards::contain_node(&config, &launcher).await?;
         let kept = store.load(config.consensus.input_window)?;
-        let expected = kept.as_ref().map(Journal::state_root);
+        let expected = kept.as_ref().filter(|journal| journal.has_state()).map(Journal::state_root);
         let others = kept.as_ref().map(|journal| journal.unl.iter().any(|node| *node != config.key));
         let (state, damage) = open_state(&config.dir, chosen.backend, expected, others).await?;
         let (genesis, state) = genesis(&config, &mut store, state).await?;
@@ -262,11 +262,11 @@ impl Node {
                 config.dir.join(state::DAMAGED).display()
             ));
         }
-        let executed = journal.outcome().map_or(0, |outcome| outcome.of_seq);
+        let executed = journal.executed();
         let executor = Executor::new(launcher, state, root, executed, &config);
         executor.check_room()?;
         // Whatever a cut run left is put back first; then it shows whether that is possible.
-        let found = if cut { Ok(()) } else { executor.verify().await };
+        let found = if cut || !journal.has_state() { Ok(()) } else { executor.verify().await };
         let state_was_lost = match found {
             Ok(()) => false,
             Err(error) if error.is_lost_state() && others == Some(true) => {

@@ -194,11 +194,15 @@ impl Node {
             }
             FromSync::Failed(error) => Err(error),
             FromSync::Due(from, why) => {
-                self.sync_due = None;
-                self.jobs.push_back(Job::Sync(from, why));
-                self.next_job();
+                // Not where ledgers were passed over meanwhile.
+                if self.sync_due.take().is_some() {
+                    self.jobs.push_back(Job::Sync(from, why));
+                    self.next_job();
+                }
                 Ok(())
             }
+            // It was begun before ledgers were passed over.
+            FromSync::Done(_) if self.syncing.is_none() => Ok(()),
             FromSync::Done(standing) => {
                 self.syncing = None;
                 let Standing { result, users, unl } = *standing;
@@ -216,6 +220,7 @@ pub(super) fn why_text(why: Lost) -> &'static str {
         Lost::Diverged => "this node's run led to another state than the network's",
         Lost::Damaged => "state/ was changed or damaged",
         Lost::Behind => "it is quicker than running all ledgers that wait",
+        Lost::Joined => "this node has joined the chain behind ledgers whose contents nobody keeps",
     }
 }
 

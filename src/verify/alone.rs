@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    INPUT_BYTES_MAX, INPUTS_BYTES_MAX, INPUTS_MAX, KEPT, Page, Place, Stored, StoredClosed, Wrong, hash, is_ascending,
+    INPUT_BYTES_MAX, INPUTS_BYTES_MAX, INPUTS_MAX, Page, Place, Stored, StoredClosed, Wrong, hash, is_ascending,
     read::{Certificate, ExecResult, Header, Input, InputsTaken, Origin, Signed, UnlChange},
     user_key,
 };
@@ -29,6 +29,18 @@ pub(super) struct Shared {
     pub(super) input_window: u64,
     pub(super) time_res_ms: u64,
     pub(super) inputs: InputsTaken,
+}
+
+impl Shared {
+    /// Ledgers whose contents a node keeps at least; older ones may be gone.
+    pub(super) fn kept(&self) -> u64 {
+        self.input_window.saturating_add((self.input_window / 16).max(64))
+    }
+}
+
+/// Whether the contents of a ledger may be gone by now.
+fn is_old(page: &Page, seq: Seq, rules: &Rules) -> bool {
+    rules.shared.is_some_and(|shared| page.tip.saturating_sub(seq) >= shared.kept())
 }
 
 /// A ledger whose parts fit together.
@@ -78,19 +90,21 @@ pub(super) fn check(stored: &Stored, page: &Page, rules: &Rules) -> Result<Alone
         Some(bytes) => Some(own_result(place, bytes, &header, hash, rules, &mut signatures)?),
     };
     let kept = page.kept_from.is_some_and(|from| from <= stored.seq);
+    let passed = stored.seq <= page.base;
     let contents = match (&stored.body, kept) {
+        // On their way out: nothing rests on what there was before ledgers were passed over.
+        (Some(_), false) if passed => None,
         (Some(_), _) => Some(contents(place, stored, page, &header, rules, &mut signatures)?),
         (None, true) => {
             return place.wrong("body", "missing", "stored", "older contents are kept, so these were lost or removed");
         }
         (None, false) => {
-            let should = page.tip.saturating_sub(stored.seq) < KEPT;
             place.holds(
-                !should,
+                passed || is_old(page, stored.seq, rules),
                 "body",
                 "missing",
                 "stored",
-                "a node keeps the contents of the last 65,536 ledgers",
+                "a node keeps the contents of recent ledgers",
             )?;
             let left = stored.run.is_none() && stored.outputs.is_empty();
             place.holds(left, "outputs", "stored", "none", "contents go all together")?;
@@ -101,7 +115,7 @@ pub(super) fn check(stored: &Stored, page: &Page, rules: &Rules) -> Result<Alone
         None => None,
         Some(bytes) => Some(keys(place, bytes)?),
     };
-    let outputs = outputs(place, stored)?;
+    let outputs = if passed { None } else { outputs(place, stored)? };
     let unl_change = unl_change(place, stored)?;
     Ok(Alone {
         seq: stored.seq,
@@ -226,7 +240,7 @@ fn contents(
     place.holds(ids.len() <= INPUTS_MAX, "header.n_inputs", ids.len(), "at most 16384", "too many for one ledger")?;
 
     // What is too old is deleted some inputs at a time.
-    let may_lack = page.kept_from == Some(stored.seq) && page.tip.saturating_sub(stored.seq) >= KEPT;
+    let may_lack = page.kept_from == Some(stored.seq) && is_old(page, stored.seq, rules);
     let mut opened = BTreeSet::new();
     let (mut inputs, mut gone, mut bytes) = (Vec::with_capacity(ids.len()), 0, 0);
     for (id, input) in ids.iter().zip(&stored.inputs) {

@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Ask, Head, KEPT, PAGE, Place, Report, Source, Stopped, UNL_MAX, Wrong,
+    Ask, Head, PAGE, Place, Report, Source, Stopped, UNL_MAX, Wrong,
     alone::{self, Alone, Contents, Key, Rules, Shared},
     hash, is_ascending,
-    read::{ExecResult, Genesis, Header, Settlement, SharedConfig, Signed, UnlChange},
+    read::{ExecResult, Genesis, Header, Lacks, Settlement, SharedConfig, Signed, UnlChange},
     user_key,
 };
 use crate::types::{Hash, NodeKey, Seq, Status, UserKey, WallMs};
 
 /// Names of single values.
-const META: [&str; 7] = ["genesis", "settings", "unl_vote", "adopted", "silence", "node", "heard"];
+const META: [&str; 8] = ["genesis", "settings", "unl_vote", "adopted", "silence", "node", "heard", "join"];
 /// Differing ledgers that are named.
 const DIVERGED_MAX: usize = 8;
 
@@ -35,7 +35,11 @@ pub(super) struct Chain {
     users: Users,
     /// Users of the last ledger that this node has a result of.
     pub(super) users_executed: Option<BTreeSet<UserKey>>,
+    /// Users of the ledger before the oldest one with its contents, where they were found.
+    pub(super) users_base: Option<BTreeSet<UserKey>>,
     executed: Seq,
+    /// That this node passed over ledgers: the last of them, the last with inputs, what lacks since.
+    join: Option<(Seq, Seq, Lacks)>,
     /// The last ledger with each key, of those in the window.
     window: BTreeMap<Key, Seq>,
     window_order: BTreeMap<Seq, Vec<Key>>,
@@ -128,6 +132,8 @@ impl Chain {
             settlement: None,
             before: Outcome { state_root: genesis.state_root },
             users_executed: (head.executed == 0).then(|| users.clone()),
+            users_base: (head.kept_from.unwrap_or(head.tip + 1) == 1).then(|| users.clone()),
+            join: join(head)?,
             users: Users::Known(users),
             executed: head.executed,
             window: BTreeMap::new(),
@@ -229,6 +235,12 @@ impl Chain {
             }
             last = begins - 1;
         }
+        if head.executed + 1 == first {
+            self.users_executed = Some(users.clone());
+        }
+        if head.kept_from == Some(first) {
+            self.users_base = Some(users.clone());
+        }
         self.users = Users::From(first, users);
         Ok(())
     }
@@ -254,7 +266,7 @@ impl Chain {
         self.settled(place, header)?;
         match &ledger.contents {
             Some(contents) => self.contents(place, header, contents, ledger.keys.as_deref(), ledger.tip)?,
-            None => self.without_contents(ledger.seq, ledger.keys),
+            None => self.without_contents(place, header, ledger.keys, ledger.tip)?,
         }
         self.unl_after(place, header, ledger.unl_change)?;
         self.own_word(place, &ledger.header, ledger.result, ledger.outputs, ledger.contents.is_some())?;
@@ -464,7 +476,21 @@ impl Chain {
         Ok(())
     }
 
-    fn without_contents(&mut self, seq: Seq, keys: Option<Vec<Key>>) {
+    fn without_contents(
+        &mut self,
+        place: Place,
+        header: &Header,
+        keys: Option<Vec<Key>>,
+        tip: Seq,
+    ) -> Result<(), Wrong> {
+        let seq = header.seq;
+        if let Some(shared) = self.rules.shared {
+            let forgotten = tip.saturating_sub(seq) >= shared.input_window;
+            let unknown = self.join.is_some_and(|(_, unknown, _)| seq <= unknown);
+            let known = header.n_inputs == 0 || keys.is_some() || forgotten || unknown;
+            let means = "the node would take an input twice";
+            place.holds(known, "input_key", "missing", "the keys of its inputs", means)?;
+        }
         self.complete = false;
         let (first, _) = self.unchecked_contents.unwrap_or((seq, seq));
         self.unchecked_contents = Some((first, seq));
@@ -473,6 +499,7 @@ impl Chain {
         }
         // Not proven, but better than none.
         self.remember(seq, keys.unwrap_or_default());
+        Ok(())
     }
 
     fn remember(&mut self, seq: Seq, keys: Vec<Key>) {
@@ -591,8 +618,16 @@ impl Chain {
     pub(super) fn end(mut self) -> Report {
         if let Some((first, last)) = self.unchecked_contents {
             self.report.unchecked.push(format!(
-                "users, inputs and outputs of ledgers {first} to {last}: contents are kept for the last {KEPT} ledgers"
+                "users, inputs and outputs of ledgers {first} to {last}: contents are kept for {} ledgers",
+                self.rules.shared.map_or(0, |shared| shared.kept())
             ));
+        }
+        if let Some((base, _, lacks)) = self.join {
+            let state = if lacks == Lacks::Nothing { "" } else { "; it still fetches what it needs to go on" };
+            let joined = format!(
+                "runs of ledgers up to {base}: this node joined the chain behind them, without contents{state}"
+            );
+            self.report.unchecked.push(joined);
         }
         if let Some(seq) = self.unchecked_users {
             self.report
@@ -669,6 +704,18 @@ fn adopted(head: &Head) -> Result<Option<ExecResult>, Wrong> {
     let means = "a result is taken over for the last run";
     Place::Journal.same("adopted.of_seq", adopted.of_seq, head.executed, means)?;
     Ok(Some(adopted))
+}
+
+/// Which ledgers were passed over.
+fn join(head: &Head) -> Result<Option<(Seq, Seq, Lacks)>, Wrong> {
+    let place = Place::Journal;
+    let Some(bytes) = head.meta.get("join") else { return Ok(None) };
+    let (base, unknown, lacks): (Seq, Seq, Lacks) = place.read("join", bytes)?;
+    let fits = unknown <= base && (1..=head.tip).contains(&base) && (lacks != Lacks::Users || base == head.tip);
+    let found = format!("to ledger {base}, with inputs to {unknown}");
+    let means = "the node goes on from a ledger that it does not have";
+    place.holds(fits, "join", found, format!("within ledgers 1 to {}", head.tip), means)?;
+    Ok(Some((base, unknown, lacks)))
 }
 
 /// Where the state was fetched.

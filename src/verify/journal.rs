@@ -47,6 +47,9 @@ fn users(chain: &Chain, head: &Head) -> Result<(), Wrong> {
         Users::Known(users) => compare("user_tip", tip, users)?,
         Users::From(..) | Users::Unknown => {}
     }
+    if let Some(users) = &chain.users_base {
+        compare("user_base", set(&head.users_base)?, users)?;
+    }
     match &chain.users_executed {
         Some(users) => compare("user_executed", executed, users),
         None => Ok(()),

@@ -30,8 +30,6 @@ const INPUTS_BYTES_MAX: u64 = 16 << 20;
 const INPUT_BYTES_MAX: usize = 4 << 20;
 /// Members of a UNL.
 const UNL_MAX: usize = 128;
-/// Ledgers whose contents a node keeps at least; older ones may be gone.
-const KEPT: u64 = 65_536;
 /// Ledgers asked for at once.
 const PAGE: u64 = 512;
 
@@ -42,7 +40,8 @@ const PAGE: u64 = 512;
 pub struct Head {
     /// Values by name: `genesis`, `settings`; `unl_vote` while the operator votes for a change of the UNL; `adopted`, the
     /// agreed result, where the last one of this node was another; `node`, whose votes these are, and `silence`, while that
-    /// node may have forgotten some, `heard`, of which members it heard: nothing in the chain rests on either.
+    /// node may have forgotten some, `heard`, of which members it heard: nothing in the chain rests on either. `join`: that it has
+    /// passed over ledgers without their contents.
     pub meta: BTreeMap<String, Vec<u8>>,
     /// Users of the chain that this one goes on from, by what its genesis says.
     pub ancestor_users: Vec<Vec<u8>>,
@@ -58,6 +57,8 @@ pub struct Head {
     pub users_tip: Vec<Vec<u8>>,
     /// Users of the last ledger with a result.
     pub users_executed: Vec<Vec<u8>>,
+    /// Users of the ledger before the oldest one with its contents.
+    pub users_base: Vec<Vec<u8>>,
     /// What this node said about the ledger after the last.
     pub round: Vec<StoredRow>,
     /// Bodies it voted for, by their name.
@@ -133,6 +134,8 @@ pub struct Page {
     pub tip: Seq,
     /// Oldest ledger with its contents at that moment.
     pub kept_from: Option<Seq>,
+    /// The last ledger that was passed over without its contents; 0 for none.
+    pub base: Seq,
 }
 
 /// One ledger.

@@ -264,6 +264,25 @@ impl Value for InputsTaken {
     }
 }
 
+/// What a node lacks that passed over ledgers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lacks {
+    Users,
+    State,
+    Nothing,
+}
+
+impl Value for Lacks {
+    fn read(from: &mut Reader) -> Read<Lacks> {
+        match from.get::<u8>()? {
+            0 => Ok(Lacks::Users),
+            1 => Ok(Lacks::State),
+            2 => Ok(Lacks::Nothing),
+            number => Err(Malformed::Kind { what: "what lacks", number }),
+        }
+    }
+}
+
 impl Value for Status {
     fn read(from: &mut Reader) -> Read<Status> {
         Ok(match from.kind("a status", 4)? {

@@ -15,7 +15,7 @@ use self::made::{Made, Plan, WINDOW};
 use super::*;
 use crate::{
     consensus::{
-        header::{Candidate, ClosedLedger, ExecResult, Input, Settlement, UnlChange, unl_hash},
+        header::{BareLedger, Candidate, ClosedLedger, ExecResult, Input, Settlement, UnlChange, unl_hash},
         journal::Record,
         messages::{Certificate, Precommit, Vote},
     },
@@ -722,6 +722,17 @@ fn contents_that_a_node_may_forget_are_named_as_unchecked() {
         type Error = LedgerError;
         fn head(&mut self) -> Result<Head, LedgerError> {
             let head = self.0.head()?;
+            let mut users = BTreeSet::new();
+            for ledger in self.0.page(1, GONE - 1, Depth::Users)?.ledgers {
+                let body = ledger.body.expect("it is there in truth");
+                let read = |bytes: &[u8]| borsh::from_slice::<Vec<UserKey>>(bytes).expect("users");
+                read(&body.users_del).iter().for_each(|user| {
+                    users.remove(user);
+                });
+                users.extend(read(&body.users_add));
+            }
+            let users_base = users.into_iter().map(|user| user.0.to_vec()).collect();
+            let head = Head { users_base, ..head };
             Ok(Head { kept_from: Some(GONE), inputs: 4 * (head.tip + 1 - GONE), ..head })
         }
         fn page(&mut self, first: Seq, last: Seq) -> Result<Page, LedgerError> {
@@ -742,8 +753,8 @@ fn contents_that_a_node_may_forget_are_named_as_unchecked() {
                 ledger
             };
             // As old as that takes.
-            let tip = page.tip + KEPT;
-            Ok(Page { ledgers: page.ledgers.into_iter().map(forget).collect(), tip, kept_from: Some(GONE) })
+            let tip = page.tip + made::shared().input_window + (1 << 20);
+            Ok(Page { ledgers: page.ledgers.into_iter().map(forget).collect(), tip, kept_from: Some(GONE), base: 0 })
         }
     }
     let made = history(14);
@@ -752,6 +763,72 @@ fn contents_that_a_node_may_forget_are_named_as_unchecked() {
     assert_eq!((report.to, report.inputs, report.outputs), (14, 4 * 6, 3 * 6));
     assert_eq!(report.unchecked.len(), 1);
     assert!(report.unchecked[0].contains("ledgers 1 to 8"), "{:?}", report.unchecked);
+}
+
+/// The same chain in the folder of a node that passed over the ledgers up to `base`, and fetched the state after the next one.
+fn joined(mut made: Made, base: Seq) -> Made {
+    let chain_id = made.genesis.chain_id();
+    let writes = std::mem::take(&mut made.writes);
+    let (mut passed, mut users) = (BTreeSet::new(), BTreeSet::new());
+    for write in &writes {
+        if let Write::Record(Record::Ledger(closed)) = write
+            && closed.candidate.header.seq <= base
+        {
+            passed.extend(closed.candidate.inputs.clone());
+            users = closed.candidate.users_after(&users);
+        }
+    }
+    for write in writes {
+        match &write {
+            Write::Record(Record::Input(input)) if passed.contains(&input.id(&chain_id)) => {}
+            Write::Record(Record::Result(result)) if result.body.of_seq <= base + 1 => {}
+            Write::Outputs { seq, .. } if *seq <= base + 1 => {}
+            Write::Record(Record::Ledger(closed)) => {
+                let ClosedLedger { candidate, qc } = (**closed).clone();
+                let (seq, result) = (candidate.header.seq, candidate.header.result.clone());
+                let Candidate { header, unl_change, .. } = candidate;
+                let bare = Record::Bare(Box::new(BareLedger { header, unl_change, qc }));
+                made.writes.push(if seq <= base { bare.into() } else { write });
+                if seq == base {
+                    made.writes.push(Record::Base(users.clone()).into());
+                } else if seq == base + 2 {
+                    made.writes.push(Record::Synced(Box::new(result)).into());
+                }
+            }
+            _ => made.writes.push(write),
+        }
+    }
+    made
+}
+
+#[test]
+fn a_chain_whose_node_joined_late_verifies_and_what_it_begins_with_is_checked() {
+    const BASE: Seq = 6;
+    let made = joined(history(10), BASE);
+    let report = verified(&made).unwrap();
+    assert_eq!((report.to, report.inputs, report.unchecked.len()), (10, 4 * (10 - BASE), 2), "{:?}", report.unchecked);
+    assert!(report.unchecked[0].contains("inputs and outputs of ledgers 1 to 6"), "{:?}", report.unchecked);
+    assert!(report.unchecked[1].contains("joined the chain behind them"), "{:?}", report.unchecked);
+    let join = |base: u8, unknown: u8, lacks: u8| {
+        let number = |number: u8| format!("{number:02x}00000000000000");
+        format!("UPDATE meta SET value = x'{}{}{lacks:02x}' WHERE key = 'join'", number(base), number(unknown))
+    };
+    for (statement, expected) in [
+        (join(6, 0, 2), "input_key is missing"),
+        (join(6, 7, 2), "journal: join is to ledger 6, with inputs to 7"),
+        (join(99, 6, 2), "journal: join is to ledger 99"),
+        (join(6, 6, 0), "journal: join is to ledger 6"),
+        ("DELETE FROM user_base".to_owned(), "journal: user_base is without user"),
+        ("DELETE FROM body WHERE seq = 7".to_owned(), "ledger 7: body is missing"),
+        ("DELETE FROM ledger WHERE seq = 3".to_owned(), "ledger 3: ledger is missing"),
+    ] {
+        let dir = stored(&made);
+        Connection::open(dir.path().join("hist/ledger.db")).unwrap().execute_batch(&statement).unwrap();
+        match check(dir.path(), Ask::default()) {
+            Err(Stopped::Wrong(wrong)) => assert!(wrong.to_string().contains(expected), "{statement}: {wrong}"),
+            other => panic!("{statement}: {other:?}"),
+        }
+    }
 }
 
 #[test]

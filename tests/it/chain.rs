@@ -70,7 +70,7 @@ impl Chain {
         let mut chain = Chain { genesis, ledgers: Vec::new() };
         let mut users: BTreeSet<UserKey> = BTreeSet::new();
         for seq in 1..=shape.len {
-            let inputs = inputs(seq, &shape, &scope.chain_id);
+            let inputs = inputs(seq, &shape, &scope.chain_id, config.consensus.input_window);
             let parent = chain.ledgers.last().map_or(scope.chain_id, |(ledger, ..)| ledger.qc.vote.ledger_hash);
             let result = chain.ledgers.last().map_or_else(|| chain.genesis.result(), |(.., result)| result.clone());
             let came: BTreeSet<UserKey> =
@@ -121,12 +121,19 @@ impl Chain {
 
     /// Writes it into a node's folder, as if the node had closed and run all of it.
     pub fn write(&self, node: &TestNode) {
+        self.write_first(node, self.ledgers.len());
+    }
+
+    /// The same of so many ledgers.
+    pub fn write_first(&self, node: &TestNode, len: usize) {
         let secret = node.secret.as_ref().expect("a node of this network");
         let config = Config::load(&node.dir).expect("a configuration");
         let mut store = Store::open(&node.dir).expect("a new database");
         store.set_settings(&wire::encode(&config.shared())).expect("stored");
         store.set_genesis(&self.genesis).expect("stored");
-        for ledgers in self.ledgers.chunks(BATCH) {
+        // What is too old by the window is deleted as it is by a node.
+        store.load(config.consensus.input_window).expect("a new database");
+        for ledgers in self.ledgers[..len].chunks(BATCH) {
             let mut batch: Vec<Write> = Vec::new();
             for (ledger, inputs, result) in ledgers {
                 batch.extend(inputs.iter().map(|input| Record::Input(Box::new(input.clone())).into()));
@@ -140,7 +147,7 @@ impl Chain {
     }
 }
 
-fn inputs(seq: u64, shape: &Shape, chain_id: &Hash) -> Vec<Input> {
+fn inputs(seq: u64, shape: &Shape, chain_id: &Hash, input_window: u64) -> Vec<Input> {
     let sizes: &[usize] = match seq {
         seq if Some(seq) == shape.large_at => &[600_000; 3],
         seq if shape.input_every > 0 && seq % shape.input_every == 0 => &[20],
@@ -150,7 +157,8 @@ fn inputs(seq: u64, shape: &Shape, chain_id: &Hash) -> Vec<Input> {
         let key = SecretKey::from_seed([100 + (seq % 10) as u8; 32]);
         let (origin, nonce) = (Origin::User { sig: key.sign(b"") }, 10 * seq + at as u64);
         let payload = vec![b'x'; *size];
-        let mut input = Input { user: key.user_key(), origin, nonce, max_ledger: seq + 1_000, payload };
+        let mut input =
+            Input { user: key.user_key(), origin, nonce, max_ledger: seq + (input_window - 1).min(1_000), payload };
         input.origin = Origin::User { sig: key.sign(&input.id(chain_id).0) };
         input
     };

@@ -7,14 +7,14 @@ use hotpocket::{
     consensus::{
         details::{Changed, Known, PathKind, PathState, Piece, PieceRef, Thing},
         header::{
-            Ancestor, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange,
-            inputs_root, keys_root, unl_hash, users_root,
+            Ancestor, BareLedger, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, Origin, Settlement,
+            UnlChange, inputs_root, keys_root, unl_hash, users_root,
         },
         merkle::{self, Proof},
         messages::{
-            Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Message, Novel, Npl, NplEnd,
-            Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed, StateBody,
-            StateGet, StatePart, StateWant, StatusMsg, Tc, TcFwd, Twins, Vote,
+            Advance, AdvanceVote, Basis, Certificate, Closed, Details, Evidence, Get, Headers, Message, Novel, Npl,
+            NplEnd, Overtime, Precommit, Presence, Prevote, Propose, Range, ResultCert, Scope, Signable, Signed,
+            StateBody, StateGet, StatePart, StateWant, StatusMsg, Tc, TcFwd, Twins, UsersPage, Vote,
         },
     },
     crypto::SecretKey,
@@ -244,6 +244,12 @@ fn range() -> Range {
     Range { first: 5, oldest: 1, ledgers, inputs: vec![user_input(), session_input()] }
 }
 
+fn headers() -> Headers {
+    let Candidate { header, unl_change, .. } = candidate();
+    let ledgers = vec![BareLedger { header, unl_change, qc: certificate(0, Precommit) }];
+    Headers { first: 5, oldest: 6, ledgers }
+}
+
 fn evidence() -> Evidence {
     let other = Vote { ledger_hash: hash(0xff), ..vote(0) };
     Evidence {
@@ -323,6 +329,14 @@ fn examples() -> Vec<(&'static str, Message)> {
         ("piece-block", piece(Thing::Output(user().user_key()), Some(2), Piece::Block(b"bytes".to_vec()))),
         ("piece-gone", piece(Thing::Output(user().user_key()), None, Piece::Gone)),
         ("twins", Message::Twins(Twins { older: hash(4), newer: hash(5) })),
+        ("get-headers", Message::Get(Get::Headers(5, 260))),
+        ("headers", Message::Headers(Box::new(headers()))),
+        ("get-users", Message::Get(Get::Users(5, None))),
+        ("get-users-after", Message::Get(Get::Users(5, Some(user().user_key())))),
+        (
+            "users",
+            Message::Users(Box::new(UsersPage { seq: 5, oldest: 2, after: None, users: vec![user().user_key()] })),
+        ),
     ]
 }
 
@@ -377,10 +391,12 @@ fn number(message: &Message) -> u8 {
         Message::StateGet(_) => 20,
         Message::StatePart(_) => 21,
         Message::Twins(_) => 22,
+        Message::Headers(_) => 23,
+        Message::Users(_) => 24,
     }
 }
 
-const KINDS: u8 = 23;
+const KINDS: u8 = 25;
 
 /// What is signed in a message: the digest as `Signable` makes it, then its tag, whether it covers the UNL, and the
 /// body's bytes, so that the digest can be made by hand.
@@ -418,7 +434,9 @@ fn signed_part(message: &Message) -> Option<SignedPart> {
         | Message::Piece(_)
         | Message::StateGet(_)
         | Message::StatePart(_)
-        | Message::Twins(_) => None,
+        | Message::Twins(_)
+        | Message::Headers(_)
+        | Message::Users(_) => None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use hotpocket::consensus::{
     explore::{Explorer, Model},
-    hostile,
+    hostile, late,
     mutation::{Mutated, Mutation},
 };
 
@@ -76,6 +76,9 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
             schedule!(silence::a_member_that_lost_what_it_voted_for_says_nothing_else_and_the_others_go_on_without_it),
             Seeds(200, "S9"),
         ],
+        Mutation::VoteWithGap => {
+            vec![schedule!(late::who_passed_over_inputs_votes_when_they_may_not_be_in_a_ledger_again)]
+        }
         Mutation::OneSettlementVoteLess => {
             vec![schedule!(settlements::what_a_quorum_saw_is_recorded_and_what_one_less_saw_is_not)]
         }

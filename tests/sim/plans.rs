@@ -44,8 +44,13 @@ fn prepared(seed: u64) -> (World, u64) {
     let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     let long = faulty < cfg.n - quorum(cfg.n, cfg.threshold) && rng.chance(15);
     if long {
-        let latency_ms = (1, rng.within(1, 5));
-        let cfg = Config { roundtime_ms: 20, min_round_ms: 0, latency_ms, run_ms: (0, 2), ..cfg };
+        let (latency_ms, disk_ms) = ((1, rng.within(1, 5)), (0, 2));
+        // Mostly contents are deleted meanwhile.
+        let input_window = rng.pick(&[65_536, 3, 3, 10]);
+        // And ledgers close quickly: what slows them down is in the other runs.
+        let (loss, grace_ms, eager) = (cfg.loss.min(5), 5, true);
+        let quick = Config { late: 0, loss, grace_ms, eager, roundtime_ms: 15, min_round_ms: 0, ..cfg };
+        let cfg = Config { latency_ms, disk_ms, run_ms: (0, 2), input_window, ..quick };
         let mut world = World::new(cfg, rng);
         fall_behind(&mut world);
         return (world, LONG_MS + 1000);
@@ -110,7 +115,7 @@ fn config(rng: &mut Rng) -> Config {
 fn fall_behind(world: &mut World) {
     let honest: Vec<usize> = (0..world.cfg.n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
     let node = honest[world.rng.index(honest.len())];
-    if world.rng.chance(50) {
+    if world.rng.chance(30) {
         world.nodes[node].slow_ms = 500;
     } else {
         world.nodes[node].dead = true;
@@ -119,9 +124,17 @@ fn fall_behind(world: &mut World) {
             world.plan(LONG_MS - 1, Happening::Empty(node));
         }
     }
+    for what in [Happening::Input, Happening::SignedInput, Happening::User, Happening::User, Happening::Replay] {
+        for _ in 0..world.rng.index(10) {
+            let at = world.rng.within(0, LONG_MS + 900);
+            world.plan(at, what.clone());
+        }
+    }
     world.plan(LONG_MS, Happening::Back(node));
-    let (at, crash) = (LONG_MS + world.rng.within(0, 100), world.rng.within(0, 200) as u32);
-    world.plan(at, Happening::Crash(node, crash));
+    for _ in 0..world.rng.within(1, 3) {
+        let (at, crash) = (LONG_MS + world.rng.within(0, 300), world.rng.within(0, 200) as u32);
+        world.plan(at, Happening::Crash(node, crash));
+    }
     world.plan(LONG_MS + 1000, Happening::Gst);
 }
 

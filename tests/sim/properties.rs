@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use hotpocket::{
     consensus::{
         Execution,
-        header::{ClosedLedger, ExecResult, Genesis, Input, InputKey, Origin, Settlement, UnlChange, execution_order},
+        header::{
+            BareLedger, ClosedLedger, ExecResult, Genesis, Input, InputKey, Origin, Settlement, UnlChange,
+            execution_order,
+        },
         journal::Journal,
         merkle,
         messages::{Evidence, Message, ResultCert, Signable},
@@ -233,6 +236,20 @@ impl Watch {
         self.outcomes.push(Outcome { ran, limited, agreed: None, overtimes: BTreeSet::new() });
         self.chain.push((hash, ledger.clone()));
         self.check_listed(header.seq);
+    }
+
+    /// An honest node has passed over a ledger: it is the chain's, and closed (S1, S2).
+    pub fn passed(&self, node: usize, ledger: &BareLedger) {
+        let hash = Hash::tagged("hp/ledger/1", &ledger.header);
+        let at = usize::try_from(ledger.header.seq).expect("small") - 1;
+        let (first, closed) = self.chain.get(at).expect("S1: somebody has it with its contents");
+        assert_eq!(hash, *first, "S1: node {node} passed over another ledger {}", ledger.header.seq);
+        assert_eq!(ledger.unl_change, closed.candidate.unl_change, "S2: the change in ledger {}", ledger.header.seq);
+        self.check_certificate(
+            node,
+            &ClosedLedger { candidate: closed.candidate.clone(), qc: ledger.qc.clone() },
+            hash,
+        );
     }
 
     /// The next UNL is this one, but for what the contract asked for, or else a quorum of operators.

@@ -284,7 +284,7 @@ enum Ev {
 pub struct Disk {
     /// The core's records.
     pub journal: Journal,
-    /// Closed ledgers with their inputs.
+    /// Closed ledgers with their inputs; of those that were passed over without.
     pub history: Vec<(ClosedLedger, Vec<Input>)>,
     /// state/: the last ledger executed and the root; `None` in the middle of a run.
     pub state: (Seq, Option<Hash>),
@@ -346,6 +346,8 @@ pub struct Node {
     pub diverged: bool,
     /// It has no state to run ledgers on, and fetches one.
     lost: bool,
+    /// The ledger from before whose run the state is that it fetches, or of a later one.
+    syncing: Option<Seq>,
     /// Its contract computes what all compute, after it did not.
     cured: bool,
     /// Whether it stays down.
@@ -464,6 +466,7 @@ impl World {
                 lies: BTreeMap::new(),
                 diverged: false,
                 lost: false,
+                syncing: None,
                 cured: false,
                 dead: false,
                 emptied: false,
@@ -562,7 +565,11 @@ impl World {
                 let ledgers = self.nodes[node].disk.journal.load(first).to_vec();
                 self.handle(node, Event::Loaded(ledgers));
             }
-            Ev::Sync { node, life, from } if self.nodes[node].life == life => self.sync(node, from),
+            Ev::Sync { node, life, from } if self.nodes[node].life == life => {
+                if self.nodes[node].syncing == Some(from) {
+                    self.sync(node, from);
+                }
+            }
             Ev::Lost { node, life } if self.nodes[node].life == life => self.handle(node, Event::StateLost),
             Ev::Notice { node, life, peer } if self.nodes[node].life == life => self.look_at_link(node, peer),
             Ev::Mischief { node, life } if self.nodes[node].life == life => self.mischief(node),

@@ -12,7 +12,7 @@ use std::{
 use tar::{Builder, EntryType, Header};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::{BackupError, FORMAT, Hashing, MANIFEST, Manifest, OTHERS_MAX, Tell, io_error, refused, sync};
+use super::{BackupError, FORMAT, Hashing, MANIFEST, Manifest, NO_STATE, OTHERS_MAX, Tell, io_error, refused, sync};
 use crate::{
     config::{self, Config},
     crypto::SecretKey,
@@ -85,7 +85,10 @@ impl Making {
     pub fn copy_state(self) -> Result<Prepared, BackupError> {
         assert!(self.lock.is_some(), "the node is stopped");
         let dir = &self.config.dir;
-        let Stands { executed, state_root: root, .. } = Archive::open(dir)?.stands()?;
+        let Stands { executed, state_root: root, has_state, .. } = Archive::open(dir)?.stands()?;
+        if !has_state {
+            return refused(NO_STATE.to_owned());
+        }
         let holds = |place: &PathBuf| folder::look(place).is_ok_and(|held| held.root == root);
         if let Some(place) = folder::places(dir).iter().find(|place| holds(place)) {
             folder::copy(place, &self.state(), root)?;

@@ -34,6 +34,10 @@ use crate::{
     verify::Wrong,
 };
 
+/// Why a node that passed over ledgers is not copied before it has fetched a state.
+pub(super) const NO_STATE: &str =
+    "this node has joined the chain and has no state yet: make a backup when `hp status` says that it is in sync";
+
 /// What a manifest says it is.
 const FORMAT: &str = "hotpocket-backup/1";
 /// Name of the manifest, the last entry.

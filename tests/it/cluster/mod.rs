@@ -9,6 +9,7 @@ mod divergence;
 mod faults;
 mod flood;
 mod hostile;
+mod join;
 mod ledger;
 mod legacy;
 mod members;

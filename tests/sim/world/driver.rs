@@ -5,12 +5,13 @@ use std::rc::Rc;
 
 use hotpocket::{
     consensus::{
-        Consensus, Effect, Event, Lost, Params, Query,
-        header::{ClosedLedger, Input},
+        Consensus, Effect, Event, Lost, Params, Query, bodies_kept,
+        header::{BareLedger, Candidate, ClosedLedger, Input},
+        join::Lacks,
         journal::{Journal, Record},
-        messages::{Basis, Closed, Message, Range},
+        messages::{Basis, Closed, Headers, Message, Range, UsersPage},
     },
-    types::{Hash, MonoMs, NodeKey, Seq, Status},
+    types::{Hash, MonoMs, NodeKey, Seq, Status, UserKey},
 };
 
 use super::{
@@ -63,6 +64,12 @@ impl World {
             if journal.silence.is_some() && me.emptied && me.disk.journal.seq() > 0 {
                 self.watch.seen.hit("silences over restarts");
             }
+            if let Some(join) = journal.join.filter(|join| join.lacks != Lacks::Nothing) {
+                self.watch.seen.hit(match join.lacks {
+                    Lacks::Users => "restarts while ledgers are passed over",
+                    _ => "restarts before a joined node has a state",
+                });
+            }
             if journal.unl_vote.is_some() {
                 self.watch.seen.hit("restarts with a vote for the UNL");
             }
@@ -76,6 +83,7 @@ impl World {
         me.unl = core.unl().to_vec();
         me.core = Some(Box::new(core));
         me.lost = false;
+        me.syncing = None;
         let (is_cut, root) = (me.disk.journal.may_need_rollback(), me.disk.journal.state_root());
         self.handle(node, Event::Start);
         // As the real one does, before anything else.
@@ -289,6 +297,20 @@ impl World {
                     }
                     me.disk.history.push((*ledger, inputs));
                 }
+                Record::Bare(ledger) => {
+                    if honest {
+                        self.watch.passed(node, ledger);
+                    }
+                    me.disk.history.push((bare(ledger), Vec::new()));
+                    me.disk.journal.apply(record, window);
+                }
+                Record::Base(users) => {
+                    self.watch.seen.hit("joins");
+                    if !users.is_empty() {
+                        self.watch.seen.hit("joins with users");
+                    }
+                    me.disk.journal.apply(record, window);
+                }
                 Record::Input(input) => {
                     if honest {
                         self.watch.promise(node, me.key, input, &me.disk.journal);
@@ -412,11 +434,13 @@ impl World {
                 assert!(self.nodes[node].running.is_none(), "node {node} gives its state up under a run");
                 assert!(self.nodes[node].manner != Manner::Honest || why != Lost::Diverged, "S6");
                 self.nodes[node].lost = true;
+                self.nodes[node].syncing = Some(from);
                 self.nodes[node].runs.clear();
                 self.watch.seen.hit(match why {
                     Lost::Diverged => "states lost by a run",
                     Lost::Damaged => "states lost by damage",
                     Lost::Behind => "states given up to catch up",
+                    Lost::Joined => "states asked for by joined nodes",
                 });
                 self.sync_soon(node, from);
             }
@@ -439,7 +463,21 @@ impl World {
                     assert!(!self.nodes.iter().any(|other| sound(&other)), "node {node} accuses {key} of {lie}");
                 }
             }
-            Effect::TooFarBehind { .. } => panic!("node {node}: nobody deletes anything here"),
+            Effect::Join { .. } => {
+                let me = &mut self.nodes[node];
+                me.lost = true;
+                me.runs.clear();
+                (me.running, me.syncing) = (None, None);
+                self.watch.seen.hit("joins begun");
+            }
+            Effect::LedgerPassed(_) => {
+                let me = &mut self.nodes[node];
+                let core = me.core.as_ref().expect("it is up");
+                me.unl = core.unl().to_vec();
+                if core.summary().votes_after.is_some_and(|after| after > core.summary().seq + 1) {
+                    self.watch.seen.hit("ledgers with inputs passed over");
+                }
+            }
             Effect::Differ(_) => self.watch.seen.hit("results differ"),
             Effect::Split(_) => self.watch.seen.hit("splits"),
             Effect::SplitHealed(_) => self.watch.seen.hit("splits healed"),
@@ -470,7 +508,12 @@ impl World {
     }
 
     pub(super) fn serve(&mut self, node: usize, to: NodeKey, query: &Query) {
-        let history = &self.nodes[node].disk.history;
+        let disk = &self.nodes[node].disk;
+        let oldest = oldest(&disk.journal, self.cfg.input_window);
+        let history = &disk.history;
+        // Those whose contents are deleted.
+        let gone = usize::try_from(oldest - 1).expect("small").min(history.len());
+        let kept = &history[gone..];
         let mut answers: Vec<Message> = Vec::new();
         match query {
             Query::Closed(seq) => {
@@ -480,18 +523,35 @@ impl World {
                 }
             }
             Query::Candidate(hash) => {
-                let found = history.iter().find(|(ledger, _)| ledger.qc.vote.ledger_hash == *hash);
+                let found = kept.iter().find(|(ledger, _)| ledger.qc.vote.ledger_hash == *hash);
                 answers.extend(found.map(|(ledger, _)| Message::Candidate(ledger.candidate.clone())));
             }
             Query::Inputs(ids) => {
                 for id in ids {
                     let place = |(ledger, _): &&(ClosedLedger, Vec<Input>)| ledger.candidate.inputs.binary_search(id);
-                    let found = history.iter().find_map(|entry| place(&entry).ok().map(|at| entry.1[at].clone()));
+                    let found = kept.iter().find_map(|entry| place(&entry).ok().map(|at| entry.1[at].clone()));
                     answers.extend(found.map(Message::Input));
                 }
             }
             Query::Range(first, last) => {
-                answers.push(Message::Range(Box::new(range(history, *first, *last))));
+                answers.push(Message::Range(Box::new(range(history, oldest, *first, *last))));
+            }
+            Query::Headers(first, last) => {
+                let at = |seq: Seq| usize::try_from(seq).expect("small").min(history.len());
+                let (from, to) = (at(first - 1), at(*last));
+                // Not always as many as were asked for.
+                let to = to.min(from + 40 + usize::try_from(last % 3).expect("small"));
+                let strip = |(ledger, _): &(ClosedLedger, Vec<Input>)| BareLedger {
+                    header: ledger.candidate.header.clone(),
+                    unl_change: ledger.candidate.unl_change,
+                    qc: ledger.qc.clone(),
+                };
+                let ledgers = history[from.min(to)..to].iter().map(strip).collect();
+                answers.push(Message::Headers(Box::new(Headers { first: *first, oldest, ledgers })));
+            }
+            Query::Users(seq, after) => {
+                let users = users_page(disk, *seq, *after, oldest);
+                answers.push(Message::Users(Box::new(UsersPage { seq: *seq, oldest, after: *after, users })));
             }
             Query::Details(_) | Query::Npl(_) | Query::Piece(_) => {}
         }
@@ -615,6 +675,7 @@ impl World {
         me.disk.state = (done, Some(root));
         (me.disk.before, me.disk.damaged) = (None, false);
         me.lost = false;
+        me.syncing = None;
         me.cured |= cured && me.diverged;
         me.delivered = None;
         let header = &me.disk.history[done as usize].0.candidate.header;
@@ -671,14 +732,46 @@ impl World {
     }
 }
 
+/// A ledger that was passed over, as history has it.
+fn bare(ledger: &BareLedger) -> ClosedLedger {
+    let (header, unl_change) = (ledger.header.clone(), ledger.unl_change);
+    let (inputs, users_add, users_del) = (Vec::new(), Vec::new(), Vec::new());
+    ClosedLedger { candidate: Candidate { header, inputs, users_add, users_del, unl_change }, qc: ledger.qc.clone() }
+}
+
+/// The oldest ledger whose contents a node keeps.
+fn oldest(journal: &Journal, input_window: u64) -> Seq {
+    let deleted = journal.seq().saturating_sub(bodies_kept(input_window)).min(journal.executed());
+    deleted.max(journal.join.map_or(0, |join| join.base)) + 1
+}
+
+/// Users of a ledger that can be told from the contents that are kept: a few, so that lists have several pages.
+fn users_page(disk: &Disk, seq: Seq, after: Option<UserKey>, oldest: Seq) -> Vec<UserKey> {
+    let lacks_users = disk.journal.join.is_some_and(|join| join.lacks == Lacks::Users);
+    if lacks_users || seq + 1 < oldest || seq > disk.journal.seq() {
+        return Vec::new();
+    }
+    let mut users = disk.journal.users.clone();
+    for (ledger, _) in disk.history[seq as usize..].iter().rev() {
+        ledger.candidate.users_add.iter().for_each(|user| {
+            users.remove(user);
+        });
+        users.extend(&ledger.candidate.users_del);
+    }
+    users.into_iter().filter(|user| Some(*user) > after).take(2).collect()
+}
+
 /// What an honest node answers to a GET for closed ledgers.
-fn range(history: &[(ClosedLedger, Vec<Input>)], first: Seq, last: Seq) -> Range {
+fn range(history: &[(ClosedLedger, Vec<Input>)], oldest: Seq, first: Seq, last: Seq) -> Range {
+    if first < oldest {
+        return Range { first, oldest, ledgers: Vec::new(), inputs: Vec::new() };
+    }
     let at = |seq: Seq| usize::try_from(seq).expect("small").min(history.len());
     let (from, to) = (at(first.saturating_sub(1)), at(last));
     let kept = &history[from.min(to)..to];
     Range {
         first,
-        oldest: 1,
+        oldest,
         ledgers: kept.iter().map(|(ledger, _)| ledger.clone()).collect(),
         // The last one's inputs do not always fit.
         inputs: kept

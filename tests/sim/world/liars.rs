@@ -4,14 +4,14 @@ use std::rc::Rc;
 
 use hotpocket::{
     consensus::{
-        header::{Candidate, Header},
+        header::{Candidate, Header, UnlChange},
         messages::{
             Advance, AdvanceVote, Basis, Certificate, Closed, Message, Novel, Precommit, Prevote, Propose, Signed,
             Vote, VoteKind as _,
         },
         votes::ATTEMPTS_MAX,
     },
-    types::{Attempt, Hash, Sig, UserKey},
+    types::{Attempt, Hash, NodeKey, Sig, UserKey},
 };
 
 use super::{
@@ -259,6 +259,23 @@ pub(super) fn forged(mut answer: Message, rng: &mut Rng) -> Message {
                 _ => range.ledgers.reverse(),
             }
         }
+        Message::Headers(headers) => {
+            let count = headers.ledgers.len();
+            let Some(ledger) = (count > 0).then(|| &mut headers.ledgers[rng.index(count)]) else { return answer };
+            match rng.index(6) {
+                0 => ledger.header.time_ms += 1,
+                1 => ledger.qc.sigs[0].1 = Sig([7; 64]),
+                2 => ledger.qc.sigs.truncate(1),
+                3 => ledger.unl_change = Some(UnlChange::Add(NodeKey([99; 32]))),
+                4 => headers.oldest = 1,
+                _ => headers.ledgers.reverse(),
+            }
+        }
+        Message::Users(page) => match rng.index(3) {
+            0 => page.users.push(UserKey([0xff; 32])),
+            1 => page.users = vec![UserKey([0; 32])],
+            _ => page.users.reverse(),
+        },
         _ => {}
     }
     answer

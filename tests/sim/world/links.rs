@@ -103,11 +103,18 @@ impl World {
             self.hear(to, message);
         }
         let tip = |world: &World| world.nodes[to].core.as_ref().map(|core| core.summary().seq);
-        let before = if matches!(message, Message::Closed(_) | Message::Range(_)) { tip(self) } else { None };
+        let before = if matches!(message, Message::Closed(_) | Message::Range(_) | Message::Headers(_)) {
+            tip(self)
+        } else {
+            None
+        };
         self.handle(to, Event::Message(key, message.clone()));
         if before.is_some() && tip(self) > before {
-            let range = matches!(message, Message::Range(_));
-            self.watch.seen.hit(if range { "adopted out of a range" } else { "closed by certificate" });
+            self.watch.seen.hit(match message {
+                Message::Range(_) => "adopted out of a range",
+                Message::Headers(_) => "ledgers passed over",
+                _ => "closed by certificate",
+            });
         }
     }
 

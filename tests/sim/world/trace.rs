@@ -61,6 +61,8 @@ pub(super) fn describe_record(record: &Record) -> String {
         Record::Result(result) => format!("RESULT {} {}", result.body.of_seq, result.body.status),
         Record::Overtime(overtime) => format!("OVERTIME {}", overtime.body.of_seq),
         Record::Synced(result) => format!("state after {} fetched", result.of_seq),
+        Record::Bare(ledger) => format!("ledger {} passed over", ledger.header.seq),
+        Record::Base(users) => format!("goes on with {} users", users.len()),
         Record::Heard(members) => format!("heard of {}", members.len()),
         Record::Silence(silence) => format!("silence {silence:?}"),
         Record::Adopted(result) => format!("adopted result {} {}", result.of_seq, result.status),
@@ -86,6 +88,10 @@ pub(super) fn describe(message: &Message) -> String {
         Message::Get(get) => text += &format!(" {get:?}"),
         Message::Candidate(Candidate { header, .. }) => text += &format!(" {}", header.hash().short()),
         Message::Range(m) => text += &format!(" {} of {} ledgers", m.first, m.ledgers.len()),
+        Message::Headers(m) => {
+            text += &format!(" {} of {} ledgers, contents from {}", m.first, m.ledgers.len(), m.oldest)
+        }
+        Message::Users(m) => text += &format!(" {} of ledger {}", m.users.len(), m.seq),
         Message::Status(m) => text += &format!(" {}", m.body.seq),
         _ => {}
     }
