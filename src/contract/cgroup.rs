@@ -265,11 +265,14 @@ fn children(of: Pid) -> Vec<i32> {
         .collect()
 }
 
-/// When a process began, in ticks since the machine did: with its number, what tells it from all others.
+/// When a process began, in ticks since the machine did: with its number, what tells it from all others. `None`: it is dead,
+/// whether somebody has taken note of that or not.
 fn begun(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything; behind it the state is the third field.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?;
+    fields.nth(22 - 4)?.parse().ok().filter(|_| !matches!(state, "Z" | "X"))
 }
 
 fn errno_of(error: io::Error) -> Errno {
@@ -310,6 +313,21 @@ mod tests {
         set("cgroup.subtree_control", "");
         assert_eq!(of(&own), Ok(own.clone()));
         assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+memory +pids");
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_waited_for_is_dead_all_the_same() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(begun(pid).is_some() && begun(pid) >= begun(Pid::this().as_raw()));
+        child.kill().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while begun(pid).is_some() {
+            assert!(Instant::now() < deadline, "it dies");
+            thread::yield_now();
+        }
+        assert!(Path::new(&format!("/proc/{pid}")).exists(), "it is still listed");
+        child.wait().unwrap();
     }
 
     #[test]

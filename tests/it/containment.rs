@@ -689,7 +689,8 @@ async fn the_cost_of_the_guards_of_a_run() {
         let guarded = Rig::new(|_| {}).await;
         let bare = Launcher::start(Path::new(env!("CARGO_BIN_EXE_hp"))).expect("a launcher");
         let bare = Rig { launcher: bare, ..Rig::new(|_| {}).await };
-        for (what, rig) in [("no guards", bare), ("guards", guarded)] {
+        let here = Rig::new(|wanted| wanted.namespaces = false).await;
+        for (what, rig) in [("no guards", bare), ("all but namespaces", here), ("all guards", guarded)] {
             // As one ledger after the other, and as a chain that is replayed.
             for pause in [Duration::from_millis(20), Duration::ZERO] {
                 let mut times = Vec::new();
