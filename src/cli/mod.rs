@@ -110,6 +110,7 @@ Examples:
   hp exec mycontract --text alice=hi            run a contract once, offline, and see what comes of it
   hp check mycontract                           does it come to the same on every node?
   hp dev mycontract --nodes 3                   a whole network on this machine, to try a contract
+  hp msb serve mybus                            a settlement bus of your own, for trying
   hp config check mynode                        is the configuration right, what does it tolerate?
 
 The short forms `hp DIR -n` (new), `hp DIR -k` (rekey) and `hp DIR` (run) work too.
@@ -134,10 +135,10 @@ enum Command {
     Check(author::check::Check),
     Status(status::Status),
     Ledger(ledger::Ledger),
-    Msb(msb::Msb),
     Unl(unl::Unl),
     Replay(replay::Replay),
     Diverge(diverge::Diverge),
+    Msb(msb::Msb),
     Recover(recover::Recover),
     Backup(backup::Backup),
     Restore(backup::Restore),
@@ -170,10 +171,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Check(check) => check.run(),
         Command::Status(status) => status.run(),
         Command::Ledger(ledger) => ledger.run(),
-        Command::Msb(msb) => msb.run(),
         Command::Unl(unl) => unl.run(),
         Command::Replay(replay) => replay.run(),
         Command::Diverge(diverge) => diverge.run(),
+        Command::Msb(msb) => msb.run(),
         Command::Recover(recover) => recover.run(),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),

@@ -11,6 +11,7 @@ mod address;
 pub mod agent;
 mod amount;
 pub mod client;
+pub mod embedded;
 pub mod journal;
 mod key_file;
 mod mnemonic;

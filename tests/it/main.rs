@@ -8,6 +8,7 @@ mod containment;
 mod contract;
 mod golden;
 mod golden_users;
+mod msb;
 mod net;
 mod shim;
 mod tidy;

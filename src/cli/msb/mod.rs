@@ -1,17 +1,43 @@
 //! `hp msb`: the settlement bus, and what of a chain is settled on it.
 //!
-//! `chain` reads the headers of a folder or an export; `status` and `verify` are the subcommands.
+//! `chain` reads the headers of a folder or an export, for `status` and `verify`; `serve` is a bus of one's own; `wallet` says
+//! whose key it is about, for what is asked of a bus: `account` (address, balance, fund) and `deploy`.
 
+mod account;
 mod chain;
+mod deploy;
+mod serve;
 mod status;
 mod verify;
+mod wallet;
 
-use clap::Subcommand;
+use std::time::Duration;
 
-use super::Outcome;
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
 
-/// See what is settled on a settlement bus (MSB), and check it.
-#[derive(Debug, clap::Args)]
+pub(super) use self::status::line;
+use super::{Exit, Failure, Outcome};
+use crate::settlement::{
+    Network,
+    client::{Client, ClientError, UrlError},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  hp msb serve mybus --fund trac1...=100          a bus of your own, for trying
+  hp msb address mynode                           where to send a node's money
+  hp msb balance mynode --url http://127.0.0.1:5000
+  hp msb fund mynode --url http://127.0.0.1:5000 --amount 10
+  hp msb deploy mynode --url http://127.0.0.1:5000
+  hp msb status mynode                            what a running node has settled
+  hp msb verify mynode                            is what its chain says about that true?
+
+A settlement bus notes for a fee (0.03 TNK) that a hash was there. One of your own proves nothing to others.";
+
+/// See what is settled on a settlement bus (MSB), check it, or run a bus for trying.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Msb {
     #[command(subcommand)]
     command: Command,
@@ -21,6 +47,11 @@ pub(super) struct Msb {
 enum Command {
     Status(status::Status),
     Verify(verify::Verify),
+    Serve(serve::Serve),
+    Address(account::Address),
+    Balance(account::Balance),
+    Fund(account::Fund),
+    Deploy(deploy::Deploy),
 }
 
 impl Msb {
@@ -28,8 +59,49 @@ impl Msb {
         match self.command {
             Command::Status(status) => status.run(),
             Command::Verify(verify) => verify.run(),
+            Command::Serve(serve) => serve.run(),
+            Command::Address(address) => address.run(),
+            Command::Balance(balance) => balance.run(),
+            Command::Fund(fund) => fund.run(),
+            Command::Deploy(deploy) => deploy.run(),
         }
     }
 }
 
-pub(super) use status::line;
+/// Which bus is asked.
+#[derive(Debug, Args)]
+struct Bus {
+    /// The bus: http://HOST:PORT or https://HOST
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// Seconds to wait for an answer
+    #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+impl Bus {
+    fn client(&self, network: Network) -> Result<Client, Failure> {
+        let client = Client::new(&self.url, network).map_err(|error: UrlError| {
+            Failure::new(Exit::Usage, anyhow::Error::new(error).context("--url does not name a bus"))
+        })?;
+        Ok(client.with_timeout(Duration::from_secs(self.timeout)))
+    }
+}
+
+/// A bus that is silent is another failure than one that refuses.
+fn failure(error: ClientError) -> Failure {
+    match &error {
+        ClientError::Timeout { .. } => Failure::new(Exit::NoAnswer, error),
+        ClientError::Refused { reason: Some(reason), .. } => {
+            let reason = format!("the bus says why: {reason}");
+            Failure::new(Exit::Failed, anyhow::Error::new(error).context(reason))
+        }
+        _ => Failure::new(Exit::Failed, error),
+    }
+}
+
+fn block_on<T>(what: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    Ok(runtime.block_on(what))
+}

@@ -57,6 +57,27 @@ impl Answer {
     }
 }
 
+/// What the embedded bus says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Its network's name.
+    pub network: String,
+    /// Its own bootstrap, `mbs`.
+    pub bootstrap: Hash,
+    /// Its validator's address.
+    pub validator: String,
+}
+
+impl About {
+    pub(super) fn read(answer: &Answer) -> Result<About, ClientError> {
+        Ok(About {
+            network: answer.text("network")?.chars().filter(|c| !c.is_control()).take(20).collect(),
+            bootstrap: answer.hash("bootstrap")?,
+            validator: answer.text("validator")?.chars().filter(|c| !c.is_control()).take(80).collect(),
+        })
+    }
+}
+
 /// What the bus knows of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Account {

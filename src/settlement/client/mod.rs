@@ -14,7 +14,7 @@ use reqwest::{Method, Response, Url, redirect::Policy};
 use serde_json::{Value, json};
 
 pub use self::{
-    answers::{Account, Broadcast, Details, HashAt, Payloads, View},
+    answers::{About, Account, Broadcast, Details, HashAt, Payloads, View},
     error::{ClientError, UrlError},
 };
 use super::{Address, Amount, Network, tx::Landed};
@@ -165,6 +165,20 @@ impl Client {
         let hashes: Vec<String> = hashes.iter().map(Hash::to_string).collect();
         let answer = self.post(&["tx-payloads-bulk"], &json!({ "hashes": hashes }), BULK_ANSWER_BYTES_MAX).await?;
         Payloads::read(&answer, self.network)
+    }
+
+    /// What the embedded bus says of itself; `None` when this is a real one.
+    pub async fn embedded(&self) -> Result<Option<About>, ClientError> {
+        match self.get(&["embedded"], None).await {
+            Err(ClientError::Refused { status: 404, text, .. }) if text == "Not Found" => Ok(None),
+            answer => About::read(&answer?).map(Some),
+        }
+    }
+
+    /// Has the embedded bus give money to an address, and returns what it has then. A real one refuses with 404.
+    pub async fn fund(&self, address: &Address, amount: Amount) -> Result<Amount, ClientError> {
+        let body = json!({ "address": address.to_string(), "units": amount.0.to_string() });
+        self.post(&["embedded", "fund"], &body, ANSWER_BYTES_MAX).await?.amount("balance")
     }
 
     async fn get(&self, path: &[&str], view: Option<View>) -> Result<Answer, ClientError> {
