@@ -115,7 +115,8 @@ fn config(rng: &mut Rng) -> Config {
 fn fall_behind(world: &mut World) {
     let honest: Vec<usize> = (0..world.cfg.n).filter(|node| world.cfg.manners[*node] == Manner::Honest).collect();
     let node = honest[world.rng.index(honest.len())];
-    if world.rng.chance(30) {
+    // Where contents are deleted it is away, so that it has to join.
+    if world.cfg.input_window > LONG_MS && world.rng.chance(70) {
         world.nodes[node].slow_ms = 500;
     } else {
         world.nodes[node].dead = true;
@@ -131,8 +132,8 @@ fn fall_behind(world: &mut World) {
         }
     }
     world.plan(LONG_MS, Happening::Back(node));
-    for _ in 0..world.rng.within(1, 3) {
-        let (at, crash) = (LONG_MS + world.rng.within(0, 300), world.rng.within(0, 200) as u32);
+    for _ in 0..world.rng.within(2, 6) {
+        let (at, crash) = (LONG_MS + world.rng.within(0, 600), world.rng.within(0, 100) as u32);
         world.plan(at, Happening::Crash(node, crash));
     }
     world.plan(LONG_MS + 1000, Happening::Gst);
