@@ -84,7 +84,10 @@ async fn measure(bytes: u64, roundtime: &str) -> Measured {
     net.nodes[last].start().await;
     net::until_within(LIMIT, "the state is there", async || {
         let status = net.nodes[last].status().await?;
-        (status["fetching_state"].is_null() && status["synced"] == true).then_some(())
+        // At its very start a node does not know yet what it lacks.
+        let files = fs::read_dir(net.nodes[last].dir.join("state")).map_or(0, |files| files.count() as u64);
+        let is_there = files == bytes.div_ceil(FILE_BYTES);
+        (is_there && status["fetching_state"].is_null() && status["synced"] == true).then_some(())
     })
     .await;
     Measured { copied, fetched: began.elapsed(), before, meanwhile: rate(&net, from, began).await }
