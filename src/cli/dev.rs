@@ -1,7 +1,7 @@
 //! `hp dev`: a whole network on this machine, for trying a contract.
 //!
 //! Every node is a process of its own, `hp run --child`, in a temporary folder. A node ends when its stdin does, so
-//! that none is left behind however this process ends.
+//! that none is left behind however this process ends. They settle on a bus that this process runs, until it ends.
 
 use std::{
     fs,
@@ -25,9 +25,20 @@ use super::{Exit, Failure, Outcome, run::Stop};
 use crate::{
     config::{Config, Document, quoted},
     crypto::SecretKey,
+    node::control,
+    settlement::{
+        Address, Amount, Network as BusNetwork,
+        embedded::{Embedded, Options},
+    },
     types::{Hash, NodeKey},
 };
 
+/// What each node has to spend on the bus: enough for 33,333 settlements.
+const FUNDS: Amount = Amount::tnk(1_000);
+/// Seconds after the first output at which it is settled.
+const SETTLE_S: u64 = 5;
+/// How often it is looked whether the first settlement is there.
+const LOOK_TIME: Duration = Duration::from_millis(500);
 /// Nodes of one network on one machine.
 const NODES_MAX: usize = 32;
 /// Time for all nodes to come up.
@@ -44,7 +55,10 @@ Examples:
 
 DIR needs nothing but the executable (bin/contract). If there is a cfg/hp.cfg, its executable, arguments, environment \
 and shared settings are used; a folder state/ is copied as the state to begin with. DIR itself is not changed: the \
-nodes have folders of their own, which are removed at the end unless --keep is given.";
+nodes have folders of their own, which are removed at the end unless --keep is given.
+
+What the contract puts out is settled on a bus of this network's own; the first settlement is shown, with the command that \
+checks it. --once and --no-bus do without.";
 
 /// Run a network of nodes on this machine, for trying a contract.
 #[derive(Debug, clap::Args)]
@@ -74,6 +88,9 @@ pub(super) struct Dev {
     /// Seconds to wait for the answer of --once
     #[arg(long, value_name = "S", default_value_t = 20, requires = "once")]
     timeout: u64,
+    /// Settle nothing
+    #[arg(long)]
+    no_bus: bool,
     /// Keep the nodes' folders, and say where they are
     #[arg(long)]
     keep: bool,
@@ -90,7 +107,11 @@ impl Dev {
         let mut stop = Stop::watch_hangup().context("cannot watch for signals")?;
         let binary = self.executable()?;
         let mut folder = tempfile::Builder::new().prefix("hotpocket-").tempdir().context("cannot make a folder")?;
-        let folders = self.prepare(&folder, &binary)?;
+        let Prepared { folders, bus } = self.prepare(&folder, &binary)?;
+        let bus = match bus {
+            None => None,
+            Some(options) => Some(Embedded::start(options).await.context("cannot start the settlement bus")?),
+        };
         let quiet = self.client || self.once.is_some();
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
 
@@ -104,6 +125,7 @@ impl Dev {
             Ok(users) => {
                 let ended = tokio::select! {
                     outcome = self.use_network(&exe, &users, &folders) => outcome,
+                    () = show_first_settlement(bus.as_ref(), &folders[0]) => unreachable!("it goes on for ever"),
                     (number, status) = network.first_end() => Err(ended(number, status).into()),
                     signal = stop.next() => if quiet { Err(interrupted(signal)) } else { Ok(()) },
                 };
@@ -112,6 +134,9 @@ impl Dev {
             }
         };
         network.stop().await;
+        if let Some(bus) = bus {
+            bus.stop().await;
+        }
         if quiet && outcome.as_ref().is_err_and(|failure| failure.exit != Exit::Interrupted) {
             show_logs(&folders);
         }
@@ -146,15 +171,18 @@ impl Dev {
         if file.exists() { Ok(Some(Config::load_of_another(&file)?)) } else { Ok(None) }
     }
 
-    /// Makes the nodes' folders: one key each, one UNL, free ports.
-    fn prepare(&self, folder: &TempDir, binary: &Path) -> Result<Vec<PathBuf>, Failure> {
+    /// Makes the nodes' folders: one key each, one UNL, free ports; and says what the bus is to be.
+    fn prepare(&self, folder: &TempDir, binary: &Path) -> Result<Prepared, Failure> {
         let other = self.config()?;
         let secrets: Vec<SecretKey> = (0..self.nodes).map(|_| SecretKey::generate()).collect();
         let unl: Vec<NodeKey> = secrets.iter().map(SecretKey::node_key).collect();
         let contract_id = Hash::tagged("hp/contract/1", &SecretKey::generate().seed());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
         let genesis_time_ms = u64::try_from(now.as_millis()).context("the clock is too far ahead")?;
-        let ports = free_ports(secrets.len()).context("cannot find free ports")?;
+        let mut ports = free_ports(secrets.len() + 1).context("cannot find free ports")?;
+        let bus_at = ports.pop().expect("one more than nodes");
+        let bootstrap = Hash::tagged("hp/contract/1", &SecretKey::generate().seed());
+        let settles = !self.no_bus && self.once.is_none();
         let mut folders = Vec::new();
         for (at, secret) in secrets.iter().enumerate() {
             let dir = folder.path().join(format!("node{}", at + 1));
@@ -173,6 +201,11 @@ impl Dev {
             document.set_list("peers", &peers);
             document.set("peerport", &ports[at].port().to_string());
             document.set("pubport", "0");
+            if settles {
+                settle(&mut document, bus_at, bootstrap, contract_id);
+            } else {
+                document.set("msb.mode", &quoted("off"));
+            }
             if let Some(roundtime) = self.roundtime {
                 document.set("roundtime", &roundtime.to_string());
             }
@@ -186,7 +219,15 @@ impl Dev {
             }
             folders.push(dir);
         }
-        Ok(folders)
+        let payer = |secret: &SecretKey| (Address::new(BusNetwork::Development, secret.node_key().0), FUNDS);
+        let bus = settles.then(|| Options {
+            listen: bus_at,
+            bootstrap: Some(bootstrap),
+            fund: secrets.iter().map(payer).collect(),
+            deployed: vec![contract_id],
+            ..Options::new(folder.path().join("bus"))
+        });
+        Ok(Prepared { folders, bus })
     }
 
     async fn use_network(&self, exe: &Path, users: &[String], folders: &[PathBuf]) -> Outcome {
@@ -213,6 +254,43 @@ impl Dev {
         );
         std::future::pending().await
     }
+}
+
+/// The nodes' folders, and the bus they settle on, if they do.
+struct Prepared {
+    folders: Vec<PathBuf>,
+    bus: Option<Options>,
+}
+
+/// Has a node settle on this bus.
+fn settle(document: &mut Document, bus: SocketAddr, bootstrap: Hash, subnet: Hash) {
+    document
+        .set("msb.mode", &quoted("http"))
+        .set("msb.url", &quoted(&format!("http://{bus}")))
+        .set("msb.network", &quoted("development"))
+        .set("msb.bootstrap", &quoted(&bootstrap.to_string()))
+        .set("msb.subnet", &quoted(&subnet.to_string()))
+        .set("msb.settle_max_delay_s", &SETTLE_S.to_string());
+}
+
+/// Says, once, what was settled first and how to check it; then waits for ever.
+async fn show_first_settlement(bus: Option<&Embedded>, folder: &Path) {
+    if let Some(bus) = bus {
+        loop {
+            tokio::time::sleep(LOOK_TIME).await;
+            let Ok(status) = control::ask(folder, &control::Request::Status).await else { continue };
+            let settled = &status["settlement"];
+            if let (Some(seq @ 1..), Some(tx)) = (settled["settled_seq"].as_u64(), settled["settled_tx"].as_str()) {
+                eprintln!(
+                    "settled: ledgers 1 to {seq}, in transaction {tx} on the bus at {}; check it:\n  hp msb verify {}",
+                    bus.url(),
+                    folder.display()
+                );
+                break;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 fn interrupted(signal: &str) -> Failure {

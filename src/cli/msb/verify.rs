@@ -90,14 +90,15 @@ impl Verify {
             return answer(&format!("{found}\n"));
         }
         let count = found.settled.len();
+        let plural = if count == 1 { "" } else { "s" };
         let mut last = match found.passed_over {
             Some(seq) => format!("not checked: what was settled up to ledger {seq}; its headers are not here\n"),
             None => String::new(),
         };
         last += &match (count, bus) {
             (0, _) => "nothing is settled yet\n".to_owned(),
-            (_, Some(bus)) => format!("ok: {count} settlements, all of them on the bus at {bus}\n"),
-            (_, None) => format!("ok: {count} settlements; no bus was asked\n"),
+            (_, Some(bus)) => format!("ok: {count} settlement{plural}, all of them on the bus at {bus}\n"),
+            (_, None) => format!("ok: {count} settlement{plural}; no bus was asked\n"),
         };
         if found.unsettled_from <= chain.tip {
             last += &format!("ledgers {} to {} are not settled\n", found.unsettled_from, chain.tip);

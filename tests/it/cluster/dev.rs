@@ -16,6 +16,8 @@ use crate::net::{DEADLINE, Ended, block_on, call, children, hp, is_alive, probe,
 struct Dev {
     process: Child,
     told: Lines<BufReader<ChildStderr>>,
+    /// What it said until all were up.
+    seen: Vec<String>,
     nodes: Vec<u32>,
     _folder: TempDir,
 }
@@ -35,10 +37,13 @@ impl Dev {
             .spawn()
             .expect("hp starts");
         let mut told = BufReader::new(process.stderr.take().expect("piped")).lines();
-        while !next(&mut told).await.expect("it comes up").starts_with("Ctrl-C ends it all") {}
+        let mut seen: Vec<String> = Vec::new();
+        while !seen.last().is_some_and(|line| line.starts_with("Ctrl-C ends it all")) {
+            seen.push(next(&mut told).await.expect("it comes up"));
+        }
         let pids = children(process.id().expect("it runs"));
         assert_eq!(pids.len(), nodes);
-        Dev { process, told, nodes: pids, _folder: folder }
+        Dev { process, told, seen, nodes: pids, _folder: folder }
     }
 
     fn pid(&self) -> u32 {
@@ -84,6 +89,28 @@ fn ctrl_c_and_sigterm_end_hp_dev_with_all_its_nodes() {
             assert_eq!(dev.ended().await, Some(0), "{signal}");
             all_gone(&all).await;
         }
+    });
+}
+
+#[test]
+fn what_a_network_of_hp_dev_puts_out_is_settled_and_can_be_checked_as_it_says() {
+    block_on(async {
+        let mut dev = Dev::up(3).await;
+        let user = dev.seen.iter().find_map(|line| line.split_once("hp client ")).expect("how to connect").1.to_owned();
+        let answered = call(&["client", "--once", "hello", &user]).await;
+        assert_eq!((answered.code, answered.out.as_str()), (Some(0), "5 5\n"), "{}", answered.err);
+        while !next(&mut dev.told).await.expect("it is settled").starts_with("settled: ledgers 1 to ") {}
+        let told = next(&mut dev.told).await.expect("how to check it");
+        let node = told.trim().strip_prefix("hp msb verify ").expect("the command").to_owned();
+        let checked = call(&["msb", "verify", &node]).await;
+        assert_eq!(checked.code, Some(0), "{}{}", checked.out, checked.err);
+        assert!(
+            checked.out.contains("ok: 1 settlement, all of them on the bus at http://127.0.0.1:"),
+            "{}",
+            checked.out
+        );
+        send_signal(dev.pid(), Signal::SIGTERM);
+        assert_eq!(dev.ended().await, Some(0));
     });
 }
 
