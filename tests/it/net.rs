@@ -315,8 +315,8 @@ impl Net {
         until("all nodes are at one ledger", async || self.agreed().await.ok()).await
     }
 
-    /// The same where a ledger may take long: as long as some node closes or runs one within the time that any test waits.
-    pub async fn agree_while_it_moves(&self) -> (u64, String) {
+    /// The same where a ledger may take long: as long as some node closes or runs one within this time.
+    pub async fn agree_while_it_moves(&self, within: Duration) -> (u64, String) {
         let (mut moved, mut last) = (Instant::now(), 0);
         let mut ticks = interval(Duration::from_millis(20));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -326,7 +326,7 @@ impl Net {
                 Ok(agreed) => return agreed,
                 Err(now) if now > last => (moved, last) = (Instant::now(), now),
                 Err(now) => {
-                    assert!(moved.elapsed() < DEADLINE, "no ledger closed or run within {DEADLINE:?}, at {now}")
+                    assert!(moved.elapsed() < within, "no ledger closed or run within {within:?}, at {now}")
                 }
             }
         }

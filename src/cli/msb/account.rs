@@ -55,10 +55,15 @@ impl Whose {
             }),
         }
     }
+
+    fn url(&self) -> Result<Option<String>, Failure> {
+        if self.address.is_some() { Ok(None) } else { self.wallet.url() }
+    }
 }
 
 const BALANCE_EXAMPLES: &str = "\
 Examples:
+  hp msb balance mynode                                       on the bus of its cfg/hp.cfg
   hp msb balance mynode --url http://127.0.0.1:5000
   hp msb balance --address trac1... --url https://bus.example.org --json
 
@@ -80,7 +85,7 @@ pub(super) struct Balance {
 impl Balance {
     pub(super) fn run(self) -> Outcome {
         let address = self.whose.address()?;
-        let client = self.bus.client(address.network())?;
+        let client = self.bus.client(address.network(), self.whose.url()?)?;
         let (balance, fee) = block_on(balance_and_fee(&client, &address))??;
         if self.json {
             let (balance, fee) = (balance.0.to_string(), fee.0.to_string());
@@ -132,7 +137,7 @@ pub(super) struct Fund {
 impl Fund {
     pub(super) fn run(self) -> Outcome {
         let address = self.whose.address()?;
-        let client = self.bus.client(address.network())?;
+        let client = self.bus.client(address.network(), self.whose.url()?)?;
         let (balance, fee) = block_on(self.give(&client, &address))??;
         answer(&format!("{address}\n  {}\n", worth(balance, fee)))
     }

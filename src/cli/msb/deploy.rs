@@ -48,7 +48,7 @@ pub(super) struct Deploy {
 impl Deploy {
     pub(super) fn run(self) -> Outcome {
         let (key, network) = self.wallet.key()?;
-        let client = self.bus.client(network)?;
+        let client = self.bus.client(network, self.wallet.url()?)?;
         // What the node's settlements will name.
         let of_node = self.wallet.config()?.map(|config| config.msb.subnet.unwrap_or(config.contract.id));
         let bs = self.bootstrap.or(of_node).unwrap_or_else(random);

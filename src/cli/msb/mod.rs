@@ -71,18 +71,26 @@ impl Msb {
 /// Which bus is asked.
 #[derive(Debug, Args)]
 struct Bus {
-    /// The bus: http://HOST:PORT or https://HOST
+    /// The bus: http://HOST:PORT or https://HOST [default: that of the folder's cfg/hp.cfg]
     #[arg(long, value_name = "URL")]
-    url: String,
+    url: Option<String>,
     /// Seconds to wait for an answer
     #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
 
 impl Bus {
-    fn client(&self, network: Network) -> Result<Client, Failure> {
-        let client = Client::new(&self.url, network).map_err(|error: UrlError| {
-            Failure::new(Exit::Usage, anyhow::Error::new(error).context("--url does not name a bus"))
+    /// `configured` is where the folder's node settles, if there is a folder and its node does.
+    fn client(&self, network: Network, configured: Option<String>) -> Result<Client, Failure> {
+        // The URL itself may hold a password.
+        let from = if self.url.is_some() { "--url" } else { "[msb] url of the folder's cfg/hp.cfg" };
+        let Some(url) = self.url.clone().or(configured) else {
+            let what =
+                anyhow::anyhow!("which bus? Name it with --url, or in a folder's cfg/hp.cfg ([msb] mode and url)");
+            return Err(Failure::new(Exit::Usage, what));
+        };
+        let client = Client::new(&url, network).map_err(|error: UrlError| {
+            Failure::new(Exit::Usage, anyhow::Error::new(error).context(format!("{from} does not name a bus")))
         })?;
         Ok(client.with_timeout(Duration::from_secs(self.timeout)))
     }

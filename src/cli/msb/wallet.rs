@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::super::{Exit, Failure};
 use crate::{
-    config::Config,
+    config::{Config, MsbMode},
     crypto::SecretKey,
     node::settle::network,
     settlement::{self, Network, read_key, read_words},
@@ -37,6 +37,14 @@ impl Wallet {
             (None, None) => Ok(Some(Config::load(&self.dir)?)),
             _ => Ok(None),
         }
+    }
+
+    /// The bus on which the folder's node settles, if it is a folder, and the node settles.
+    pub(super) fn url(&self) -> Result<Option<String>, Failure> {
+        Ok(self.config()?.and_then(|config| match config.msb.mode {
+            MsbMode::Http(url) => Some(url),
+            _ => None,
+        }))
     }
 
     /// For an address that is given as it is, no folder is looked at.

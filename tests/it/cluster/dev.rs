@@ -109,6 +109,9 @@ fn what_a_network_of_hp_dev_puts_out_is_settled_and_can_be_checked_as_it_says() 
             "{}",
             checked.out
         );
+        let rich = call(&["msb", "balance", &node]).await;
+        assert_eq!(rich.code, Some(0), "the bus is that of the folder's configuration: {}", rich.err);
+        assert!(rich.out.contains("1000 TNK") || rich.out.contains("999.97 TNK"), "{}", rich.out);
         send_signal(dev.pid(), Signal::SIGTERM);
         assert_eq!(dev.ended().await, Some(0));
     });

@@ -133,8 +133,8 @@ impl Field {
     }
 
     async fn root(&self) -> String {
-        // A run over a million files takes longer than anything else may.
-        self.net.agree_while_it_moves().await;
+        // A run over a million files, or the copy of them that the next run waits for, takes longer than anything else may.
+        self.net.agree_while_it_moves(self.longest).await;
         let mut roots = BTreeSet::new();
         for node in &self.net.nodes {
             let status = node.status().await.expect("it is up");
