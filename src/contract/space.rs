@@ -129,7 +129,11 @@ impl View {
             Ok(own) => {
                 own.put(&dir).map_err(view)?;
                 for path in texts(&space.fixed)?.iter().filter(|path| stamp(path).is_some()) {
-                    Tree::copy(path).and_then(|fixed| fixed.put(path)).and_then(|()| read_only(path)).map_err(view)?;
+                    match Tree::copy(path).and_then(|fixed| fixed.put(path)).and_then(|()| read_only(path)) {
+                        // Moved away since it was looked for: as if it had not been there.
+                        Ok(()) | Err(Errno::ENOENT) => {}
+                        Err(errno) => return Err(view(errno)),
+                    }
                 }
                 nix::unistd::chdir(dir.as_c_str()).map_err(|errno| (Step::Folder, errno))?;
             }
@@ -186,14 +190,21 @@ impl View {
                 empty = empty.or_else(|| meta.is_dir().then(|| path.clone()));
                 continue;
             }
-            match (meta.is_dir(), &empty) {
-                (false, _) => mount(Some(c"/dev/null"), path, None, libc::MS_BIND, None)?,
-                (true, Some(empty)) => mount(Some(empty), path, None, libc::MS_BIND, None)?,
+            let made = match (meta.is_dir(), &empty) {
+                (false, _) => mount(Some(c"/dev/null"), path, None, libc::MS_BIND, None),
+                (true, Some(empty)) => mount(Some(empty), path, None, libc::MS_BIND, None),
                 (true, None) => {
                     let flags = libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_RDONLY;
-                    mount(Some(c"tmpfs"), path, Some(c"tmpfs"), flags, Some(EMPTY))?;
-                    empty = Some(path.clone());
+                    mount(Some(c"tmpfs"), path, Some(c"tmpfs"), flags, Some(EMPTY))
                 }
+            };
+            match made {
+                // Moved away since it was looked at.
+                Err(Errno::ENOENT) if stamp(path).is_none() => continue,
+                made => made?,
+            }
+            if meta.is_dir() && empty.is_none() {
+                empty = Some(path.clone());
             }
             *seen = stamp(path);
         }
