@@ -8,7 +8,7 @@
 
 use std::{
     ffi::CString,
-    fs, io,
+    fs,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     thread,
@@ -21,6 +21,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use super::space::errno_of;
 
 /// What every name begins with.
 const NAME: &str = "hotpocket-";
@@ -273,10 +275,6 @@ fn begun(pid: i32) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
     fields.nth(22 - 4)?.parse().ok().filter(|_| !matches!(state, "Z" | "X"))
-}
-
-fn errno_of(error: io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 #[cfg(test)]
