@@ -18,6 +18,7 @@ mod overtime;
 mod reads;
 mod recover;
 mod rows;
+mod settlement;
 mod signed;
 mod silence;
 mod state;
