@@ -2,7 +2,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use hotpocket::config::{Document, quoted};
+use hotpocket::{
+    config::{Document, quoted},
+    crypto::SecretKey,
+};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
@@ -144,7 +147,7 @@ fn an_operator_votes_over_http_with_the_token_alone() {
         fs::write(&file, format!("{TOKEN}\n")).unwrap();
         net.start_all().await;
         let node = &net.nodes[0];
-        let other = "ab".repeat(32);
+        let other = SecretKey::generate().node_key().to_string();
         let vote = |token: Option<&str>, body: Value| {
             let request = client().post(format!("{}/v1/admin/unl/vote", node.http)).body(body.to_string());
             let request = request.header("content-type", "application/json");
