@@ -81,11 +81,10 @@ impl AdminToken {
         (text.len() >= Self::LENGTH_MIN && is_visible).then(|| AdminToken(text.into()))
     }
 
-    /// Whether this is it. Takes as long for any text: hashes are compared, of which nobody can choose the first bytes.
+    /// Whether this is it. How long that takes tells nothing but the length.
     fn is(&self, text: &str) -> bool {
-        let hash = |text: &str| Hash::tagged("hp/admin/1", text);
-        let (mine, shown) = (hash(&self.0).0, hash(text).0);
-        mine.iter().zip(shown).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+        let differs = self.0.bytes().zip(text.bytes()).fold(0, |differs, (a, b)| differs | (a ^ b));
+        std::hint::black_box(differs) == 0 && self.0.len() == text.len()
     }
 }
 
@@ -138,6 +137,8 @@ pub enum Question {
     Peers,
     /// Who decides.
     Unl,
+    /// What the last rounds took.
+    Rounds,
     /// What nodes have signed twice.
     Evidence,
     /// Where settling stands, and what was settled.

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Node, NodeError, control, events::Events};
+use super::{Node, NodeError, control, events::Events, rounds};
 use crate::{
     config::{Config, MsbMode, TlsFiles},
     divergence::folder,
@@ -42,6 +42,7 @@ const ARCHIVES_MAX: usize = 4;
 pub(super) enum Want {
     Status,
     Unl,
+    Rounds,
 }
 
 /// What the loop is asked.
@@ -69,6 +70,7 @@ struct Door {
     events: Events,
     status: Known,
     unl: Known,
+    rounds: Known,
     archives: Mutex<Vec<Archive>>,
 }
 
@@ -96,6 +98,7 @@ pub(super) fn start(
         events: events.clone(),
         status: Known::default(),
         unl: Known::default(),
+        rounds: Known::default(),
         archives: Mutex::default(),
     };
     Ok((Some(Http::start(settings, Arc::new(Arc::new(door)))?), asked))
@@ -169,6 +172,7 @@ impl Door {
                 Ok(json!({ "node": status["node"], "peers": status["links"], "suspects": status["suspects"] }))
             }
             Question::Unl => Ok((*self.known(Want::Unl).await?).clone()),
+            Question::Rounds => Ok((*self.known(Want::Rounds).await?).clone()),
             Question::Evidence => {
                 let status = self.known(Want::Status).await?;
                 Ok(json!({ "evidence": status["evidence"], "liars": status["liars"] }))
@@ -196,6 +200,7 @@ impl Door {
         let known = match want {
             Want::Status => &self.status,
             Want::Unl => &self.unl,
+            Want::Rounds => &self.rounds,
         };
         let mut known = known.lock().await;
         if let Some((_, value)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH_TIME) {
@@ -357,6 +362,7 @@ impl Node {
         let value = match ask {
             Ask::Tell(Want::Status) => self.status(),
             Ask::Tell(Want::Unl) => self.unl_status(),
+            Ask::Tell(Want::Rounds) => json!({ "rounds": self.rounds.json(rounds::ROUNDS_MAX) }),
             Ask::Control(request) => return self.on_request(control::Asked { request, answer }),
         };
         // Whoever asked may be gone.

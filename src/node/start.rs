@@ -8,12 +8,12 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
-    http, reads::Reads, report::Report, settle, silence, twins, wall_ms,
+    http, reads::Reads, report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -320,7 +320,8 @@ impl Node {
         let (gateway, gateway_events) = start_gateway(&config, user_tls.clone()).await?;
         let events = Events::new(config.http.listen.is_some());
         let (http, http_asks) = http::start(&config, http_tls.clone(), &events)?;
-        let (control, requests) = Control::start(&config.dir).map_err(|source| NodeError::Io {
+        let (changes, changed) = watch::channel(0);
+        let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
             path: super::control::path(&config.dir),
             source,
@@ -342,6 +343,7 @@ impl Node {
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
         let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
+        let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
             secret,
@@ -361,6 +363,7 @@ impl Node {
             settling,
             control: Some(control),
             requests,
+            changes,
             answers: Vec::new(),
             executor,
             from_runs_tx,
@@ -409,6 +412,8 @@ impl Node {
             delivering: false,
             last_agreed: None,
             report,
+            rounds,
+            traffic: Default::default(),
             records,
             _lock: lock,
         };

@@ -15,6 +15,7 @@ pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
         .routes(routes!(status))
         .routes(routes!(peers))
         .routes(routes!(unl))
+        .routes(routes!(rounds))
         .routes(routes!(evidence))
         .routes(routes!(settlements))
 }
@@ -44,6 +45,12 @@ async fn peers(State(api): State<Api>) -> Reply {
 #[utoipa::path(get, path = "/v1/unl", tag = "node", responses((status = 200, description = "The UNL")))]
 async fn unl(State(api): State<Api>) -> Reply {
     api.ask(Question::Unl).await.map(Fresh)
+}
+
+/// What the last 100 rounds took: time per stage, attempts, who was late, execution, bytes.
+#[utoipa::path(get, path = "/v1/rounds", tag = "node", responses((status = 200, description = "`{\"rounds\": [...]}`, the newest last")))]
+async fn rounds(State(api): State<Api>) -> Reply {
+    api.ask(Question::Rounds).await.map(Fresh)
 }
 
 /// Nodes that have signed two different messages for one slot, as this node can prove.
