@@ -136,6 +136,10 @@ pub struct Node {
     tls: Vec<Tls>,
     events: events::Events,
     told_last: events::Last,
+    /// Who waits over HTTP for what becomes of an input.
+    waiting: http::Waiting,
+    /// How far results are agreed on, for those beside the loop.
+    agreed: watch::Sender<http::Agreed>,
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
@@ -864,6 +868,7 @@ impl Node {
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
+        self.waiting.accepted(ledger.candidate.header.seq, hash, signed);
         self.accept(ledger.candidate.header.seq, hash, signed);
     }
 }

@@ -1,6 +1,7 @@
 //! `hp new`: a contract folder with a key of its own, or, with `--template`, the project of a contract.
 
 mod template;
+mod tls;
 
 use std::{
     fmt::Write as _,
@@ -28,6 +29,7 @@ Examples:
   hp new mynode --pubport 8080              then put the executable at mynode/bin/contract
   hp new mynode --binary /opt/app/server    an executable of the system
   hp new second --join mynode/cfg/hp.cfg    another node of mynode's contract
+  hp new mynode --pubport 8080 --tls        with TLS, by a certificate of its own
   hp new --template python guestbook        no node: the project of a contract, with its tests
 
 The file for --join needs no secret key: before you give yours to anybody, take the line `seckey` out.";
@@ -39,7 +41,7 @@ pub(super) struct New {
     /// The folder. If it has a cfg/hp.cfg already, nothing is changed.
     dir: PathBuf,
     /// Make the project of a contract in this language instead: source, bin/, tests, README; no node
-    #[arg(long, value_name = "LANGUAGE", conflicts_with_all = ["join", "binary", "peerport", "pubport"])]
+    #[arg(long, value_name = "LANGUAGE", conflicts_with_all = ["join", "binary", "peerport", "pubport", "tls"])]
     template: Option<template::Language>,
     /// The cfg/hp.cfg of a node whose network the new node is for: contract, UNL, executable and everything shared are
     /// copied.
@@ -54,6 +56,9 @@ pub(super) struct New {
     /// The port for users; without one the node serves none
     #[arg(long, value_name = "PORT")]
     pubport: Option<u16>,
+    /// Serve users and HTTP with TLS: makes a key and a certificate that it signs itself, for localhost and these names
+    #[arg(long, value_name = "NAME,...", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    tls: Option<Vec<String>>,
 }
 
 impl New {
@@ -81,12 +86,20 @@ impl New {
                 document.set(key, &port.to_string());
             }
         }
+        let pair = match &self.tls {
+            Some(names) => {
+                Some(tls::make(other.as_ref().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |other| other.ip), names)?)
+            }
+            None => None,
+        };
+        pair.iter().for_each(|pair| pair.set(&mut document));
         let file = Config::path(&self.dir);
         let key_file = |_: &Path| Ok(secret.to_hex());
         let config = Config::parse(document.text(), &file, &self.dir, &key_file)?;
 
-        make(&self.dir, document.text())?;
-        answer(&report(&config, other.as_ref()))
+        make(&self.dir, document.text(), pair.as_ref())?;
+        let pair = pair.map(|pair| pair.report(&self.dir)).unwrap_or_default();
+        answer(&(report(&config, other.as_ref()) + &pair))
     }
 }
 
@@ -144,11 +157,14 @@ fn reached_at(other: &Config) -> SocketAddr {
     SocketAddr::new(ip, other.peerport)
 }
 
-fn make(dir: &Path, text: &str) -> Result<(), anyhow::Error> {
+fn make(dir: &Path, text: &str, pair: Option<&tls::Pair>) -> Result<(), anyhow::Error> {
     let file = Config::path(dir);
     let cfg = file.parent().expect("the file is in cfg/");
     for folder in FOLDERS.iter().map(|name| dir.join(name)).chain([cfg.to_owned()]) {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    if let Some(pair) = pair {
+        pair.write(dir)?;
     }
     let new = write_aside(cfg, text).with_context(|| format!("cannot write {}", file.display()))?;
     new.persist_noclobber(&file)

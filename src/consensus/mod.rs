@@ -531,6 +531,17 @@ impl Consensus {
         }
     }
 
+    /// The lowest number above all nonces of a user's signed inputs that are held or in the ledgers of the window.
+    pub fn next_nonce(&self, user: UserKey) -> u64 {
+        let last = self.window.last_nonce(user).max(self.pool.last_nonce(user));
+        last.map_or(0, |last| last.saturating_add(1))
+    }
+
+    /// The ledger that has an input with this key, if it is in the window.
+    pub fn ledger_of(&self, key: &InputKey) -> Option<Seq> {
+        self.window.get(key).copied()
+    }
+
     /// An observer lists nothing, so nobody asks it for what was lost on the way: it tells its users' inputs again.
     fn tell_observed_inputs(&mut self) {
         if self.is_member(&self.params.me) {

@@ -133,6 +133,12 @@ impl Pool {
         self.signed.range((user, nonce, Hash::ZERO)..=(user, nonce, Hash([0xff; 32]))).next().is_some()
     }
 
+    /// The largest nonce of the held inputs that this user signed.
+    pub fn last_nonce(&self, user: UserKey) -> Option<u64> {
+        let of_user = (user, 0, Hash::ZERO)..=(user, u64::MAX, Hash([0xff; 32]));
+        self.signed.range(of_user).next_back().map(|entry| entry.1)
+    }
+
     /// Inputs that users sent to this node and signed, at most so many and so many bytes of payload; the first are those
     /// after `from`, and behind the last come the first again.
     pub fn signed_from(&self, host: &NodeKey, from: Hash, count: usize, bytes: usize) -> Vec<Input> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::header::InputKey;
-use crate::types::Seq;
+use crate::types::{Hash, Seq, UserKey};
 
 /// Keys by ledger. To forget old ones costs what is forgotten, however many there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +17,12 @@ impl Window {
     /// The ledger with this key, if it is one of those remembered.
     pub fn get(&self, key: &InputKey) -> Option<&Seq> {
         self.seqs.get(key)
+    }
+
+    /// The largest nonce of the inputs that this user signed.
+    pub fn last_nonce(&self, user: UserKey) -> Option<u64> {
+        let of_user = (user, Hash::ZERO, 0)..=(user, Hash::ZERO, u64::MAX);
+        self.seqs.range(of_user).next_back().map(|((_, _, nonce), _)| *nonce)
     }
 
     /// Whether it is in one of those.

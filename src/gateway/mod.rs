@@ -313,6 +313,11 @@ impl Gateway {
         registry.notice = stands.then_some(notice);
     }
 
+    /// Whether a user may send one more message now, through whatever door; counts it when so.
+    pub fn allows(&self, user: &UserKey) -> bool {
+        self.shared.rate_allows(user)
+    }
+
     /// Keys with at least one open session.
     pub fn users(&self) -> usize {
         self.shared.lock().users.len()

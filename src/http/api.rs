@@ -30,6 +30,7 @@ pub(super) struct Api {
     pub(super) source: Arc<dyn Source>,
     pub(super) room: Room,
     pub(super) body_bytes_max: usize,
+    pub(super) api_tx_exposed: bool,
     pub(super) admin_token: Option<AdminToken>,
     pub(super) document: Arc<Value>,
 }
@@ -61,6 +62,7 @@ pub(super) fn router(config: HttpConfig, source: Arc<dyn Source>) -> Router {
         source,
         room: Room::new(),
         body_bytes_max: config.body_bytes_max,
+        api_tx_exposed: config.api_tx_exposed,
         admin_token: config.admin_token,
         document: serde_json::to_value(&document).expect("a document is plain data").into(),
     };

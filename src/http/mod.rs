@@ -10,6 +10,7 @@
 mod answer;
 mod api;
 mod body;
+mod command;
 mod held;
 mod page;
 mod params;
@@ -34,10 +35,10 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-pub use self::answer::Failure;
+pub use self::{answer::Failure, command::Draft};
 use crate::{
     tls::Tls,
-    types::{Hash, Seq},
+    types::{Hash, Seq, Sig, UserKey},
 };
 
 /// Threads that read files and the database for requests. Past it a read waits for its turn.
@@ -154,10 +155,73 @@ pub enum Question {
     Ledger(Which),
     /// Ledgers on which results differed; or the report on one.
     Divergence(Option<Seq>),
+    /// A file of the contract's state.
+    State {
+        /// Its path below the state's folder.
+        key: String,
+        /// As the network agreed on it; else as this node's last run left it.
+        confirmed: bool,
+    },
+    /// What the contract takes and gives.
+    Schema,
+    /// The next nonce of a user.
+    Nonce(UserKey),
+    /// What is needed to sign an input elsewhere.
+    TxContext,
+    /// What is to be signed.
+    Prepare(Draft),
+    /// Run the contract on a copy of the state, and change nothing.
+    Simulate(SignedTx),
+    /// Take an input.
+    Submit {
+        /// The input.
+        tx: SignedTx,
+        /// For what to wait.
+        wait: Wait,
+        /// For how long.
+        timeout: Duration,
+    },
+    /// What became of an input.
+    Input(Hash),
+    /// What a user got in a ledger.
+    Proof {
+        /// Which ledger.
+        seq: Seq,
+        /// Who.
+        user: UserKey,
+    },
     /// The operator votes on the UNL.
     UnlVote(UnlVote),
     /// The operator takes that vote back.
     UnlWithdraw,
+}
+
+/// An input that its user signs. Nothing of it was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedTx {
+    /// What the client takes for its id.
+    pub tx: Hash,
+    /// Who.
+    pub user: UserKey,
+    /// Unique among the user's.
+    pub nonce: u64,
+    /// The last ledger that may hold it.
+    pub max_ledger: Seq,
+    /// What the contract gets.
+    pub payload: Vec<u8>,
+    /// The user's signature over the id.
+    pub sig: Sig,
+}
+
+/// What of an input's way is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Nothing.
+    Not,
+    /// That a closed ledger holds it.
+    Accepted,
+    /// That its outcome is agreed on.
+    Output,
 }
 
 /// The vote that an operator asks for.

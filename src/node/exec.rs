@@ -321,6 +321,12 @@ impl Executor {
         .await
     }
 
+    /// The state after the last run that is over, agreed on or not, pinned.
+    pub async fn pin_latest(&self) -> Result<Option<(Seq, Pin, Duration)>, ExecError> {
+        let latest = self.blocking(|held| Ok(held.after.map(|after| (after, held.root)))).await?;
+        self.pin_last(latest).await
+    }
+
     /// What is here of a state that is to be fetched.
     pub async fn survey(&self) -> Result<Local, ExecError> {
         self.blocking(|held| Ok(held.state.survey()?)).await

@@ -1,6 +1,10 @@
 //! What the HTTP side is answered. Beside the loop: ledgers are read by threads of the HTTP side, from the database file and not
 //! through the node's own connection; and what only the loop knows it is asked a bounded number of times a second, however many
-//! want to know.
+//! want to know. `chain` reads ledgers, `wallet` is what wallets ask, `waiting` who waits for what becomes of an input.
+
+mod chain;
+mod waiting;
+mod wallet;
 
 use std::{
     path::PathBuf,
@@ -10,22 +14,21 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 use tracing::{error, info, warn};
 
-use super::{Node, NodeError, control, events::Events, rounds};
+pub(super) use self::waiting::{Agreed, Became, Waiting};
+use super::{Node, NodeError, control, events::Events, reads::Files, rounds};
 use crate::{
     config::{Config, MsbMode, TlsFiles},
-    divergence::folder,
-    http::{AdminToken, Answer, Answering, Failure, Http, HttpConfig, Question, Source, Subscription, Which},
-    ledger::{
-        Archive, Depth,
-        view::{self, Chain},
-    },
+    consensus::header::{Input, InputKey},
+    http::{AdminToken, Answer, Answering, Failure, Http, HttpConfig, Question, Source, Subscription},
+    ledger::{Archive, Ledger, view},
+    signed::ReadFate,
     tls::Tls,
-    types::Seq,
+    types::{Hash, Seq, UserKey},
 };
 
 /// Questions for the loop that wait. Past it a request waits.
@@ -37,27 +40,33 @@ const FRESH_TIME: Duration = Duration::from_millis(50);
 /// Connections to the database that are kept for the next question.
 const ARCHIVES_MAX: usize = 4;
 
+/// Questions that the node's own connection to the database is asked at a time: it also writes what rounds wait for.
+const LOOKS_MAX: usize = 2;
+
 /// What only the loop knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
     Status,
     Unl,
     Rounds,
+    /// What a wallet needs to sign.
+    Context,
 }
 
-/// What the loop is asked.
+/// A question on its way to the loop, and where the answer goes.
 #[derive(Debug)]
-enum Ask {
-    Tell(Want),
+pub(super) enum Asked {
+    Tell(Want, oneshot::Sender<Value>),
     /// As an operator at the node.
-    Control(control::Request),
-}
-
-/// A question on its way to the loop.
-#[derive(Debug)]
-pub(super) struct Asked {
-    ask: Ask,
-    answer: oneshot::Sender<Value>,
+    Control(control::Request, oneshot::Sender<Value>),
+    /// The next nonce of a user.
+    Nonce(UserKey, oneshot::Sender<u64>),
+    /// The ledger that has an input with this key.
+    Find(InputKey, oneshot::Sender<Option<Seq>>),
+    /// Take an input whose signature was checked.
+    Submit(Box<Input>, Hash, oneshot::Sender<Became>),
+    /// Run the contract on a copy of the state. Whoever asks is there as long as the channel is.
+    Simulate(UserKey, Vec<u8>, watch::Receiver<()>, oneshot::Sender<ReadFate>),
 }
 
 /// What is known of one thing, and since when.
@@ -71,14 +80,32 @@ struct Door {
     status: Known,
     unl: Known,
     rounds: Known,
+    context: Known,
     archives: Mutex<Vec<Archive>>,
+    chain_id: Hash,
+    input_bytes_max: usize,
+    input_window: u64,
+    ledger: Ledger,
+    /// Turns at the node's own connection to the database.
+    looks: Semaphore,
+    agreed: watch::Receiver<Agreed>,
+    files: Files,
+}
+
+/// What of the node is at hand beside its loop.
+pub(super) struct Parts<'a> {
+    pub(super) chain_id: Hash,
+    pub(super) events: &'a Events,
+    pub(super) ledger: &'a Ledger,
+    pub(super) agreed: watch::Receiver<Agreed>,
+    pub(super) files: Files,
 }
 
 /// Starts the HTTP side, where one is asked for. What it asks comes out of the channel.
 pub(super) fn start(
     config: &Config,
     tls: Option<Tls>,
-    events: &Events,
+    parts: Parts<'_>,
 ) -> Result<(Option<Http>, mpsc::Receiver<Asked>), NodeError> {
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     let Some(listen) = config.http.listen else { return Ok((None, asked)) };
@@ -95,11 +122,19 @@ pub(super) fn start(
     let door = Door {
         dir: config.dir.clone(),
         asks,
-        events: events.clone(),
+        events: parts.events.clone(),
         status: Known::default(),
         unl: Known::default(),
         rounds: Known::default(),
+        context: Known::default(),
         archives: Mutex::default(),
+        chain_id: parts.chain_id,
+        input_bytes_max: usize::try_from(config.pubmaxsize).expect("at most 4 MiB"),
+        input_window: config.consensus.input_window,
+        ledger: parts.ledger.clone(),
+        looks: Semaphore::new(LOOKS_MAX),
+        agreed: parts.agreed,
+        files: parts.files,
     };
     Ok((Some(Http::start(settings, Arc::new(Arc::new(door)))?), asked))
 }
@@ -181,8 +216,20 @@ impl Door {
                 let status = self.known(Want::Status).await?;
                 Ok(json!({ "settlement": status["settlement"] }))
             }
-            Question::Ledgers { from, limit } => self.read(move |archive| ledgers(archive, from, limit)).await,
-            Question::Ledger(which) => self.read(move |archive| ledger(archive, which)).await,
+            Question::Ledgers { from, limit } => self.read(move |archive| chain::ledgers(archive, from, limit)).await,
+            Question::Ledger(which) => self.read(move |archive| chain::ledger(archive, which)).await,
+            Question::State { key, confirmed } => self.state(key, confirmed).await,
+            Question::Schema => self.schema().await,
+            Question::Nonce(user) => {
+                let nonce = self.ask_loop(|answer| Asked::Nonce(user, answer)).await?;
+                Ok(json!({ "nonce": nonce }))
+            }
+            Question::TxContext => Ok((*self.known(Want::Context).await?).clone()),
+            Question::Prepare(draft) => self.prepare(draft).await,
+            Question::Simulate(tx) => self.simulate(tx).await,
+            Question::Submit { tx, wait, timeout } => self.submit(tx, wait, timeout).await,
+            Question::Input(id) => self.input(id).await,
+            Question::Proof { seq, user } => self.proof(seq, user).await,
             Question::UnlVote(vote) => {
                 let crate::http::UnlVote { add, node, peer, yes } = vote;
                 self.control(control::Request::UnlVote(control::UnlVote { add, node, peer, yes })).await
@@ -190,7 +237,7 @@ impl Door {
             Question::UnlWithdraw => self.control(control::Request::UnlWithdraw).await,
             Question::Divergence(seq) => {
                 let dir = self.dir.clone();
-                spawn_blocking(move || divergence(&dir, seq)).await.unwrap_or_else(|_| Err(Failure::internal()))
+                spawn_blocking(move || chain::divergence(&dir, seq)).await.unwrap_or_else(|_| Err(Failure::internal()))
             }
         }
     }
@@ -201,26 +248,27 @@ impl Door {
             Want::Status => &self.status,
             Want::Unl => &self.unl,
             Want::Rounds => &self.rounds,
+            Want::Context => &self.context,
         };
         let mut known = known.lock().await;
         if let Some((_, value)) = known.as_ref().filter(|(at, _)| at.elapsed() < FRESH_TIME) {
             return Ok(value.clone());
         }
-        let value = Arc::new(self.ask_loop(Ask::Tell(want)).await?);
+        let value = Arc::new(self.ask_loop(|answer| Asked::Tell(want, answer)).await?);
         *known = Some((Instant::now(), value.clone()));
         Ok(value)
     }
 
-    async fn ask_loop(&self, ask: Ask) -> Answer {
+    async fn ask_loop<T>(&self, asked: impl FnOnce(oneshot::Sender<T>) -> Asked) -> Result<T, Failure> {
         let (answer, answered) = oneshot::channel();
         let stops = || Failure::busy("The node is stopping.");
-        self.asks.send(Asked { ask, answer }).await.map_err(|_| stops())?;
+        self.asks.send(asked(answer)).await.map_err(|_| stops())?;
         answered.await.map_err(|_| stops())
     }
 
     /// Has done what an operator asks for.
     async fn control(&self, request: control::Request) -> Answer {
-        let value = self.ask_loop(Ask::Control(request)).await?;
+        let value = self.ask_loop(|answer| Asked::Control(request, answer)).await?;
         match value["error"].as_str() {
             None => Ok(value),
             Some(why) => Err(Failure { status: 409, error: why.to_owned() }),
@@ -300,79 +348,40 @@ fn for_wallets(status: &Value) -> Value {
     json!({ "peer": peer, "msb": msb, "node": node })
 }
 
-fn ledgers(archive: &Archive, from: Option<Seq>, limit: u64) -> Answer {
-    let chain = Chain::read(archive).map_err(|error| unreadable(&error))?;
-    let first = from.unwrap_or_else(|| (chain.tip + 1).saturating_sub(limit)).max(1);
-    let last = chain.tip.min(first.saturating_add(limit - 1));
-    let mut ledgers = Vec::new();
-    let read = view::read(archive, first, last, Depth::Closed, |ledger| {
-        ledgers.push(view::summary(&ledger, &chain));
-        Ok::<(), view::Unreadable>(())
-    });
-    read.map_err(|error| unreadable(&error))?;
-    Ok(json!({ "ledgers": ledgers, "tip": chain.tip }))
-}
-
-fn ledger(archive: &Archive, which: Which) -> Answer {
-    let chain = Chain::read(archive).map_err(|error| unreadable(&error))?;
-    let seq = match which {
-        Which::Seq(seq) => seq,
-        Which::Last => chain.tip,
-        Which::Hash(hash) => {
-            let found = archive.seq_of(hash).map_err(|error| unreadable(&error))?;
-            found.ok_or_else(|| Failure::not_found(format!("There is no ledger {hash} here.")))?
-        }
-    };
-    if seq == 0 {
-        return Ok(chain.json());
-    }
-    let page = match seq <= chain.tip {
-        true => view::read_page(archive, seq, seq, Depth::All).map_err(|error| unreadable(&error))?,
-        false => Vec::new(),
-    };
-    let missing = || Failure::not_found(format!("There is no ledger {seq} here: the last one is {}.", chain.tip));
-    let ledger = page.into_iter().next().flatten().ok_or_else(missing)?;
-    Ok(view::json(&ledger, &chain))
-}
-
-fn divergence(dir: &std::path::Path, seq: Option<Seq>) -> Answer {
-    let report = |seq| folder::read_report(dir, seq).map_err(|error| unreadable(&error));
-    match seq {
-        Some(seq) => {
-            let missing = || Failure::not_found(format!("There is no report on ledger {seq} here."));
-            let report = report(seq)?.ok_or_else(missing)?;
-            serde_json::to_value(report).map_err(|error| unreadable(&error))
-        }
-        None => {
-            let mut found = Vec::new();
-            for seq in folder::list(dir).map_err(|error| unreadable(&error))? {
-                let report = report(seq)?;
-                let (kind, groups) = (report.as_ref().map(|it| it.kind), report.as_ref().map(|it| it.groups.len()));
-                found.push(json!({ "seq": seq, "kind": kind, "groups": groups }));
-            }
-            Ok(json!({ "divergence": found }))
-        }
-    }
-}
-
 impl Node {
     /// Answers what only the loop knows.
     pub(super) fn on_http(&mut self, asked: Asked) -> Result<(), NodeError> {
-        let Asked { ask, answer } = asked;
-        let value = match ask {
-            Ask::Tell(Want::Status) => self.status(),
-            Ask::Tell(Want::Unl) => self.unl_status(),
-            Ask::Tell(Want::Rounds) => json!({ "rounds": self.rounds.json(rounds::ROUNDS_MAX) }),
-            Ask::Control(request) => return self.on_request(control::Asked { request, answer }),
-        };
-        // Whoever asked may be gone.
-        let _ = answer.send(value);
+        // Whoever asked may be gone: that an answer is not taken is no error.
+        match asked {
+            Asked::Tell(want, answer) => {
+                let _ = answer.send(match want {
+                    Want::Status => self.status(),
+                    Want::Unl => self.unl_status(),
+                    Want::Rounds => json!({ "rounds": self.rounds.json(rounds::ROUNDS_MAX) }),
+                    Want::Context => self.tx_context(),
+                });
+            }
+            Asked::Control(request, answer) => return self.on_request(control::Asked { request, answer }),
+            Asked::Nonce(user, answer) => {
+                let _ = answer.send(self.core.next_nonce(user));
+            }
+            Asked::Find(key, answer) => {
+                let _ = answer.send(self.core.ledger_of(&key));
+            }
+            Asked::Submit(input, id, answer) => return self.submit_over_http(*input, id, answer),
+            Asked::Simulate(user, payload, left, answer) => self.simulate(user, payload, left, answer),
+        }
         Ok(())
     }
 
     /// The ports that speak TLS, for [`reload_tls`].
     pub fn tls_ports(&self) -> Vec<Tls> {
         self.tls.clone()
+    }
+
+    /// Whether the user port speaks TLS.
+    pub fn has_user_tls(&self) -> bool {
+        self.config.user.tls.is_some()
     }
 
     /// Where the HTTP side is reached, if there is one.

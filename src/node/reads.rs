@@ -14,18 +14,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinSet,
+};
 use tracing::warn;
 
 use self::place::{Outcome, Places};
 use super::{Executor, Node, NodeError, users::Told};
 use crate::{
     config::Config,
-    consensus::header::{ExecResult, Settlement},
+    consensus::{
+        details::PathKind,
+        header::{ExecResult, Settlement},
+    },
     contract::{UserInput, fdlist::Facts},
     gateway::SessionId,
     ledger::Ledger,
     signed::{Base64, ReadFate, ReadFrame, ReadReason, ReadResult, Reply, Text},
+    state::PathFound,
     types::{Auth, Hash, NodeKey, Seq, UserKey, WallMs},
 };
 
@@ -33,6 +40,8 @@ use crate::{
 const ASKED_BY_SESSION_MAX: usize = 8;
 /// Questions of all sessions that wait, for each that can be answered at a time. Past it one is refused as `busy`.
 const WAITING_FOR_EACH_MAX: usize = 16;
+/// All that ask over HTTP count as one session.
+const OVER_HTTP: SessionId = SessionId(u64::MAX - 1);
 /// Processes of this node's user that read-only runs add, together, to those of a ledger's run.
 const PROCESSES_MAX: u64 = 64;
 
@@ -55,6 +64,11 @@ impl Reads {
         let places = Arc::new(Places::new(config, exe));
         places.clear().await?;
         Ok(Reads { places, asked: BTreeMap::new(), tasks: JoinSet::new() })
+    }
+
+    /// The state's files, for who asks beside the loop.
+    pub(super) fn files(&self, executor: &Executor) -> Files {
+        Files { places: self.places.clone(), executor: executor.clone() }
     }
 
     /// This result is the last that is agreed on.
@@ -105,6 +119,48 @@ impl Reads {
     }
 }
 
+/// Files of the contract's state, for who asks beside the loop.
+pub(super) struct Files {
+    places: Arc<Places>,
+    executor: Executor,
+}
+
+/// What was found at a path of the state.
+pub(super) enum FileRead {
+    Nothing,
+    /// A folder, or a symlink.
+    Other(&'static str),
+    /// Of so many bytes.
+    Long(u64),
+    File {
+        bytes: Vec<u8>,
+        root: Hash,
+    },
+}
+
+impl Files {
+    /// What is at a path of the state after the last ledger whose result is agreed on, or after the last run; with that
+    /// ledger. `None` when there is no such state here.
+    pub(super) async fn read(
+        &self,
+        path: &[u8],
+        bytes_max: u64,
+        confirmed: bool,
+    ) -> Result<Option<(Seq, FileRead)>, Box<dyn std::error::Error + Send + Sync>> {
+        let Some((seq, found)) = self.places.look(&self.executor, path, bytes_max, confirmed).await? else {
+            return Ok(None);
+        };
+        let read = match found {
+            PathFound::Nothing => FileRead::Nothing,
+            PathFound::Other(PathKind::Symlink) => FileRead::Other("symlink"),
+            PathFound::Other(_) => FileRead::Other("folder"),
+            PathFound::Long(bytes) => FileRead::Long(bytes),
+            PathFound::File { bytes, root } => FileRead::File { bytes, root },
+        };
+        Ok(Some((seq, read)))
+    }
+}
+
 /// A question, and with what it is answered.
 struct Question {
     places: Arc<Places>,
@@ -121,29 +177,62 @@ impl Node {
         let Some(gateway) = &self.gateway else { return };
         let ReadFrame { id, payload } = asked;
         let frame = move |fate| Reply::ReadResult(ReadResult { id, fate }).to_json();
-        let fetching = "this node is fetching the network's state; ask another one, or later";
-        let why = match self.syncing.is_some() || self.core.lacks_state_since_join() {
-            true => Some((ReadReason::NotReady, fetching)),
-            false => self.reads.refuses(session),
-        };
-        if let Some((reason, message)) = why {
-            return gateway.answer(session, frame(refused(reason, message)));
+        if let Some(refused) = self.refuses_read(session) {
+            return gateway.answer(session, frame(refused));
         }
         let Some(left) = gateway.left(session) else { return };
         *self.reads.asked.entry(session).or_insert(0) += 1;
-        let question = Question {
-            places: self.reads.places.clone(),
-            executor: self.executor.clone(),
-            ledger: self.ledger.clone(),
-            user,
-            unl: self.core.unl().to_vec(),
-            payload: payload.0,
-        };
+        let question = self.question(user, payload.0);
         let told = self.told_tx.clone();
         self.reads.tasks.spawn(async move {
             let fate = question.answer(left).await;
             let _ = told.send(Told::Read(session, fate.map(frame))).await;
         });
+    }
+
+    /// Somebody asks the contract something over HTTP.
+    pub(super) fn simulate(
+        &mut self,
+        user: UserKey,
+        payload: Vec<u8>,
+        left: watch::Receiver<()>,
+        answer: oneshot::Sender<ReadFate>,
+    ) {
+        if let Some(refused) = self.refuses_read(OVER_HTTP) {
+            // Whoever asked may be gone.
+            let _ = answer.send(refused);
+            return;
+        }
+        *self.reads.asked.entry(OVER_HTTP).or_insert(0) += 1;
+        let question = self.question(user, payload);
+        let told = self.told_tx.clone();
+        self.reads.tasks.spawn(async move {
+            if let Some(fate) = question.answer(left).await {
+                let _ = answer.send(fate);
+            }
+            let _ = told.send(Told::Read(OVER_HTTP, None)).await;
+        });
+    }
+
+    /// Why no question is answered for this session now.
+    fn refuses_read(&self, session: SessionId) -> Option<ReadFate> {
+        let fetching = "this node is fetching the network's state; ask another one, or later";
+        let why = match self.syncing.is_some() || self.core.lacks_state_since_join() {
+            true => Some((ReadReason::NotReady, fetching)),
+            false => self.reads.refuses(session),
+        };
+        why.map(|(reason, message)| refused(reason, message))
+    }
+
+    fn question(&self, user: UserKey, payload: Vec<u8>) -> Question {
+        Question {
+            places: self.reads.places.clone(),
+            executor: self.executor.clone(),
+            ledger: self.ledger.clone(),
+            user,
+            unl: self.core.unl().to_vec(),
+            payload,
+        }
     }
 }
 

@@ -318,8 +318,6 @@ impl Node {
         let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
         let (gateway, gateway_events) = start_gateway(&config, user_tls.clone()).await?;
-        let events = Events::new(config.http.listen.is_some());
-        let (http, http_asks) = http::start(&config, http_tls.clone(), &events)?;
         let (changes, changed) = watch::channel(0);
         let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
@@ -342,6 +340,16 @@ impl Node {
         let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
+        let events = Events::new(config.http.listen.is_some());
+        let (agreed, heard) = watch::channel(http::Agreed::default());
+        let parts = http::Parts {
+            chain_id: core.chain_id(),
+            events: &events,
+            ledger: &ledger,
+            agreed: heard,
+            files: reads.files(&executor),
+        };
+        let (http, http_asks) = http::start(&config, http_tls.clone(), parts)?;
         let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
         let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
@@ -359,6 +367,8 @@ impl Node {
             tls: user_tls.into_iter().chain(http_tls).collect(),
             events,
             told_last: Default::default(),
+            waiting: Default::default(),
+            agreed,
             ledger,
             settling,
             control: Some(control),

@@ -6,9 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 use tracing::{debug, warn};
 
-use super::{Node, NodeError};
+use super::{
+    Node, NodeError,
+    http::{Agreed, Became},
+};
 use crate::{
     consensus::{
         Event, LocalInput, LocalRef, Refused, SignedRef, SignedState,
@@ -191,6 +195,15 @@ impl Node {
     }
 
     pub(super) fn refuse(&mut self, input: &LocalRef, why: Refused) {
+        if let LocalRef::Signed(input) = input {
+            self.waiting.tell(
+                &input.id,
+                match why {
+                    Refused::Ledgered(seq) => Became::InLedger(seq),
+                    why => Became::Refused(why),
+                },
+            );
+        }
         let Some(gateway) = &self.gateway else { return };
         match input {
             LocalRef::Session { user, challenge, .. } => {
@@ -218,7 +231,12 @@ impl Node {
         }
     }
 
-    pub(super) fn expired(&self, inputs: &[LocalRef]) {
+    pub(super) fn expired(&mut self, inputs: &[LocalRef]) {
+        for input in inputs {
+            if let LocalRef::Signed(input) = input {
+                self.waiting.tell(&input.id, Became::Expired);
+            }
+        }
         let Some(gateway) = &self.gateway else { return };
         for input in inputs {
             match input {
@@ -247,17 +265,8 @@ impl Node {
         *self.asking.entry(NO_SESSION).or_insert(0) += 1;
         let (ledger, told, tip) = (self.ledger.clone(), self.told_tx.clone(), self.last_agreed.clone());
         tokio::spawn(async move {
-            let looked = async {
-                let closed = ledger.closed(seq).await?;
-                Ok::<_, LedgerError>(match closed {
-                    Some(closed) if closed.candidate.inputs.binary_search(&input.id).is_ok() => {
-                        let run = run_end(&ledger, seq, tip.as_ref()).await?;
-                        status(&input, Fate::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run })
-                    }
-                    _ => rejected(&input, Reason::NonceUsed),
-                })
-            };
-            let frame = looked.await.unwrap_or_else(|error| {
+            let looked = became_of(&ledger, &input, seq, tip.as_ref());
+            let frame = looked.await.map(|fate| status(&input, fate)).unwrap_or_else(|error| {
                 warn!(error = &error as &dyn std::error::Error, "cannot look an input up");
                 rejected(&input, Reason::Busy)
             });
@@ -356,6 +365,10 @@ impl Node {
         self.reads.agreed(result);
         self.settled(result);
         self.last_agreed = (!agreed.sigs.is_empty()).then(|| agreed.clone());
+        self.agreed.send_replace(Agreed { seq: result.of_seq, tip: self.last_agreed.clone() });
+        self.events.tell("result", || {
+            json!({ "seq": result.of_seq, "status": result.status.to_string(), "state_root": result.state_root.to_string() })
+        });
         // Not there: executed before a restart, and its sessions ended with that process.
         let kept = self.runs.get_mut(&result.of_seq).map(|kept| {
             kept.is_agreed = kept.details.as_ref().is_some_and(|details| details.result == *result);
@@ -463,6 +476,10 @@ fn status(input: &SignedRef, fate: Fate) -> String {
 }
 
 fn rejected(input: &SignedRef, reason: Reason) -> String {
+    status(input, rejection(reason))
+}
+
+fn rejection(reason: Reason) -> Fate {
     let message = match reason {
         Reason::Busy => BUSY,
         Reason::Expired => "no ledger up to its max_ledger holds it, and none ever will",
@@ -471,7 +488,53 @@ fn rejected(input: &SignedRef, reason: Reason) -> String {
         Reason::TooLarge => "it is longer than this network allows",
         Reason::BadSig | Reason::Rate => "refused",
     };
-    status(input, Fate::Rejected { reason, message: message.to_owned() })
+    Fate::Rejected { reason, message: message.to_owned() }
+}
+
+/// What became of an input whose nonce ledger `seq` has: the same one, or another?
+pub(super) async fn became_of(
+    ledger: &Ledger,
+    input: &SignedRef,
+    seq: Seq,
+    tip: Option<&ResultCert>,
+) -> Result<Fate, LedgerError> {
+    Ok(match ledger.closed(seq).await? {
+        Some(closed) if closed.candidate.inputs.binary_search(&input.id).is_ok() => {
+            let run = run_end(ledger, seq, tip).await?;
+            Fate::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run }
+        }
+        _ => rejection(Reason::NonceUsed),
+    })
+}
+
+/// What a user got in one ledger: the frame `output`, or `executed` where the run failed; null for neither, and none while the
+/// result is not agreed on.
+pub(super) async fn output_of(
+    ledger: &Ledger,
+    user: UserKey,
+    seq: Seq,
+    tip: Option<ResultCert>,
+) -> Result<Option<Value>, LedgerError> {
+    let Some(before) = seq.checked_sub(1) else { return Ok(None) };
+    let AnswerBody::Outputs(page) = outputs_page(ledger, user, before, tip).await? else { return Ok(None) };
+    if page.to < seq {
+        return Ok(None);
+    }
+    let output = page.outputs.into_iter().find(|output| output.seq == seq);
+    let failed = page.failed.into_iter().find(|failed| failed.seq == seq);
+    Ok(Some(json!({ "output": output, "executed": failed, "missing": page.missing.contains(&seq) })))
+}
+
+/// Where an input stands that ledger `seq` has.
+pub(super) async fn state_of(ledger: &Ledger, seq: Seq, tip: Option<ResultCert>) -> Result<InputState, LedgerError> {
+    let found = ledger.header_range(seq, 1).await?;
+    Ok(match found.first() {
+        None => InputState::Pending,
+        Some(closed) => {
+            let run = run_end(ledger, seq, tip.as_ref()).await?;
+            InputState::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run }
+        }
+    })
 }
 
 /// That the run of a ledger is agreed on, for each user with input in it. That it failed is proven; that it ended well the
@@ -564,15 +627,7 @@ async fn input_state(
     seq: Seq,
     tip: Option<ResultCert>,
 ) -> Result<AnswerBody, LedgerError> {
-    let found = ledger.header_range(seq, 1).await?;
-    let state = match found.first() {
-        None => InputState::Pending,
-        Some(closed) => {
-            let run = run_end(ledger, seq, tip.as_ref()).await?;
-            InputState::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run }
-        }
-    };
-    Ok(AnswerBody::Input { nonce, state })
+    Ok(AnswerBody::Input { nonce, state: state_of(ledger, seq, tip).await? })
 }
 
 /// How the run of a ledger ended: by the next one, or, of the last one, by its signatures.

@@ -79,7 +79,7 @@ pub use self::{
     aside::{DAMAGED, drop_fetched},
     diagnosis::{BEFORE_BYTES_MAX, BEFORE_FILE_BYTES_MAX, Before, DIAGNOSIS_ENTRIES_MAX, Extent},
     merkle::{BLOCK_BYTES, block_hash, is_in_tree, root_of},
-    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, Pin},
+    pin::{PIN_KEPT_BYTES_MAX, PINS_MAX, PathFound, Pin},
     replica::Replica,
     scan::{BYTES_MAX, ENTRIES_MAX, PATH_BYTES_MAX},
 };

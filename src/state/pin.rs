@@ -83,6 +83,24 @@ struct Held {
     lost: AtomicBool,
 }
 
+/// What a state has at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathFound {
+    /// Nothing.
+    Nothing,
+    /// No file.
+    Other(Kind),
+    /// A file of so many bytes, more than were wanted.
+    Long(u64),
+    /// A file.
+    File {
+        /// Its content.
+        bytes: Vec<u8>,
+        /// The root over its blocks.
+        root: Hash,
+    },
+}
+
 /// Blocks that are no longer where they were.
 #[derive(Default)]
 struct Kept {
@@ -170,6 +188,24 @@ impl Pin {
         // What went was kept before it went.
         let kept = self.held.kept().blocks.get(hash).cloned();
         kept.and_then(|(file, offset)| read(&file, offset)).filter(is_right)
+    }
+
+    /// What is at a path, with the content of a file of at most so many bytes.
+    pub fn path(&self, path: &[u8], bytes_max: u64) -> Result<PathFound, StateError> {
+        let found = self.held.entries.binary_search_by(|(other, _, _)| other.as_slice().cmp(path));
+        let Ok(at) = found else { return Ok(PathFound::Nothing) };
+        let (_, leaf, blocks) = &self.held.entries[at];
+        if leaf.kind != Kind::File {
+            return Ok(PathFound::Other(leaf.kind));
+        }
+        if leaf.size > bytes_max {
+            return Ok(PathFound::Long(leaf.size));
+        }
+        let mut bytes = Vec::new();
+        for hash in blocks {
+            bytes.extend(self.block(hash)?.ok_or(StateError::PinLost { root: self.held.root })?);
+        }
+        Ok(PathFound::File { bytes, root: leaf.root })
     }
 
     /// What the state is, as an index of the folder `top`.

@@ -373,6 +373,9 @@ impl TestNode {
         };
         let value: Value = serde_json::from_str(&line).expect("one JSON line");
         self.url = value["user_address"].as_str().map(|address| format!("ws://{address}")).unwrap_or_default();
+        if value["tls"] == true {
+            self.url = self.url.replacen("ws", "wss", 1);
+        }
         self.http = value["http_url"].as_str().unwrap_or_default().to_owned();
         let stdin = child.stdin.take();
         self.running = Some((child, stdin));

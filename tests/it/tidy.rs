@@ -43,7 +43,7 @@ const IMPURE_NAMES: [&str; 6] = ["HashMap", "HashSet", "Instant", "SystemTime", 
 const CORE_MAY_USE: [&str; 6] = ["crate::types", "crate::consensus", "std", "core", "borsh", "thiserror"];
 
 /// Pure functions over bytes.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
     "src/wire.rs",
     "src/signed/mod.rs",
     "src/signed/frames.rs",
@@ -51,6 +51,7 @@ const PURE: [&str; 7] = [
     "src/contract/fdlist.rs",
     "src/contract/npl.rs",
     "src/http/params.rs",
+    "src/http/command.rs",
 ];
 
 // ---- The source -----------------------------------------------------------------------------------------------------

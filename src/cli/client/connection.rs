@@ -4,8 +4,14 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt as _, Stream, StreamExt as _};
+use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{
@@ -16,6 +22,7 @@ use tokio_tungstenite::{
     },
 };
 
+use super::servers::Servers;
 use crate::{
     crypto::SecretKey,
     signed::proof::TrustError,
@@ -49,7 +56,7 @@ pub enum Frame {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Not an address of a user port.
-    #[error("{url:?} is not the address of a user port ({why}); expected ws://HOST:PORT or HOST:PORT")]
+    #[error("{url:?} is not the address of a user port ({why}); expected ws://HOST:PORT, wss://HOST:PORT or HOST:PORT")]
     Url {
         /// What was given.
         url: String,
@@ -63,6 +70,14 @@ pub enum ClientError {
         url: String,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// No TLS with the server that was meant.
+    #[error("no TLS with {url}: {why}; --ca names the certificate to trust (docs/operating.md, \"TLS\")")]
+    Tls {
+        /// The address.
+        url: String,
+        /// What is wrong.
+        why: String,
     },
     /// A connection, but no user port of a node behind it.
     #[error("{url} does not answer like the user port of a node: {why}")]
@@ -126,15 +141,30 @@ pub enum ClientError {
     },
 }
 
-/// A websocket to a node.
-pub(super) type Websocket = WebSocketStream<TcpStream>;
+/// A connection, in plain text or in TLS.
+pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug {}
 
-/// Connects to `url` (`ws://host:port` or `host:port`) and signs the challenge with `key`. Waits as long as it takes.
-pub(super) async fn open(url: &str, key: &SecretKey, mode: Option<&'static str>) -> Result<Websocket, ClientError> {
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug> Io for T {}
+
+/// A websocket to a node.
+pub(super) type Websocket = WebSocketStream<Box<dyn Io>>;
+
+/// Connects to `url` (`ws://host:port`, `wss://host:port` or `host:port`) and signs the challenge with `key`. Waits as long as it
+/// takes.
+pub(super) async fn open(
+    url: &str,
+    key: &SecretKey,
+    mode: Option<&'static str>,
+    servers: &Servers,
+) -> Result<Websocket, ClientError> {
     let (url, host, port) = parse_url(url)?;
     let connect = |source| ClientError::Connect { url: url.clone(), source };
     let stream = TcpStream::connect((host.as_str(), port)).await.map_err(connect)?;
     stream.set_nodelay(true).map_err(connect)?;
+    let stream: Box<dyn Io> = match is_tls(&url) {
+        false => Box::new(stream),
+        true => Box::new(tls(stream, &url, host, servers).await?),
+    };
     let config = WebSocketConfig::default()
         .read_buffer_size(16 << 10)
         .max_message_size(Some(FRAME_BYTES_MAX))
@@ -143,6 +173,18 @@ pub(super) async fn open(url: &str, key: &SecretKey, mode: Option<&'static str>)
         client_async_with_config(url.as_str(), stream, Some(config)).await.map_err(|error| not_ours(&url, error))?;
     answer_challenge(&mut websocket, &url, key, mode).await?;
     Ok(websocket)
+}
+
+async fn tls(
+    stream: TcpStream,
+    url: &str,
+    host: String,
+    servers: &Servers,
+) -> Result<TlsStream<TcpStream>, ClientError> {
+    let failed = |why: String| ClientError::Tls { url: url.to_owned(), why };
+    let config = servers.config().map_err(|error| failed(error.to_string()))?;
+    let name = ServerName::try_from(host).map_err(|error| failed(error.to_string()))?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|error| failed(error.to_string()))
 }
 
 async fn answer_challenge(
@@ -209,7 +251,12 @@ impl RawClient {
     ///
     /// A node that refuses the signature says so in the first frame received. Waits as long as it takes.
     pub async fn connect(url: &str, key: &SecretKey) -> Result<RawClient, ClientError> {
-        Ok(RawClient { websocket: open(url, key, None).await?, user: key.user_key() })
+        RawClient::connect_to(url, key, &Servers::default()).await
+    }
+
+    /// The same, where `servers` says whom to believe behind `wss://`.
+    pub async fn connect_to(url: &str, key: &SecretKey, servers: &Servers) -> Result<RawClient, ClientError> {
+        Ok(RawClient { websocket: open(url, key, None, servers).await?, user: key.user_key() })
     }
 
     /// Whose connection it is.
@@ -261,13 +308,17 @@ fn parse_url(text: &str) -> Result<(String, String, u16), ClientError> {
     let url = match text.split_once("://") {
         None => format!("ws://{text}"),
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("ws") => text.to_owned(),
-        Some((scheme, _)) if scheme.eq_ignore_ascii_case("wss") => return Err(wrong("TLS is not spoken here yet")),
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("wss") => text.to_owned(),
         Some(_) => return Err(wrong("not a websocket scheme")),
     };
     let uri: Uri = url.parse().map_err(|_| wrong("malformed"))?;
     let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| wrong("no host"))?;
     let port = uri.port_u16().ok_or_else(|| wrong("no port"))?;
     Ok((url.clone(), host.trim_start_matches('[').trim_end_matches(']').to_owned(), port))
+}
+
+fn is_tls(url: &str) -> bool {
+    url.get(..3).is_some_and(|scheme| scheme.eq_ignore_ascii_case("wss"))
 }
 
 /// `{"type":"error","code":...,"message":...}`, which is how a node speaks for itself.
@@ -325,7 +376,9 @@ mod tests {
         assert_eq!(parts("127.0.0.1:8080"), ("127.0.0.1".into(), 8080));
         assert_eq!(parts("ws://localhost:1/any/path"), ("localhost".into(), 1));
         assert_eq!(parts("[::1]:9"), ("::1".into(), 9));
-        for bad in ["", "localhost", "ws://:1", "http://a:1", "wss://a:1", "a b:1", "a:99999", "ws://"] {
+        assert_eq!(parts("wss://a.example:2"), ("a.example".into(), 2));
+        assert!(is_tls("WSS://a:1") && !is_tls("ws://wss:1"));
+        for bad in ["", "localhost", "ws://:1", "http://a:1", "wsss://a:1", "a b:1", "a:99999", "ws://"] {
             let error = parse_url(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }

@@ -16,6 +16,7 @@ use super::{
     FAILED, Frame, INTERRUPTED, NO_ANSWER, OK,
     connection::{ClientError, close},
     keys::Nonces,
+    servers::Servers,
     signed::{Pins, SignedClient, recv},
     talk::{Show, Talk},
     terminal::{LINE_BYTES_MAX, Line, print_output, show_output},
@@ -51,6 +52,8 @@ pub(super) struct Setup {
     /// Outputs of the ledgers after this one are shown; `None` for those to come.
     pub(super) since: Option<Seq>,
     pub(super) timeout: Duration,
+    /// Whom to believe behind `wss://`.
+    pub(super) servers: Servers,
 }
 
 /// Which node is talked to, and which one comes next.
@@ -58,6 +61,7 @@ struct Nodes {
     urls: Vec<String>,
     key: SecretKey,
     pins: Pins,
+    servers: Servers,
     timeout: Duration,
     at: usize,
 }
@@ -232,8 +236,8 @@ async fn talk(
     deadline: Option<Instant>,
     quiet: bool,
 ) -> anyhow::Result<i32> {
-    let Setup { urls, key, nonces, pins, since, timeout } = setup;
-    let mut nodes = Nodes { urls, key: key.clone(), pins, timeout, at: 0 };
+    let Setup { urls, key, nonces, pins, since, timeout, servers } = setup;
+    let mut nodes = Nodes { urls, key: key.clone(), pins, servers, timeout, at: 0 };
     let mut talk = Talk::new(key, nonces, since);
     let mut reading = true;
     let mut first = true;
@@ -294,7 +298,7 @@ impl Nodes {
         let each = if self.urls.len() > 1 { CONNECT_TIME.min(self.timeout) } else { self.timeout };
         let mut tried = 0;
         loop {
-            let connect = SignedClient::connect(self.url(), &self.key, &self.pins);
+            let connect = SignedClient::connect_to(self.url(), &self.key, &self.pins, &self.servers);
             let error = match timeout(each, connect).await {
                 Ok(Ok(client)) => return Ok(client),
                 Ok(Err(error)) => error,

@@ -8,6 +8,7 @@ mod connection;
 mod converse;
 mod keys;
 mod raw;
+mod servers;
 mod signed;
 mod talk;
 mod terminal;
@@ -27,6 +28,7 @@ use tokio::{
 
 pub use self::{
     connection::{ClientError, Frame, RawClient},
+    servers::Servers,
     signed::{Pins, SignedClient},
 };
 use self::{
@@ -55,6 +57,7 @@ Examples:
   hp client 127.0.0.1:8080 < lines.txt            for scripts: outputs alone on stdout
   hp client 127.0.0.1:8080 --once hello           one input, one answer
   hp client 127.0.0.1:8080 --read hello           one question to the contract, without a ledger
+  hp client wss://10.0.0.1:8080 --ca tls.crt      over TLS, with the certificate of this file
   hp client 10.0.0.1:8080,10.0.0.2:8080           two nodes: when one dies, the other goes on
 
 Each line is one input and is sent with the newline at its end, because a contract gets the inputs of a ledger joined.
@@ -70,7 +73,7 @@ Exit codes: 0 ok, 1 refused, a wrong proof or no connection, 6 no answer in time
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ClientArgs {
-    /// User ports: ws://HOST:PORT or HOST:PORT; several, with commas between them, stand in for each other
+    /// User ports: ws://HOST:PORT, wss://HOST:PORT (TLS) or HOST:PORT; several, with commas between them, stand in for each other
     #[arg(required_unless_present = "nodes", value_name = "URL", value_delimiter = ',')]
     urls: Vec<String>,
     /// One more node to turn to when the others do not answer
@@ -94,6 +97,9 @@ pub struct ClientArgs {
     /// The chain's id: only its nodes, with the members and the threshold it began with
     #[arg(long, value_name = "HASH", conflicts_with = "raw")]
     chain: Option<Hash>,
+    /// Behind wss://, trust the certificates in this file, or the one certificate with the fingerprint sha256:HEX
+    #[arg(long, value_name = "FILE")]
+    ca: Option<String>,
     /// The network's members: only their signatures count
     #[arg(long, value_name = "KEY,...", value_delimiter = ',', conflicts_with = "raw")]
     unl: Vec<NodeKey>,
@@ -145,9 +151,10 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
 
 async fn run_raw(args: &ClientArgs, key: &SecretKey) -> anyhow::Result<i32> {
     let [url] = &args.all_urls()[..] else { bail!("--raw talks to one node") };
+    let servers = args.servers()?;
     let mut interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
     let client = tokio::select! {
-        connected = timeout(args.timeout, RawClient::connect(url, key)) => match connected {
+        connected = timeout(args.timeout, RawClient::connect_to(url, key, &servers)) => match connected {
             Ok(client) => client?,
             Err(_) => return Ok(no_answer(url, args.timeout)),
         },
@@ -169,7 +176,15 @@ async fn run_signed(args: &ClientArgs, key: SecretKey, nonces: Nonces) -> anyhow
     let interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
     let pins = Pins { chain: args.chain, unl: (!args.unl.is_empty()).then(|| args.unl.clone()) };
     let mut out = io::stdout();
-    let setup = converse::Setup { urls: args.all_urls(), key, nonces, pins, since: args.since, timeout: args.timeout };
+    let setup = converse::Setup {
+        urls: args.all_urls(),
+        key,
+        nonces,
+        pins,
+        since: args.since,
+        timeout: args.timeout,
+        servers: args.servers()?,
+    };
     let input = args.once.as_ref().map(|text| Say::Input(text.clone().into_bytes()));
     let question = args.read.as_ref().map(|text| Say::Question(text.clone().into_bytes()));
     match input.or(question) {
@@ -182,6 +197,10 @@ async fn run_signed(args: &ClientArgs, key: SecretKey, nonces: Nonces) -> anyhow
 }
 
 impl ClientArgs {
+    fn servers(&self) -> anyhow::Result<Servers> {
+        self.ca.as_deref().map(Servers::read).transpose().map(Option::unwrap_or_default)
+    }
+
     fn all_urls(&self) -> Vec<String> {
         self.urls.iter().chain(&self.nodes).cloned().collect()
     }

@@ -3,7 +3,10 @@
 use futures::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::connection::{ClientError, Frame, Websocket, broken, close, next_frame, open};
+use super::{
+    connection::{ClientError, Frame, Websocket, broken, close, next_frame, open},
+    servers::Servers,
+};
 use crate::{
     crypto::SecretKey,
     signed::{Query, QueryFrame, Reply, Request, Welcome, proof::Trust},
@@ -33,7 +36,17 @@ impl SignedClient {
     ///
     /// Errors with `Trust` when what the node says of its network makes no sense or does not fit `pins`.
     pub async fn connect(url: &str, key: &SecretKey, pins: &Pins) -> Result<SignedClient, ClientError> {
-        let mut websocket = open(url, key, Some("signed")).await?;
+        SignedClient::connect_to(url, key, pins, &Servers::default()).await
+    }
+
+    /// The same, where `servers` says whom to believe behind `wss://`.
+    pub async fn connect_to(
+        url: &str,
+        key: &SecretKey,
+        pins: &Pins,
+        servers: &Servers,
+    ) -> Result<SignedClient, ClientError> {
+        let mut websocket = open(url, key, Some("signed"), servers).await?;
         let url = || url.to_owned();
         let welcome = match next_frame(&mut websocket).await? {
             Frame::Text(text) => match serde_json::from_str(&text) {

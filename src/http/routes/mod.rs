@@ -5,6 +5,7 @@ mod docs;
 mod events;
 mod ledgers;
 mod node;
+mod wallet;
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -14,6 +15,6 @@ use super::api::Api;
 
 /// All of them.
 pub(super) fn all(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
-    let areas = [node::routes, ledgers::routes, events::routes, admin::routes, docs::routes];
+    let areas = [node::routes, wallet::routes, ledgers::routes, events::routes, admin::routes, docs::routes];
     areas.into_iter().fold(router, |router, area| area(router))
 }

@@ -32,7 +32,7 @@ use tracing::warn;
 use crate::{
     config::Config,
     contract::{End, LaunchError, Launcher, Limits, RunSpec, Surroundings, UserInput, fdlist::Facts, guards::HIDDEN},
-    state::{PINS_MAX, Replica, StateError, folder},
+    state::{PINS_MAX, PathFound, Replica, StateError, folder},
     types::{Hash, LimitKind, NodeKey, Seq, Status, WallMs},
 };
 
@@ -347,6 +347,37 @@ impl Places {
             let root = pin.root();
             match place.with_replica(move |replica| replica.become_state(&pin)).await {
                 Ok(()) => return Ok(Some((seq, root))),
+                Err(StateError::PinLost { .. }) if tries + 1 < COPY_TRIES_MAX => tries += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// What is at a path of the state after the last ledger whose result is agreed on, or after the last run.
+    pub(super) async fn look(
+        &self,
+        executor: &Executor,
+        path: &[u8],
+        bytes_max: u64,
+        confirmed: bool,
+    ) -> Result<Option<(Seq, PathFound)>, PlaceError> {
+        let mut tries = 0;
+        loop {
+            let _one = self.pinning.acquire().await.expect("nobody closes it");
+            let after = self.inner().pin_after;
+            if let Some(after) = after {
+                sleep_until(after.into()).await;
+            }
+            let agreed = self.inner().agreed;
+            let pinned = match confirmed {
+                true => executor.pin_last(agreed).await?,
+                false => executor.pin_latest().await?,
+            };
+            let Some((seq, pin, took)) = pinned else { return Ok(None) };
+            self.inner().pin_after = Some(Instant::now() + took * PINNING_SHARE);
+            let path = path.to_vec();
+            match blocking(move || pin.path(&path, bytes_max)).await {
+                Ok(found) => return Ok(Some((seq, found))),
                 Err(StateError::PinLost { .. }) if tries + 1 < COPY_TRIES_MAX => tries += 1,
                 Err(error) => return Err(error.into()),
             }

@@ -25,7 +25,9 @@ mod silence;
 mod state;
 mod surroundings;
 mod sync;
+mod tls;
 mod torture;
+mod wallet;
 mod weather;
 
 use nix::sys::signal::Signal;
