@@ -264,8 +264,10 @@ impl Words {
     /// What some said, and no others in time.
     fn end(&mut self) -> String {
         let now = Instant::now();
-        let due: Vec<_> = self.said.extract_if(.., |_, (_, due)| *due <= now).collect();
-        due.iter().map(|(text, (nodes, _))| self.line(nodes, text)).collect()
+        let told = self.said.iter().filter(|(_, (_, due))| *due <= now).map(|(text, (nodes, _))| self.line(nodes, text));
+        let told = told.collect();
+        self.said.retain(|_, (_, due)| *due > now);
+        told
     }
 
     fn line(&self, nodes: &BTreeSet<usize>, text: &str) -> String {
