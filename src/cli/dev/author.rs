@@ -264,7 +264,8 @@ impl Words {
     /// What some said, and no others in time.
     fn end(&mut self) -> String {
         let now = Instant::now();
-        let told = self.said.iter().filter(|(_, (_, due))| *due <= now).map(|(text, (nodes, _))| self.line(nodes, text));
+        let told =
+            self.said.iter().filter(|(_, (_, due))| *due <= now).map(|(text, (nodes, _))| self.line(nodes, text));
         let told = told.collect();
         self.said.retain(|_, (_, due)| *due > now);
         told

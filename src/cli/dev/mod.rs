@@ -26,7 +26,7 @@ use tokio::process::Command;
 use self::{
     author::Author,
     bin::Versions,
-    network::{Network, ended, free_ports, show_logs},
+    network::{Network, Up, ended, free_ports, show_logs},
     output::{Logs, Paint},
 };
 use super::{Exit, Failure, Outcome, run::Stop, scratch};
@@ -150,12 +150,12 @@ impl Dev {
             };
             let end = match started {
                 Err(failure) => Err(failure),
-                Ok((users, logs)) => {
+                Ok(Up { users, page, logs }) => {
                     user_ports = users.iter().map(SocketAddr::port).collect();
                     let urls: Vec<String> = users.iter().map(|user| format!("ws://{user}")).collect();
                     let author = Author { dev: &self, folders: &folders, versions: &mut versions, logs };
                     tokio::select! {
-                        end = self.use_network(&exe, &urls, &folders, author) => end,
+                        end = self.use_network(&exe, &urls, page.as_deref(), &folders, author) => end,
                         () = show_first_settlement(bus.as_ref(), &folders[0]) => unreachable!("it goes on for ever"),
                         (number, status) = network.first_end() => Err(ended(number, status).into()),
                         signal = stop.next() => if quiet { Err(interrupted(signal)) } else { Ok(End::Done) },
@@ -257,6 +257,7 @@ impl Dev {
             document.set("peerport", &ports[at].port().to_string());
             document.set("pubport", &user_ports[at].to_string());
             if !self.is_quiet() {
+                document.set("http.listen", &quoted("127.0.0.1:0"));
                 // What is worth a word is shown with the contract's output; a line a ledger is not.
                 document.set("log.level", &quoted("warn"));
                 document.set("log.format", &quoted("json"));
@@ -305,6 +306,7 @@ impl Dev {
         &self,
         exe: &Path,
         users: &[String],
+        page: Option<&str>,
         folders: &[PathBuf],
         author: Author<'_>,
     ) -> Result<End, Failure> {
@@ -326,6 +328,9 @@ impl Dev {
             return client(exe, &[first]).await.map(|()| End::Done);
         }
         eprintln!("in another terminal:\n  hp client {first}\n  hp status {}", folders[0].display());
+        if let Some(page) = page {
+            eprintln!("in a browser:\n  {page}");
+        }
         author.watch().await
     }
 }

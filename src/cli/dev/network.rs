@@ -36,20 +36,24 @@ struct Process {
     stdin: Option<ChildStdin>,
 }
 
+/// Nodes that are up.
+pub(super) struct Up {
+    /// The addresses of their user ports.
+    pub(super) users: Vec<SocketAddr>,
+    /// Where the first one's HTTP side is.
+    pub(super) page: Option<String>,
+    /// What they log, unless nobody is to see it.
+    pub(super) logs: mpsc::Receiver<LogLine>,
+}
+
 #[derive(Default)]
 pub(super) struct Network {
     nodes: Vec<Process>,
 }
 
 impl Network {
-    /// Starts all nodes, and returns the addresses of their user ports. What they log comes out of the channel, or goes to
-    /// files when nobody is to see it.
-    pub(super) async fn start(
-        &mut self,
-        exe: &Path,
-        folders: &[PathBuf],
-        quiet: bool,
-    ) -> Result<(Vec<SocketAddr>, mpsc::Receiver<LogLine>), Failure> {
+    /// Starts all nodes. What they log goes to files when nobody is to see it.
+    pub(super) async fn start(&mut self, exe: &Path, folders: &[PathBuf], quiet: bool) -> Result<Up, Failure> {
         let deadline = tokio::time::Instant::now() + START_TIME;
         let (logged, logs) = mpsc::channel(LINES_MAX);
         let mut announced = Vec::new();
@@ -76,7 +80,7 @@ impl Network {
             announced.push(BufReader::new(stdout).lines());
             self.nodes.push(Process { number, stdin: child.stdin.take(), child });
         }
-        let mut users = Vec::new();
+        let (mut users, mut page) = (Vec::new(), None);
         for (node, lines) in self.nodes.iter_mut().zip(&mut announced) {
             let line = timeout_at(deadline, lines.next_line()).await;
             let line = match line {
@@ -88,13 +92,14 @@ impl Network {
                 Err(_) => return Err(anyhow::anyhow!("node {} did not come up in time", node.number).into()),
             };
             let value: Value = serde_json::from_str(&line).context("cannot read what a node announced")?;
+            page = page.or_else(|| value["http_url"].as_str().map(str::to_owned));
             let address = value["user_address"].as_str().and_then(|address| address.parse().ok());
             let Some(address) = address else {
                 return Err(anyhow::anyhow!("node {} has no user port", node.number).into());
             };
             users.push(address);
         }
-        Ok((users, logs))
+        Ok(Up { users, page, logs })
     }
 
     /// The first node that ends.

@@ -10,7 +10,8 @@ use std::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    net::TcpStream,
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
@@ -191,6 +192,14 @@ fn a_change_of_bin_is_taken_over_by_all_nodes_at_one_ledger_and_the_state_stays(
     block_on(async {
         let mut dev = Dev::around(&contract("one"), &["--no-bus"]).await;
         dev.hears("[all] 1 out   one").await;
+        let page = dev.seen.iter().skip_while(|line| *line != "in a browser:").nth(1).expect("an address").trim();
+        let host = page.strip_prefix("http://").expect("without TLS").trim_end_matches('/');
+        let mut stream = TcpStream::connect(host).await.expect("it listens");
+        let request = format!("GET /v1/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut health = String::new();
+        stream.read_to_string(&mut health).await.expect("text");
+        assert!(health.starts_with("HTTP/1.1 200 "), "{health}");
         assert_eq!(dev.answer().await, "one 1\n");
         // Inputs come in all the while, so that ledgers follow each other as fast as they can.
         let url = dev.seen.iter().find_map(|line| line.split_once("hp client ")).expect("how to connect").1.to_owned();
