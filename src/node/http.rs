@@ -214,7 +214,8 @@ impl Door {
             }
             Question::Settlements => {
                 let status = self.known(Want::Status).await?;
-                Ok(json!({ "settlement": status["settlement"] }))
+                let recorded = self.read(chain::recorded_settlement).await?;
+                Ok(json!({ "settlement": status["settlement"], "recorded": recorded }))
             }
             Question::Ledgers { from, limit } => self.read(move |archive| chain::ledgers(archive, from, limit)).await,
             Question::Ledger(which) => self.read(move |archive| chain::ledger(archive, which)).await,

@@ -69,3 +69,11 @@ pub(super) fn divergence(dir: &Path, seq: Option<Seq>) -> Answer {
         }
     }
 }
+
+/// What the newest ledger records of the settlement bus.
+pub(super) fn recorded_settlement(archive: &Archive) -> Answer {
+    let chain = Chain::read(archive).map_err(|error| unreadable(&error))?;
+    let newest = view::read_page(archive, chain.tip.max(1), chain.tip.max(1), Depth::Closed);
+    let newest = newest.map_err(|error| unreadable(&error))?.into_iter().next().flatten();
+    Ok(newest.map(|ledger| view::json(&ledger, &chain)["header"]["settlement"].take()).unwrap_or_default())
+}
