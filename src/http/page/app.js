@@ -104,6 +104,9 @@ function connected(well, error) {
 }
 
 const facts = (place, pairs) => keyed(place, pairs, ([name]) => name, ([name]) => h("div", null, h("dt", null, name), h("dd")), (element, [, value]) => say(element.lastChild, value));
+// The same with the value beside its name.
+const rows = (place, pairs) => keyed(place, pairs.flatMap(([name, value]) => [{ kind: "dt", name, text: name }, { kind: "dd", name, text: value ?? "–" }]), ({ kind, name }) => `${kind} ${name}`, ({ kind }) => h(kind),
+  (element, { kind, text }) => { element.className = kind === "dd" && /^\S{30,}$/.test(text) ? "mono" : ""; say(element, text); });
 const who = (key) => h("code", { title: key }, short(key));
 const me = () => status.node;
 
@@ -121,11 +124,10 @@ function showStatus() {
   showAlerts();
   showPeers();
   showSettlement();
-  keyed($("node"), [
+  rows($("node"), [
     ["Key", status.node], ["Contract", status.contract], ["Chain", status.chain], ["State", status.state_root],
     ["Version", status.version], ["Up", duration(status.up_s)], ["Executed", `${count(status.ledgers)} ledgers, ${count(status.inputs)} inputs since it started`],
-  ].flatMap(([term, value]) => [{ key: `t ${term}`, name: "dt", text: term }, { key: `d ${term}`, name: "dd", text: value ?? "–", hash: String(value).length === 64 }]),
-  ({ key }) => key, ({ name, hash }) => h(name, { class: hash && "mono" }), (element, { text }) => say(element, text));
+  ]);
   if (!rounds.length) showRuns();
 }
 
@@ -229,14 +231,14 @@ function showPeers() {
 function showSettlement() {
   const now = status.settlement;
   if (!now) return empty($("settlement"), "This node settles nothing: [msb] mode is off.");
-  const place = $("settlement").querySelector("dl") ?? h("dl", { class: "facts" });
+  const place = $("settlement").querySelector("dl") ?? h("dl", { class: "facts wide" });
   if (!place.isConnected) $("settlement").replaceChildren(place);
-  facts(place, [
-    ["Settled up to ledger", now.settled_seq === null ? "none yet" : count(now.settled_seq)], ["Waiting", many(now.unsettled_ledgers, "ledger")],
+  rows(place, [
+    ["Settled up to", now.settled_seq ? `ledger ${count(now.settled_seq)}` : "nothing yet"], ["Waiting", many(now.unsettled_ledgers, "ledger")],
     ["Bus", now.reachable === false ? "not reachable" : now.reachable ? "reachable" : "not asked yet"],
-    ["Balance", now.balance === null ? "–" : `${now.balance} TNK${Number.isFinite(now.settlements_left) ? `, enough for ${many(now.settlements_left, "settlement")}` : ""}`],
+    ["Balance", now.balance === null ? "–" : `${now.balance}${Number.isFinite(now.settlements_left) ? `, enough for ${many(now.settlements_left, "settlement")}` : ""}`],
     ["Under way", now.pending ? `ledgers ${count(now.pending.first)} to ${count(now.pending.last)}, ${now.pending.state}` : "nothing"],
-    ["Transaction", now.settled_tx ? short(now.settled_tx) : "–"], ["Address", now.address], ["Network", now.network],
+    ["Transaction", now.settled_tx && !/^0+$/.test(now.settled_tx) ? now.settled_tx : "none yet"], ["Address", now.address], ["Network", now.network],
   ]);
 }
 

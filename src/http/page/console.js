@@ -156,7 +156,7 @@ export function startConsole({ status, open }) {
     while (talk.childElementCount > ENTRIES_MAX) talk.lastElementChild.remove();
     return { element, marks, mark: (kind, text) => marks.appendChild(h("span", { class: `tag ${kind}` }, text)) };
   }
-  const ledgerLink = (seq) => h("button", { type: "button", class: "quiet", onclick: () => open(String(seq)) }, `Open ledger ${count(seq)}`);
+  const ledgerLink = (seq) => h("button", { type: "button", class: "link", onclick: () => open(String(seq)) }, `Open ledger ${count(seq)}`);
   const answer = (bytes) => h("pre", { class: "output", tabindex: 0 }, payload(bytes));
   const note = (text) => entry(text, "note").marks.remove();
 
@@ -209,10 +209,10 @@ export function startConsole({ status, open }) {
     shown.element.append(answer(output.payload));
   }
 
-  function settled({ seq, first, last, tx }) {
+  function settled({ last, tx }) {
     for (const [at, sent] of entries) {
-      if (at > (last ?? seq) || at < (first ?? 0)) continue;
-      sent.forEach((shown) => shown.mark("ok settled", tx ? `settled in ${short(tx)}` : "settled"));
+      if (at > last) continue;
+      sent.forEach((shown) => shown.mark("ok settled", `settled in ${short(tx)}`));
       entries.delete(at);
     }
   }

@@ -93,7 +93,7 @@ export function startLedgers({ get, status }) {
       ["Inputs", `${count(header.n_inputs)}, ${count(header.inputs_bytes)} bytes`], ["State before", h("span", { class: "mono hash" }, header.result.state_root)],
       ["Members", `${count(ledger.unl?.length)}; signed: ${signatures.map(({ node }) => short(node)).join(" ")}`],
     ];
-    if (header.settlement) facts.push(["Settled up to", `ledger ${count(header.settlement.seq)}, transaction ${short(header.settlement.tx)}`]);
+    if (header.settlement?.seq) facts.push(["Settled up to", `ledger ${count(header.settlement.seq)}, transaction ${short(header.settlement.tx)}`]);
     const inputs = ledger.body?.inputs, outputs = ledger.outputs;
     const items = (all, what, none, make) => [
       h("h3", null, what), !all ? h("p", { class: "empty" }, `This node does not keep them any more.`) : !all.length ? h("p", { class: "empty" }, none)
@@ -175,7 +175,7 @@ async function verify(which, ledger, next, beginning, now) {
     if (sealed.seq !== ledger.seq + 1 || sealed.parent !== ledger.hash) throw new Error("the next ledger does not follow this one");
     const result = sealed.result, outputs = ledger.outputs;
     if (outputs && hex(await outputsRoot(outputs)) !== result.outputs_root) throw new Error("the outputs shown are not those that were agreed on");
-    return `the run ended with "${result.status}", which ledger ${count(sealed.seq)} is signed for${outputs ? `, and so ${outputs.length === 1 ? "is the output" : `are the ${count(outputs.length)} outputs`} below` : ""}`;
+    return `the run ended with "${result.status}", and ledger ${count(sealed.seq)} is signed for that${!outputs ? "" : !outputs.length ? ", and so that it wrote nothing" : `, and for ${outputs.length === 1 ? "the output" : `the ${count(outputs.length)} outputs`} below`}`;
   });
   if (!next) checks.at(-1).text = "no next ledger is closed yet, which would say how the run ended";
   if (!contents || !led) return { checks, header: proven, verdict: { kind: "bad", title: "Not verified", text: `The header is signed, but what this node shows with it does not fit: ${checks.find(({ kind }) => kind === "bad").text}.` } };
