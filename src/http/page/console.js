@@ -8,7 +8,7 @@ const KEY_FILE_MAX = 4096;
 
 export function startConsole({ status, open }) {
   const place = $("console");
-  let key = null, client = null;
+  let key = null, client = null, busy = false;
   const entries = new Map(); // by ledger, those whose output may come
   const talk = h("ol", { class: "talk", id: "talk", "aria-label": "What was sent and what came back", "aria-live": "polite", tabindex: 0 });
   const keyStep = h("div", { class: "step" }), nodeStep = h("div", { class: "step" }), sendStep = h("div", { class: "step" });
@@ -40,7 +40,8 @@ export function startConsole({ status, open }) {
   // ---- The key ------------------------------------------------------------------------------------------------------
 
   function drawKey() {
-    const take = (found) => { key = found; drawKey(); drawNode(); };
+    // What had the focus is gone: it goes on to what comes next.
+    const take = (found) => { key = found; drawKey(); drawNode(); (key ? connecting : $("make-key")).focus(); };
     if (key) {
       const save = () => {
         const url = URL.createObjectURL(new Blob([`${key.secret()}\n`], { type: "text/plain" }));
@@ -86,7 +87,7 @@ export function startConsole({ status, open }) {
     if (client) {
       const { network } = client;
       nodeStep.replaceChildren(h("p", { class: "muted" }, `Outputs are shown when ${network.quorum} of ${network.unl.length} members signed for them. ${pin.value ? "The chain's id is the one you gave." : `Who they are this node says: chain ${short(network.chain)}.`}`),
-        h("div", { class: "row" }, h("button", { type: "button", class: "quiet", onclick: leave }, "Disconnect")));
+        h("div", { class: "row" }, h("button", { type: "button", class: "quiet", onclick: () => { leave(); connecting.focus(); } }, "Disconnect")));
       return;
     }
     url.value ||= userPort();
@@ -95,8 +96,9 @@ export function startConsole({ status, open }) {
   }
 
   async function join() {
+    if (busy) return;
     if (!url.value) throw new Error("this node has no port for users; name another node, ws://HOST:PORT");
-    connecting.disabled = true;
+    busy = true;
     shown("", "connecting");
     try {
       client = await connect(url.value.split(/[ ,]+/).filter(Boolean), key, { chain: pin.value.trim() || undefined });
@@ -104,7 +106,7 @@ export function startConsole({ status, open }) {
       shown("is-bad", "not connected");
       throw error;
     } finally {
-      connecting.disabled = false;
+      busy = false;
     }
     client.addEventListener("state", ({ detail }) => {
       if (detail.state === "open") shown("is-ok", `connected to ${detail.url}`);
