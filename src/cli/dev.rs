@@ -201,6 +201,7 @@ impl Dev {
             document.set_list("peers", &peers);
             document.set("peerport", &ports[at].port().to_string());
             document.set("pubport", "0");
+            document.set("http.listen", &quoted("127.0.0.1:0"));
             if settles {
                 settle(&mut document, bus_at, bootstrap, contract_id);
             } else {

@@ -126,7 +126,7 @@ function showStatus() {
   showSettlement();
   rows($("node"), [
     ["Key", status.node], ["Contract", status.contract], ["Chain", status.chain], ["State", status.state_root],
-    ["Version", status.version], ["Up", duration(status.up_s)], ["Executed", `${count(status.ledgers)} ledgers, ${count(status.inputs)} inputs since it started`],
+    ["Version", status.version], ["Up", duration(status.up_s)], ["Executed", `${many(status.ledgers, "ledger")}, ${many(status.inputs, "input")} since it started`],
   ]);
   if (!rounds.length) showRuns();
 }
@@ -154,9 +154,10 @@ function pace() {
 
 function showRounds() {
   const unl = list(status.unl), live = new Set(list(status.live)), suspects = new Set(list(status.suspects)), last = rounds.at(-1);
-  const body = table($("members"), [["Member"], ["", "narrow-no"], [`Votes of the last round, after how long`]], "Members and their votes in the last round");
-  keyed(body, unl, (key) => key, (key) => h("tr", null,
-    h("td", null, who(key), key === me() && h("span", { class: "muted" }, " this node")), h("td", { class: "narrow-no" }, h("span", { class: "tag" })),
+  const heads = h("span", { class: "votes" }, VOTES.map(([name]) => h("span", { class: "vote" }, name)));
+  const body = table($("members"), [["Member"], ["", "narrow-no"], [heads]], "Members, and when their votes of the last round came, in milliseconds");
+  keyed(body, unl, (key) => key, (key) => h("tr", { class: key === me() && "own" },
+    h("td", null, who(key), key === me() && h("span", { class: "muted narrow-no" }, " this node")), h("td", { class: "narrow-no" }, h("span", { class: "tag" })),
     h("td", null, h("span", { class: "votes" }, VOTES.map(([name, part]) => h("span", { class: `vote s-${part}`, title: name }))))),
   (row, key) => {
     const tag = row.querySelector(".tag");
@@ -216,13 +217,13 @@ function showPeers() {
   const links = list(status.links), suspects = new Set(list(status.suspects));
   say($("peers-count"), many(links.length, "link"));
   if (!links.length) return empty($("peers"), list(status.unl).length > 1 ? "No link to another node: nothing is agreed on until there are some." : "The only member needs no peers.");
-  const body = table($("peers"), [["Node"], ["Address"], ["Lag", "num"], ["", ""]], "Links to other nodes");
-  keyed(body, links, ({ peer }) => peer, ({ peer }) => h("tr", null, h("td", null, who(peer)), h("td", { class: "mono" }), h("td", { class: "num" }), h("td", null, h("span"))),
+  const body = table($("peers"), [["Node"], ["Address", "narrow-no"], ["Lag", "num"], ["", ""]], "Links to other nodes");
+  keyed(body, links, ({ peer }) => peer, ({ peer }) => h("tr", null, h("td", null, who(peer)), h("td", { class: "mono narrow-no" }), h("td", { class: "num" }), h("td", null, h("span"))),
     ({ children }, { peer, address, rtt_us, member }) => {
       say(children[1], address);
       say(children[2], Number.isFinite(rtt_us) ? ms(rtt_us / 1000) : "–");
       const late = rounds.filter((round) => list(round.late).some(({ node }) => node === peer)).length;
-      const [kind, text] = suspects.has(peer) ? ["warn", "suspect"] : late > rounds.length / 5 ? ["warn", `late in ${late} of ${rounds.length}`] : member ? ["ok", "member"] : ["", "observer"];
+      const [kind, text] = suspects.has(peer) ? ["warn", "suspect"] : rounds.length >= 10 && late > rounds.length / 5 ? ["warn", `late in ${late} of ${rounds.length}`] : member ? ["ok", "member"] : ["", "observer"];
       children[3].firstChild.className = `tag ${kind}`;
       say(children[3].firstChild, text);
     });

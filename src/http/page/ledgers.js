@@ -50,7 +50,8 @@ export function startLedgers({ get, status }) {
       [clock(ledger.time), count(ledger.inputs), count(ledger.users), `${count(ledger.signers)} of ${count(ledger.members)}`].forEach((text, at) => say(children[at + 1], text));
       const tag = children[5].firstChild;
       tag.className = `tag ${ledger.run === null ? "" : ledger.run === "ok" ? (ledger.agreed ? "ok" : "") : "bad"}`;
-      say(tag, ledger.run === null ? "running" : ledger.agreed ? ledger.run : `${ledger.run}, not agreed yet`);
+      tag.title = ledger.agreed ? "as the next ledger says" : "this node's own result; the network's is not in a ledger yet";
+      say(tag, ledger.run === null ? "running" : ledger.agreed ? ledger.run : `${ledger.run}, own`);
     });
     $("older").hidden = ledgers.at(-1).seq <= 1 || known.size >= KEPT_MAX;
   }
@@ -74,7 +75,7 @@ export function startLedgers({ get, status }) {
       const ledger = await get(`/v1/ledgers/${encodeURIComponent(which)}`);
       const now = status() ?? (await get("/v1/status")).node;
       if (!U64(ledger.seq)) throw new Error("ledger 0 is the chain's beginning and has no certificate");
-      const [beginning, next] = await Promise.all([get("/v1/ledgers/0"), get(`/v1/ledgers/${ledger.seq + 1}`).catch(() => null)]);
+      const [beginning, next] = await Promise.all([get("/v1/ledgers/0"), ledger.result && get(`/v1/ledgers/${ledger.seq + 1}`).catch(() => null)]);
       const found = await verify(which, ledger, next, beginning, now);
       if (mine !== opened) return;
       say($("ledger-title"), `Ledger ${count(ledger.seq)}`);

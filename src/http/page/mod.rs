@@ -76,8 +76,14 @@ mod tests {
         for (name, kind, bytes) in FILES {
             let text = std::str::from_utf8(bytes).expect("UTF-8");
             if kind == HTML {
-                assert_eq!(text.matches("<script").count(), text.matches("<script type=\"module\" src=\"/page/").count());
-                assert!(!text.contains("<style") && !text.contains(" style=") && !text.contains(" on"), "{name}: inline code");
+                assert_eq!(
+                    text.matches("<script").count(),
+                    text.matches("<script type=\"module\" src=\"/page/").count()
+                );
+                assert!(
+                    !text.contains("<style") && !text.contains(" style=") && !text.contains(" on"),
+                    "{name}: inline code"
+                );
             }
             for sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"] {
                 assert!(!text.contains(sink), "{name} has {sink}");

@@ -9,6 +9,7 @@ mod divergence;
 mod faults;
 mod flood;
 mod hostile;
+mod http;
 mod join;
 mod ledger;
 mod legacy;
