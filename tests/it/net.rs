@@ -82,6 +82,12 @@ pub fn hostile() -> &'static Path {
     built(&HOSTILE, "../../../contracts/hostile/hostile")
 }
 
+/// The contract that gives every input back and keeps nothing, compiled once.
+pub fn echo() -> &'static Path {
+    static ECHO: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&ECHO, "../../../contracts/echo/echo")
+}
+
 fn built(once: &'static OnceLock<(TempDir, PathBuf)>, name: &str) -> &'static Path {
     let built = once.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
