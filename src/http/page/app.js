@@ -9,7 +9,7 @@ const PAUSE_MS = 400; // between two looks, however much happens
 const ROUNDS_SHOWN = 100;
 const STAGES = [["executing", "Run"], ["idle", "Wait"], ["novel", "Novel"], ["prevote", "Prevote"], ["precommit", "Precommit"]];
 const PARTS = [["novel", "novel"], ["prevote", "prevote"], ["precommit", "precommit"], ["executing", "run"], ["result", "result"]];
-const VOTES = [["NOVEL", "novel"], ["PREVOTE", "prevote"], ["PRECOMMIT", "precommit"], ["RESULT", "result"]];
+const VOTES = [["Novel", "novel"], ["Prevote", "prevote"], ["Precommit", "precommit"], ["Result", "result"]];
 
 // ---- Asking ---------------------------------------------------------------------------------------------------------
 
@@ -165,13 +165,13 @@ function showRounds() {
     tag.className = `tag ${kind}`;
     say(tag, text);
     const votes = last?.votes?.find(({ node }) => node === key);
-    const late = new Set(list(last?.late).filter(({ node }) => node === key).map(({ vote }) => vote));
-    VOTES.forEach(([name], at) => {
-      const cell = row.querySelectorAll(".vote")[at], time = votes?.[`${name.toLowerCase()}_ms`];
+    const late = new Set(list(last?.late).filter(({ node }) => node === key).map(({ vote }) => String(vote).toLowerCase()));
+    VOTES.forEach(([name, vote], at) => {
+      const cell = row.querySelectorAll(".vote")[at], time = votes?.[`${vote}_ms`];
       cell.classList.toggle("in", Number.isFinite(time));
-      cell.classList.toggle("late", late.has(name));
-      cell.title = `${name}${Number.isFinite(time) ? ` after ${ms(time)}` : " has not come"}${late.has(name) ? ", when it was decided already" : ""}`;
-      say(cell, Number.isFinite(time) ? ms(time).replace(" ms", "") : late.has(name) ? "late" : "–");
+      cell.classList.toggle("late", late.has(vote));
+      cell.title = `${name}${Number.isFinite(time) ? ` after ${ms(time)}` : " has not come"}${late.has(vote) ? ", when it was decided already" : ""}`;
+      say(cell, Number.isFinite(time) ? ms(time).replace(" ms", "") : late.has(vote) ? "late" : "–");
     });
   });
   showChart();
