@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 
-use crate::{http::answer::Failure, types::Hash};
+use crate::{crypto::sha256, http::answer::Failure};
 
 /// What the page may do: run its own files, ask its own node, and open websockets, to whichever node of the network a person names.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' ws: wss:; \
@@ -47,7 +47,7 @@ fn file(name: &str, asked: &HeaderMap) -> Response {
         return Failure::not_found("Not Found").into_response();
     };
     // Another program may serve another page at this address tomorrow, so a browser asks each time, and is told that it has it.
-    let tag = format!("\"{}\"", Hash::tagged("hp/page/1", *bytes).short());
+    let tag = format!("\"{}\"", sha256(&[bytes]).short());
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
