@@ -302,7 +302,9 @@ impl Node {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
-        self.settling = None;
+        if let Some(settling) = self.settling.take() {
+            settling.stop().await;
+        }
         self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been

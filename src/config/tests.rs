@@ -381,9 +381,18 @@ fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
             "contract.network" => "true".to_owned(),
             "msb.network" => "\"testnet\"".to_owned(),
             "msb.bootstrap" | "msb.subnet" => quoted(&"77".repeat(32)),
+            "msb.execute" => "\"settled\"".to_owned(),
             _ => (toml.parse::<u64>().unwrap() + 1).to_string(),
         };
-        let other = with(key, &changed).unwrap();
+        let mut other = document();
+        if key == "msb.execute" {
+            let mbs = quoted(&"55".repeat(32));
+            other.set("msb.mode", "\"http\"").set("msb.url", "\"http://h\"").set("msb.bootstrap", &mbs);
+        }
+        let mut other = parse_text(other.set(key, &changed).text()).unwrap();
+        if key == "msb.execute" {
+            other.msb.bootstrap = None;
+        }
         assert_ne!(other.cfg_hash(), config.cfg_hash(), "{key}");
         let mine = if toml.is_empty() { "none".to_owned() } else { toml.replace('"', "") };
         let theirs = changed.replace('"', "");
@@ -632,9 +641,50 @@ fn a_bus_is_named_whole_or_not_at_all() {
         (format!("bootstrap = {mbs}\nsubnet = {mbs}"), "msb.subnet: 5555"),
         (format!("subnet = {}", quoted(&"00".repeat(32))), "msb.subnet: expected 64 hexadecimal digits, not all 0"),
         ("settle_slot_s = 2".to_owned(), "msb.settle_slot_s: expected a whole number from 3 to 3600, got 2"),
-        ("mode = \"on\"".to_owned(), "msb.mode: expected \"off\" or \"http\", got \"on\""),
+        ("mode = \"on\"".to_owned(), "msb.mode: expected \"off\" or \"http\" or \"embedded\", got \"on\""),
+        ("mode = \"embedded\"".to_owned(), "msb.network: is \"mainnet\", but mode \"embedded\" runs a bus of one's own"),
+        ("listen = \"5000\"".to_owned(), "msb.listen: expected an address like \"127.0.0.1:5000\", got \"5000\""),
+        ("execute = \"settled\"".to_owned(), "msb.execute: is \"settled\", but msb.mode is \"off\""),
     ] {
         let message = message(msb(&keys));
         assert!(message.contains(expected), "{keys}: {message}");
     }
+}
+
+#[test]
+fn a_bus_in_the_node_itself_needs_no_more_than_its_name() {
+    let msb = |keys: &str| parse_text(&(least("") + "[msb]\nnetwork = \"development\"\n" + keys)).unwrap().msb;
+    let embedded = msb("mode = \"embedded\"");
+    assert_eq!(embedded.mode, MsbMode::Embedded("127.0.0.1:5000".parse().unwrap()));
+    assert_eq!(embedded.mode.url().unwrap(), "http://127.0.0.1:5000");
+    // Who names that bus by its address needs no bootstrap either, and has the same one.
+    let named = msb("mode = \"http\"\nurl = \"http://h\"");
+    assert_eq!((named.bus_bootstrap(), named.bootstrap), (embedded.bus_bootstrap(), None));
+    assert!(named.bus_bootstrap().is_some());
+    let own = quoted(&"55".repeat(32));
+    assert_eq!(msb(&format!("bootstrap = {own}")).bus_bootstrap(), Some(Hash([0x55; 32])));
+    for (listen, url) in [
+        ("0.0.0.0:7", Some("http://127.0.0.1:7")),
+        ("[::]:7", Some("http://[::1]:7")),
+        ("192.0.2.7:80", Some("http://192.0.2.7:80")),
+        ("127.0.0.1:0", None),
+    ] {
+        let embedded = msb(&format!("mode = \"embedded\"\nlisten = \"{listen}\""));
+        assert_eq!(embedded.mode.url().as_deref(), url, "{listen}");
+    }
+    let settled = msb("mode = \"embedded\"\nexecute = \"settled\"");
+    assert_eq!(settled.execute, Execute::Settled);
+}
+
+#[test]
+fn who_joins_a_network_whose_outputs_are_final_when_settled_is_told_of_its_bus() {
+    let mut other = document();
+    other.set("msb.mode", "\"embedded\"").set("msb.network", "\"development\"").set("msb.execute", "\"settled\"");
+    let other = parse_text(other.text()).unwrap();
+    let mut mine = document();
+    mine.join(&other, "192.0.2.7:22860".parse().unwrap());
+    let mine = parse_text(mine.text()).unwrap();
+    assert_eq!(mine.msb.mode, MsbMode::Http("http://127.0.0.1:5000".to_owned()));
+    assert_eq!(mine.shared().msb_network, MsbNetwork::Development);
+    assert_eq!(mine.cfg_hash(), other.cfg_hash());
 }

@@ -27,6 +27,7 @@ use crate::{
     gateway::{self, Gateway, GatewayConfig, GatewayError},
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
+    settlement::embedded::StartError,
     state::{self, Backend, StateError, StateStore},
     types::{Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
@@ -111,6 +112,14 @@ pub enum NodeError {
         /// Which key, and why.
         why: String,
     },
+    /// The bus that the node is to run in itself.
+    #[error("cannot run the settlement bus of msb.mode = \"embedded\" (msb.listen in {file})")]
+    OwnBus {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: StartError,
+    },
     /// The folder's database is of another contract.
     #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
     Contract {
@@ -160,6 +169,7 @@ impl NodeError {
             NodeError::Locked(_) | NodeError::Gateway(GatewayError::PortTaken { .. }) => true,
             NodeError::Mesh(error) => error.is_port_taken(),
             NodeError::Ledger(LedgerError::InUse { .. }) => true,
+            NodeError::OwnBus { source, .. } => source.is_taken(),
             _ => false,
         }
     }
@@ -168,6 +178,7 @@ impl NodeError {
     pub fn is_damage(&self) -> bool {
         match self {
             NodeError::Ledger(error) => error.is_damage(),
+            NodeError::OwnBus { source, .. } => source.is_damage(),
             NodeError::Exec(ExecError::WrongState { .. }) | NodeError::DamagedAlone { .. } => true,
             NodeError::State(StateError::Root { .. } | StateError::Intent { .. }) => true,
             _ => false,
@@ -184,6 +195,7 @@ impl NodeError {
                 | NodeError::Guards { .. }
                 | NodeError::RunAs { .. }
                 | NodeError::Msb { .. }
+                | NodeError::OwnBus { source: StartError::Key(_) | StartError::Differs { .. }, .. }
         )
     }
 }
@@ -321,7 +333,13 @@ impl Node {
         let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
-        let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
+        let settling = match bus {
+            None => None,
+            Some(prepared) => {
+                let bus = settle::open(prepared, &config, core.unl()).await?;
+                Some(settle::start(bus, &config, core.genesis(), &core, &ledger))
+            }
+        };
         let node = Node {
             config,
             secret,
