@@ -18,6 +18,7 @@ mod pins;
 pub mod progress;
 mod reads;
 pub mod recover;
+mod release;
 pub mod replay;
 mod report;
 mod serve;
@@ -196,6 +197,12 @@ pub struct Node {
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
+    /// The last ledger that is settled, as the last ledger records it; 0 where none is.
+    settled_seq: Seq,
+    /// The last ledger whose result is agreed on and this node's too.
+    delivered_seq: Seq,
+    /// Outputs to users in raw mode, where they are final when they are settled.
+    release: Option<release::Release>,
     state_kept: backend::Chosen,
     /// What keeps the contract from doing more than computing.
     guards: Vec<crate::contract::Guard>,
@@ -299,6 +306,7 @@ impl Node {
         if let Some(syncing) = self.syncing.take() {
             syncing.stop().await;
         }
+        self.release = None;
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
@@ -809,6 +817,7 @@ impl Node {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
         self.accept(ledger.candidate.header.seq, hash, signed);
+        self.look_at_settlement(&ledger.candidate.header, &ledger.qc);
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, reads::Reads,
-    report::Report, settle, silence, twins, wall_ms,
+    release::Release, report::Report, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -29,7 +29,7 @@ use crate::{
     mesh::{self, Mesh, MeshConfig, MeshError},
     settlement::embedded::StartError,
     state::{self, Backend, StateError, StateStore},
-    types::{Hash, NodeKey, Seq, Sig},
+    types::{Execute, Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
 };
 
@@ -333,6 +333,11 @@ impl Node {
         let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
+        let settled_seq = core.summary().settlement.map_or(0, |settlement| settlement.seq);
+        let release = gateway
+            .as_ref()
+            .filter(|_| config.msb.execute == Execute::Settled)
+            .map(|gateway| Release::start(ledger.clone(), gateway.raw(), settled_seq));
         let settling = match bus {
             None => None,
             Some(prepared) => {
@@ -351,6 +356,9 @@ impl Node {
             gateway,
             gateway_events,
             ledger,
+            settled_seq,
+            delivered_seq: 0,
+            release,
             settling,
             control: Some(control),
             requests,

@@ -19,6 +19,7 @@ mod reads;
 mod recover;
 mod rows;
 mod signed;
+mod settled;
 mod silence;
 mod state;
 mod surroundings;
