@@ -382,7 +382,9 @@ fn msb_mode(table: &Table<'_>, network: MsbNetwork) -> Result<MsbMode, ConfigErr
         (1, Some(url)) => Ok(MsbMode::Http(url.to_owned())),
         (1, None) => Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
         _ if network != MsbNetwork::Development => {
-            let problem = format!("is \"{network}\", but mode \"embedded\" runs a bus of one's own, which is of the network \"development\"");
+            let problem = format!(
+                "is \"{network}\", but mode \"embedded\" runs a bus of one's own, which is of the network \"development\""
+            );
             Err(table.error("network", Problem::Conflict(problem)))
         }
         _ => Ok(MsbMode::Embedded(listen)),

@@ -642,7 +642,10 @@ fn a_bus_is_named_whole_or_not_at_all() {
         (format!("subnet = {}", quoted(&"00".repeat(32))), "msb.subnet: expected 64 hexadecimal digits, not all 0"),
         ("settle_slot_s = 2".to_owned(), "msb.settle_slot_s: expected a whole number from 3 to 3600, got 2"),
         ("mode = \"on\"".to_owned(), "msb.mode: expected \"off\" or \"http\" or \"embedded\", got \"on\""),
-        ("mode = \"embedded\"".to_owned(), "msb.network: is \"mainnet\", but mode \"embedded\" runs a bus of one's own"),
+        (
+            "mode = \"embedded\"".to_owned(),
+            "msb.network: is \"mainnet\", but mode \"embedded\" runs a bus of one's own",
+        ),
         ("listen = \"5000\"".to_owned(), "msb.listen: expected an address like \"127.0.0.1:5000\", got \"5000\""),
         ("execute = \"settled\"".to_owned(), "msb.execute: is \"settled\", but msb.mode is \"off\""),
     ] {

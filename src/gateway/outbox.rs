@@ -80,12 +80,16 @@ impl Outbox {
         loop {
             // Before the look, so that what happens between it and the wait is not missed.
             let notified = self.empty.notified();
-            match &*self.lock() {
-                Queue::Open { bytes: 1.., closed: false, .. } => {}
-                Queue::Open { .. } | Queue::Overflowed => return,
+            if self.is_empty() {
+                return;
             }
             notified.await;
         }
+    }
+
+    /// Whether all that was pushed has left this process, or never will.
+    pub fn is_empty(&self) -> bool {
+        !matches!(&*self.lock(), Queue::Open { bytes: 1.., closed: false, .. })
     }
 
     /// Wakes this task at the next push. One task reads an outbox, so the latest call counts.

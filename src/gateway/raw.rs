@@ -1,9 +1,10 @@
 //! Users in raw mode, for who has more for them than fits their queues at once: sends, and waits until it was taken.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::join_all;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::{Mode, Shared, in_mode, outbox::Outbox};
@@ -44,13 +45,19 @@ impl RawUsers {
         }
     }
 
-    /// Returns when the sessions of these users in raw mode were sent everything, or are over.
-    pub async fn took_all(&self, users: impl Iterator<Item = &UserKey>) {
-        let outboxes: Vec<Arc<Outbox>> = {
+    /// Returns when the sessions of these users in raw mode were sent everything, or are over; or after this time, with those
+    /// users for whom something waits still.
+    pub async fn slow(&self, users: impl Iterator<Item = &UserKey>, patience: Duration) -> BTreeSet<UserKey> {
+        let outboxes: Vec<(UserKey, Arc<Outbox>)> = {
             let registry = self.shared.lock();
-            let sessions = users.filter_map(|user| registry.users.get(user));
-            sessions.flat_map(|sessions| in_mode(sessions, Mode::Raw)).map(|line| line.outbox.clone()).collect()
+            let sessions = users.filter_map(|user| Some((*user, registry.users.get(user)?)));
+            let raw = sessions.flat_map(|(user, sessions)| in_mode(sessions, Mode::Raw).map(move |line| (user, line)));
+            raw.map(|(user, line)| (user, line.outbox.clone())).collect()
         };
-        join_all(outboxes.iter().map(|outbox| outbox.emptied())).await;
+        let all = join_all(outboxes.iter().map(|(_, outbox)| outbox.emptied()));
+        match timeout(patience, all).await {
+            Ok(_) => BTreeSet::new(),
+            Err(_) => outboxes.iter().filter(|(_, outbox)| !outbox.is_empty()).map(|(user, _)| *user).collect(),
+        }
     }
 }

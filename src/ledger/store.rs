@@ -9,9 +9,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
     ANCESTOR_KEYS_A_ROW, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LOOKED_OUTPUTS_MAX, LedgerError,
-    MISSING_MAX, Outputs, OutputsOf, PastSettlement, PutOut,
-    PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN,
-    PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
+    MISSING_MAX, Outputs, OutputsOf, PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX,
+    PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, PastSettlement, PutOut,
+    READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
 };
 use crate::{
     consensus::{

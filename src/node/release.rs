@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle};
 use tracing::warn;
 
 use crate::{
@@ -22,9 +22,11 @@ use crate::{
 
 /// Bytes of a page at most; half of what may wait for one session, if that is less. One output may be longer.
 const PAGE_BYTES_MAX: usize = 256 << 10;
-/// Time that users are waited for, that take nothing, over all of what became final at once. Past it what they do not take piles
-/// up, until they are dropped as `slow`.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time that users who take nothing are waited for, over all of what became final at once; who is found to be one is not waited
+/// for again. What such users do not take piles up, until they are dropped as `slow`.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 30_000 });
+/// The same, at least, for those that are found out later: many users that read nothing cannot use up the others' time.
+const PATIENCE_MIN: Duration = Duration::from_millis(100);
 
 /// The task that hands out what becomes final; it ends when this is dropped.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ impl Release {
     /// Everything up to ledger `done` was final before, and is nobody's any more.
     pub(super) fn start(ledger: Ledger, users: RawUsers, done: Seq) -> Release {
         let (to, heard) = watch::channel(done);
-        Release { to, task: tokio::spawn(run(ledger, users, heard)) }
+        Release { to, task: tokio::spawn(run(ledger, users, done, heard)) }
     }
 
     /// Everything up to ledger `to` is final, and is in the database as far as this node has it.
@@ -56,12 +58,14 @@ impl Drop for Release {
     }
 }
 
-async fn run(ledger: Ledger, users: RawUsers, mut heard: watch::Receiver<Seq>) {
-    let mut done = *heard.borrow_and_update();
+async fn run(ledger: Ledger, users: RawUsers, mut done: Seq, mut heard: watch::Receiver<Seq>) {
     while heard.changed().await.is_ok() {
         let to = *heard.borrow_and_update();
         if let Err(error) = hand_out(&ledger, &users, done, to).await {
-            warn!(error = &error as &dyn std::error::Error, "cannot read outputs that are final now; users in raw mode lose them");
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot read outputs that are final now; users in raw mode lose them"
+            );
         }
         done = to;
     }
@@ -71,6 +75,7 @@ async fn run(ledger: Ledger, users: RawUsers, mut heard: watch::Receiver<Seq>) {
 async fn hand_out(ledger: &Ledger, users: &RawUsers, done: Seq, to: Seq) -> Result<(), LedgerError> {
     let limits = (PAGE_BYTES_MAX.min(users.queue_bytes_max() / 2), FRAME_OVERHEAD_BYTES);
     let mut patience = PATIENCE;
+    let mut slow = BTreeSet::new();
     let mut at = done;
     loop {
         let wanted = Arc::new(users.all());
@@ -90,9 +95,8 @@ async fn hand_out(ledger: &Ledger, users: &RawUsers, done: Seq, to: Seq) -> Resu
                 users.deliver(&user, output.into());
             }
             let began = Instant::now();
-            // Whether it was taken or not, it goes on.
-            let _ = timeout(patience, users.took_all(receivers.iter())).await;
-            patience = patience.saturating_sub(began.elapsed());
+            slow.extend(users.slow(receivers.difference(&slow), patience).await);
+            patience = patience.saturating_sub(began.elapsed()).max(PATIENCE_MIN);
             after = page.more_after;
             if after.is_none() {
                 break;
@@ -107,4 +111,100 @@ async fn is_agreed(put_out: PutOut) -> bool {
     let root = move || Tree::new(leaves).root();
     let root: Hash = tokio::task::spawn_blocking(root).await.expect("hashing does not panic");
     agreed.status == Status::Ok && root == agreed.outputs_root
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::{sync::mpsc, time::timeout};
+
+    use super::*;
+    use crate::{
+        cli::client::{Frame, RawClient},
+        gateway::{EVENTS_MAX, Gateway, GatewayConfig},
+        ledger::{Store, Write},
+        verify::tests::made::{Made, Plan},
+    };
+
+    /// More than fits a session's queue with another one.
+    const LONG: usize = 40 << 10;
+    /// More than fits the system's queues.
+    const VERY_LONG: usize = 4 << 20;
+
+    fn bytes(seq: Seq, length: usize) -> Vec<u8> {
+        vec![0x80 | seq as u8; length]
+    }
+
+    /// Of a user who takes what it gets, of one who gets little, and of one who takes nothing.
+    fn chain() -> Made {
+        let mut made = Made::new(3);
+        for seq in 1..=9 {
+            let outputs: BTreeMap<UserKey, Vec<u8>> = [LONG, 1, VERY_LONG]
+                .into_iter()
+                .enumerate()
+                .map(|(at, length)| (made.user(at), bytes(seq, length)))
+                .collect();
+            made.close(Plan { outputs: outputs.into_iter().collect(), ..Plan::default() }, |_| {});
+            // Its own run of one ledger led this node to something else.
+            if let Some(Write::Outputs { outputs, .. }) =
+                made.writes.iter_mut().rev().find(|write| matches!(write, Write::Outputs { seq: 3, .. }))
+            {
+                outputs[0].1 = b"a lie".to_vec();
+            }
+        }
+        made
+    }
+
+    #[tokio::test]
+    async fn what_is_final_reaches_users_in_order_as_they_take_it_and_a_lie_of_this_node_does_not() {
+        let (made, folder) = (chain(), tempfile::tempdir().unwrap());
+        made.store(folder.path());
+        let mut store = Store::open(folder.path()).unwrap();
+        store.load(made.shared.input_window).unwrap();
+        let ledger = Ledger::start(store).unwrap();
+        let config = GatewayConfig { queue_bytes_max: 64 << 10, ..GatewayConfig::new("127.0.0.1:0".parse().unwrap()) };
+        let (sender, mut events) = mpsc::channel(EVENTS_MAX);
+        let gateway = Gateway::start(config, sender).await.unwrap();
+        let mut users = Vec::new();
+        for key in &made.users[..3] {
+            users.push(RawClient::connect(&gateway.local_addr().to_string(), key).await.unwrap());
+            events.recv().await.unwrap();
+        }
+        let [mut takes, mut little, _takes_nothing] = <[RawClient; 3]>::try_from(users).ok().unwrap();
+
+        let release = Release::start(ledger.clone(), gateway.raw(), 1);
+        release.up_to(4);
+        // Of a ledger that was final before nothing comes; nor of one of which this node has something else.
+        for seq in [2, 4] {
+            assert_eq!(
+                timeout(PATIENCE * 20, takes.recv()).await.unwrap().unwrap(),
+                Frame::Binary(bytes(seq, LONG).into())
+            );
+            assert_eq!(
+                timeout(PATIENCE * 20, little.recv()).await.unwrap().unwrap(),
+                Frame::Binary(bytes(seq, 1).into())
+            );
+        }
+        release.up_to(3);
+        // Far more than fits the queue at once; the last ledger's result is in no header yet.
+        release.up_to(9);
+        for seq in 5..=8 {
+            assert_eq!(
+                timeout(PATIENCE * 20, takes.recv()).await.unwrap().unwrap(),
+                Frame::Binary(bytes(seq, LONG).into())
+            );
+            assert_eq!(
+                timeout(PATIENCE * 20, little.recv()).await.unwrap().unwrap(),
+                Frame::Binary(bytes(seq, 1).into())
+            );
+        }
+        assert!(gateway.raw().all().contains(&takes.user()));
+        // Who takes nothing held up the others for a while, and is dropped.
+        events.recv().await.unwrap();
+        assert_eq!(gateway.users(), 2);
+        drop(release);
+        gateway.stop().await;
+        ledger.stop().await.unwrap();
+    }
 }

@@ -75,8 +75,9 @@ pub(super) fn prepare(config: &Config) -> Result<Option<Prepared>, NodeError> {
     };
     let key = match &config.msb.key_file {
         None => config.secret.clone(),
-        Some(path) => read_key(path)
-            .map_err(|error| wrong(config, format!("msb.key_file: {:#}", anyhow::Error::new(error))))?,
+        Some(path) => {
+            read_key(path).map_err(|error| wrong(config, format!("msb.key_file: {:#}", anyhow::Error::new(error))))?
+        }
     };
     Ok(Some(Prepared { key, way }))
 }

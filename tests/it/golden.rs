@@ -18,7 +18,7 @@ use hotpocket::{
         },
     },
     crypto::SecretKey,
-    types::{Execute, Challenge, Hash, LimitKind, NodeKey, Sig, Status, UserKey},
+    types::{Challenge, Execute, Hash, LimitKind, NodeKey, Sig, Status, UserKey},
     wire::{self, Edge, Hello, Refused, WireError},
 };
 use proptest::{collection::vec, option, prelude::*};

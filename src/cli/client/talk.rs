@@ -525,7 +525,8 @@ mod tests {
     /// That the ledgers up to `last` are settled, as ledger `last` + 2 records it.
     fn settled(first: Seq, last: Seq) -> Settled {
         let scope = Scope { chain_id: trust().chain_id(), unl_hash: crate::consensus::header::unl_hash(trust().unl()) };
-        let settlement = Settlement { seq: last, ch: Hash([3; 32]), tx: Hash([4; 32]), confirmed_length: 5, txv: Hash([6; 32]) };
+        let settlement =
+            Settlement { seq: last, ch: Hash([3; 32]), tx: Hash([4; 32]), confirmed_length: 5, txv: Hash([6; 32]) };
         let result = ExecResult {
             of_seq: last + 1,
             of_hash: Hash::ZERO,
@@ -616,7 +617,16 @@ mod tests {
     }
 
     fn page(since: Seq, to: Seq, more: bool, outputs: Vec<OutputFrame>) -> Reply {
-        let page = OutputsPage { since, to, more, kept_from: 1, missing: vec![], failed: vec![], outputs, settlements: vec![] };
+        let page = OutputsPage {
+            since,
+            to,
+            more,
+            kept_from: 1,
+            missing: vec![],
+            failed: vec![],
+            outputs,
+            settlements: vec![],
+        };
         Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
     }
 
@@ -659,7 +669,8 @@ mod tests {
         assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11 }, shown_failed(11)]);
         let with = |failed: Vec<Executed>| {
             let (outputs, missing, settlements) = (vec![], vec![], vec![]);
-            let page = OutputsPage { since: 10, to: 12, more: false, kept_from: 1, missing, failed, outputs, settlements };
+            let page =
+                OutputsPage { since: 10, to: 12, more: false, kept_from: 1, missing, failed, outputs, settlements };
             Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
         };
         assert_eq!(shows(&mut talk, with(vec![failed(11), failed(12)])), [shown_failed(12)]);

@@ -73,9 +73,9 @@ impl Wallet {
         let (subnet, url) = (Some(config.subnet()), url(&config.msb.mode, &self.dir));
         let key = match &config.msb.key_file {
             None => config.secret,
-            Some(file) => read_key(file)
-                .context("cannot use the wallet")
-                .map_err(|error| Failure::new(Exit::Config, error))?,
+            Some(file) => {
+                read_key(file).context("cannot use the wallet").map_err(|error| Failure::new(Exit::Config, error))?
+            }
         };
         Ok(Payer { key, network, subnet, url })
     }
