@@ -46,7 +46,7 @@ const FRAMES_BYTES_MAX: usize = 64 << 10;
 pub(super) enum Delivery {
     /// A result that is agreed on.
     Result {
-        agreed: ResultCert,
+        agreed: Box<ResultCert>,
         /// `None` when they must be read.
         outputs: Option<Outputs>,
         /// Users with input in that ledger.
@@ -426,7 +426,7 @@ impl Node {
             return;
         }
         let outputs = outputs.filter(|_| self.deliveries.len() < DELIVERIES_IN_MEMORY_MAX);
-        self.enqueue_delivery(Delivery::Result { agreed, outputs, senders });
+        self.enqueue_delivery(Delivery::Result { agreed: Box::new(agreed), outputs, senders });
     }
 
     fn enqueue_delivery(&mut self, delivery: Delivery) {
@@ -472,7 +472,7 @@ impl Node {
         {
             let Some(gateway) = &self.gateway else { return };
             let (agreed, outputs, senders) = match delivery {
-                Delivery::Result { agreed, outputs, senders } => (agreed, outputs, senders),
+                Delivery::Result { agreed, outputs, senders } => (*agreed, outputs, senders),
                 Delivery::Settled(frame) => {
                     gateway.say_to_all_signed(frame);
                     continue;

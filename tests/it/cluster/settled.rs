@@ -113,7 +113,7 @@ fn an_output_is_final_when_the_chain_records_its_settlement_and_whoever_asks_lat
         })
         .await;
         assert_eq!(page.outputs[0].is_final, Some(true));
-        assert_eq!(page.settlements, [first.clone()]);
+        assert_eq!(page.settlements, std::slice::from_ref(&first));
         let AnswerBody::Input { state, .. } = later.ask(Query::Input { nonce: 1 }).await else { panic!("an answer") };
         let InputState::Accepted { settled: Some(told), .. } = state else { panic!("{state:?}") };
         assert_eq!(*told, first);
