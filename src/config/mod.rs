@@ -69,6 +69,12 @@ pub const READS_MAX: u64 = 256;
 /// Seconds that one of them may be allowed.
 pub const READ_TIME_S_MAX: u64 = 300;
 
+/// Bytes to which `http.body_max` may be raised: an input of the longest size, as JSON in JSON.
+pub const HTTP_BODY_MAX: u64 = 32 << 20;
+
+/// Origins in `http.cors`. More are an error.
+pub const CORS_MAX: usize = 64;
+
 /// The lowest threshold with which two quorums of any UNL share an honest node.
 pub const THRESHOLD_MIN: u64 = 67;
 
@@ -122,6 +128,8 @@ pub struct Config {
     pub log: Log,
     /// `[msb]`.
     pub msb: Msb,
+    /// `[http]`.
+    pub http: Http,
 }
 
 /// `[consensus]`: when and with how many votes a ledger closes.
@@ -255,6 +263,38 @@ pub struct User {
     pub reads_max: usize,
     /// How long one may take.
     pub read_time_ms: u64,
+    /// With what the port speaks TLS. `None`: it speaks plain text.
+    pub tls: Option<TlsFiles>,
+}
+
+/// Where a port's certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those that vouch for it, PEM.
+    pub cert: PathBuf,
+    /// Its secret key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[http]`: the API and the page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Address and port; port 0: any free one. `None`: there is none.
+    pub listen: Option<SocketAddr>,
+    /// Whether inputs are taken and the contract is run for whoever asks.
+    pub api_tx_exposed: bool,
+    /// Origins of pages elsewhere that may read answers; `*` is any.
+    pub cors: Vec<String>,
+    /// Where the token is that operators show. `None`: nothing of theirs is done.
+    pub admin_token_file: Option<PathBuf>,
+    /// Bytes of a request's body.
+    pub body_max: usize,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Connections at a time from one address.
+    pub per_address: usize,
+    /// With what it speaks TLS. `None`: it speaks plain text.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Which inputs are taken.
@@ -483,9 +523,6 @@ pub enum Problem {
     /// No such key.
     #[error("unknown key; {0}")]
     Unknown(String),
-    /// A key of a later version.
-    #[error("not supported by this version")]
-    NotYet,
     /// Another kind of value.
     #[error("expected {expected}, got {got}")]
     Expected {
@@ -569,11 +606,7 @@ impl Config {
             }
             other => other?,
         };
-        let config = Config::parse(&text, &file, dir, &|key_file| {
-            let (text, mode) = read_file(key_file)?;
-            check_mode(key_file, mode)?;
-            Ok(text)
-        })?;
+        let config = Config::parse(&text, &file, dir, &read_secret)?;
         if config.seckey_file.is_none() {
             check_mode(&file, mode)?;
         }
@@ -637,6 +670,13 @@ fn read_file(path: &Path) -> Result<(String, u32), ConfigError> {
     let text = String::from_utf8(bytes)
         .map_err(|error| not_text(format!("not UTF-8 text at byte {}", error.utf8_error().valid_up_to())))?;
     Ok((text, mode))
+}
+
+/// Reads a file that holds a secret: a text, whose mode lets nobody else read it.
+pub fn read_secret(path: &Path) -> Result<String, ConfigError> {
+    let (text, mode) = read_file(path)?;
+    check_mode(path, mode)?;
+    Ok(text)
 }
 
 fn check_mode(path: &Path, mode: u32) -> Result<(), ConfigError> {
