@@ -153,6 +153,8 @@ pub enum Question {
     },
     /// One ledger.
     Ledger(Which),
+    /// What the contract printed last.
+    Log,
     /// Ledgers on which results differed; or the report on one.
     Divergence(Option<Seq>),
     /// A file of the contract's state.

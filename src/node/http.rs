@@ -236,6 +236,10 @@ impl Door {
                 self.control(control::Request::UnlVote(control::UnlVote { add, node, peer, yes })).await
             }
             Question::UnlWithdraw => self.control(control::Request::UnlWithdraw).await,
+            Question::Log => {
+                let dir = self.dir.join("log/contract");
+                spawn_blocking(move || chain::log(&dir)).await.unwrap_or_else(|_| Err(Failure::internal()))
+            }
             Question::Divergence(seq) => {
                 let dir = self.dir.clone();
                 spawn_blocking(move || chain::divergence(&dir, seq)).await.unwrap_or_else(|_| Err(Failure::internal()))
@@ -395,9 +399,9 @@ impl Node {
     pub(super) fn msb_identity(&self) -> Value {
         let msb = &self.config.msb;
         json!({
-            "mode": match msb.mode { MsbMode::Off => "off", MsbMode::Http(_) => "http" },
+            "mode": match msb.mode { MsbMode::Off => "off", MsbMode::Http(_) => "http", MsbMode::Embedded(_) => "embedded" },
             "networkId": super::settle::network(msb.network).id(),
-            "bootstrap": msb.bootstrap.map(|hash| hash.to_string()),
+            "bootstrap": msb.bus_bootstrap().map(|hash| hash.to_string()),
             "subnet": self.config.subnet().to_string(),
         })
     }

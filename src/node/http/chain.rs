@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::unreadable;
 use crate::{
+    contract,
     divergence::folder,
     http::{Answer, Failure, Which},
     ledger::{
@@ -14,6 +15,9 @@ use crate::{
     },
     types::Seq,
 };
+
+/// Bytes of the end of each of the contract's logs that are shown.
+const LOG_BYTES_MAX: u64 = 16 << 10;
 
 pub(super) fn ledgers(archive: &Archive, from: Option<Seq>, limit: u64) -> Answer {
     let chain = Chain::read(archive).map_err(|error| unreadable(&error))?;
@@ -76,4 +80,11 @@ pub(super) fn recorded_settlement(archive: &Archive) -> Answer {
     let newest = view::read_page(archive, chain.tip.max(1), chain.tip.max(1), Depth::Closed);
     let newest = newest.map_err(|error| unreadable(&error))?.into_iter().next().flatten();
     Ok(newest.map(|ledger| view::json(&ledger, &chain)["header"]["settlement"].take()).unwrap_or_default())
+}
+
+/// The ends of what the contract wrote to stdout and stderr.
+pub(super) fn log(dir: &Path) -> Answer {
+    let streams = contract::log_ends(dir, LOG_BYTES_MAX).map_err(|error| unreadable(&error))?;
+    let streams: Vec<Value> = streams.into_iter().map(|(name, text)| json!({ "name": name, "text": text })).collect();
+    Ok(json!({ "streams": streams }))
 }

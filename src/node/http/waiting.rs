@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
-use super::super::{Node, NodeError};
+use super::super::{Node, NodeError, users::Finality};
 use crate::{
     consensus::{Event, Refused, SignedRef, header::Input, messages::ResultCert},
     types::{Hash, Seq},
@@ -16,11 +16,12 @@ const INPUTS_MAX: usize = 1_024;
 /// Who wait for one input. Past it, the same.
 const EACH_MAX: usize = 8;
 
-/// The last ledger whose result is agreed on, and the signatures under that, when they are known.
-#[derive(Debug, Clone, Default)]
+/// The last ledger whose result is agreed on, the signatures under that, when they are known, and what was final then.
+#[derive(Debug, Clone)]
 pub(in crate::node) struct Agreed {
     pub(in crate::node) seq: Seq,
     pub(in crate::node) tip: Option<ResultCert>,
+    pub(in crate::node) finality: Finality,
 }
 
 /// What became of an input.

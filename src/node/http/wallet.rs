@@ -17,7 +17,7 @@ use super::{
         settle,
         users::{became_of, output_of},
     },
-    Asked, Became, Door, unreadable,
+    Agreed, Asked, Became, Door, unreadable,
 };
 use crate::{
     consensus::{
@@ -216,8 +216,8 @@ impl Door {
     /// What a user got in a ledger, with its proof, or that the run failed; none when neither is known here.
     async fn outcome(&self, seq: Seq, user: UserKey) -> Result<Option<Value>, Failure> {
         let _turn = self.looks.acquire().await.map_err(|_| Failure::internal())?;
-        let tip = self.agreed.borrow().tip.clone();
-        output_of(&self.ledger, user, seq, tip).await.map_err(|error| unreadable(&error))
+        let Agreed { tip, finality, .. } = self.agreed.borrow().clone();
+        output_of(&self.ledger, user, seq, tip, finality).await.map_err(|error| unreadable(&error))
     }
 
     /// What a user got in a ledger.
