@@ -84,6 +84,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "settle_max_delay_s",
             "settle_slot_s",
             "key_file",
+            "ca_file",
         ],
     ),
     (

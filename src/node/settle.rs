@@ -18,7 +18,7 @@ use crate::{
     settlement::{
         Network,
         agent::{Agent, ReadHeaders, Setup, Tip},
-        client::Client,
+        client::{Authorities, Client},
         read_key,
         schedule::Pace,
     },
@@ -39,7 +39,9 @@ pub(super) struct Settling {
 pub(super) fn prepare(config: &Config) -> Result<Option<(Client, SecretKey)>, NodeError> {
     let MsbMode::Http(url) = &config.msb.mode else { return Ok(None) };
     let wrong = |why: String| NodeError::Msb { file: config.file.clone(), why };
-    let client = Client::new(url, network(config.msb.network))
+    let authorities = config.msb.ca_file.as_deref().map(Authorities::read).transpose();
+    let authorities = authorities.map_err(|error| wrong(format!("msb.ca_file: {:#}", anyhow::Error::new(error))))?;
+    let client = Client::trusting(url, network(config.msb.network), authorities.as_ref())
         .map_err(|error| wrong(format!("msb.url: {:#}", anyhow::Error::new(error))))?;
     let key = match &config.msb.key_file {
         None => config.secret.clone(),
