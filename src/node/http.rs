@@ -385,9 +385,9 @@ impl Node {
     pub(super) fn msb_identity(&self) -> Value {
         let msb = &self.config.msb;
         json!({
-            "mode": match msb.mode { MsbMode::Off => "off", MsbMode::Http(_) => "http" },
+            "mode": match msb.mode { MsbMode::Off => "off", MsbMode::Http(_) => "http", MsbMode::Embedded(_) => "embedded" },
             "networkId": super::settle::network(msb.network).id(),
-            "bootstrap": msb.bootstrap.map(|hash| hash.to_string()),
+            "bootstrap": msb.bus_bootstrap().map(|hash| hash.to_string()),
             "subnet": self.config.subnet().to_string(),
         })
     }

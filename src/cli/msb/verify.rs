@@ -5,10 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::chain::Chain;
+use super::{Trust, chain::Chain, wallet};
 use crate::{
     cli::{Exit, Failure, Outcome, answer},
-    config::{Config, MsbMode},
+    config::{Config, bus_bootstrap},
     node::settle::network,
     settlement::{
         client::{Client, ClientError},
@@ -46,6 +46,8 @@ pub(super) struct Verify {
     /// The bus [default: that of DIR/cfg/hp.cfg]
     #[arg(long, conflicts_with = "offline")]
     url: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
     /// The bus's bootstrap [default: what the chain's nodes agreed on]
     #[arg(long, value_name = "HASH")]
     bootstrap: Option<Hash>,
@@ -110,17 +112,16 @@ impl Verify {
         if self.offline {
             return Ok(None);
         }
-        let url = match &self.url {
-            Some(url) => url.clone(),
-            None => match Config::load_of_another(&Config::path(&self.dir)).map(|config| config.msb.mode) {
-                Ok(MsbMode::Http(url)) => url,
-                _ => {
-                    let what = anyhow::anyhow!("{} names no bus: give --url, or --offline", self.dir.display());
-                    return Err(Failure::new(Exit::Usage, what));
-                }
-            },
+        let of_folder = Config::load_of_another(&Config::path(&self.dir)).ok();
+        let of_folder = of_folder.and_then(|config| wallet::configured(&config.msb, &self.dir));
+        let (configured, ca_file) = of_folder.map_or((None, None), |bus| (Some(bus.url), bus.ca_file));
+        let Some(url) = self.url.clone().or(configured) else {
+            let what = anyhow::anyhow!("{} names no bus: give --url, or --offline", self.dir.display());
+            return Err(Failure::new(Exit::Usage, what));
         };
-        let client = Client::new(&url, network(chain.settings.msb_network)).context("--url")?;
+        let authorities = self.trust.authorities(ca_file)?;
+        let client = Client::trusting(&url, network(chain.settings.msb_network), authorities.as_ref());
+        let client = client.context("--url")?;
         Ok(Some(client.with_timeout(ANSWER_TIME)))
     }
 
@@ -136,7 +137,8 @@ impl Verify {
             return Err(wrong(format!("{} is no transaction of type 12", settlement.tx)));
         };
         let contract = chain.genesis.contract_id;
-        let mbs = self.bootstrap.or(chain.settings.msb_bootstrap.0).unwrap_or(tx.mbs);
+        let agreed = bus_bootstrap(chain.settings.msb_network, chain.settings.msb_bootstrap.0);
+        let mbs = self.bootstrap.or(agreed).unwrap_or(tx.mbs);
         let bs = chain.settings.msb_subnet.0.unwrap_or(contract);
         let expected = Tx { txv: tx.txv, iw: contract, ch: settlement.ch, bs, mbs, nonce: nonce(&settlement.ch) };
         if *tx != expected {
