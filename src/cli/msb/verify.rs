@@ -119,7 +119,8 @@ impl Verify {
             let what = anyhow::anyhow!("{} names no bus: give --url, or --offline", self.dir.display());
             return Err(Failure::new(Exit::Usage, what));
         };
-        let authorities = self.trust.authorities(ca_file)?;
+        // Whose configuration is read as another one's, its paths are as they are written.
+        let authorities = self.trust.authorities(ca_file.map(|file| self.dir.join(file)))?;
         let client = Client::trusting(&url, network(chain.settings.msb_network), authorities.as_ref());
         let client = client.context("--url")?;
         Ok(Some(client.with_timeout(ANSWER_TIME)))
