@@ -20,6 +20,7 @@ mod reads;
 pub mod recover;
 pub mod replay;
 mod report;
+mod rounds;
 mod serve;
 pub(crate) mod settle;
 pub mod silence;
@@ -38,7 +39,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Duration, sleep_until},
 };
@@ -126,6 +127,8 @@ pub struct Node {
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
+    /// How often something became otherwise that people are shown.
+    changes: watch::Sender<u64>,
     /// Answers to operators that wait for the disk.
     answers: Vec<(oneshot::Sender<serde_json::Value>, serde_json::Value)>,
     executor: Executor,
@@ -193,6 +196,9 @@ pub struct Node {
     /// The last result that was agreed on, when its signatures are known.
     last_agreed: Option<ResultCert>,
     report: report::Report,
+    /// What the last rounds took.
+    rounds: rounds::Rounds,
+    traffic: rounds::Traffic,
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
@@ -249,6 +255,7 @@ impl Node {
     }
 
     async fn work(&mut self) -> Result<(), NodeError> {
+        self.rounds.begin(self.micros());
         self.handle(Event::Start)?;
         if std::mem::take(&mut self.state_was_lost) {
             self.handle(Event::StateLost)?;
@@ -325,17 +332,37 @@ impl Node {
     }
 
     fn now(&self) -> MonoMs {
-        u64::try_from(self.started.elapsed().as_millis()).expect("a process lives less than 500 million years")
+        self.micros() / 1_000
+    }
+
+    /// Since the process began.
+    fn micros(&self) -> rounds::Micros {
+        u64::try_from(self.started.elapsed().as_micros()).expect("a process lives less than 500 thousand years")
     }
 
     // ---- Events -------------------------------------------------------------------------------------------------
 
     fn handle(&mut self, event: Event) -> Result<(), NodeError> {
-        let effects = self.core.on(event, self.now(), wall_ms());
+        let is_shown = matches!(
+            event,
+            Event::LinkUp(_) | Event::LinkDown(_) | Event::UserUp(_) | Event::UserDown(_) | Event::Overtime(_)
+        );
+        let (at, wall) = (self.micros(), wall_ms());
+        let effects = self.core.on(event, at / 1_000, wall);
+        (self.traffic.sent_bytes, self.traffic.sent_frames) = self.mesh.sent();
+        let seen = self.rounds.see(&effects, at, wall, self.traffic);
+        if seen.moved || is_shown {
+            self.changed();
+        }
         self.effects_bytes += effects.iter().map(weight).sum::<usize>();
         self.persists += effects.iter().filter(|effect| matches!(effect, Effect::Persist(_))).count();
         self.effects.extend(effects);
         self.perform()
+    }
+
+    /// Something became otherwise that people are shown.
+    fn changed(&self) {
+        self.changes.send_modify(|change| *change += 1);
     }
 
     fn on_time(&mut self) -> Result<(), NodeError> {
@@ -376,6 +403,7 @@ impl Node {
     }
 
     fn on_frame(&mut self, peer: NodeKey, bytes: &Bytes) -> Result<(), NodeError> {
+        self.traffic.received(bytes.len());
         if wire::is_range(bytes) || wire::is_headers(bytes) {
             self.check_ledgers(peer, bytes.clone());
             return Ok(());
@@ -391,6 +419,7 @@ impl Node {
                 return Ok(());
             }
         };
+        self.rounds.heard(peer, &message, self.micros());
         if self.core.is_redundant(&message) {
             return Ok(());
         }
@@ -526,6 +555,7 @@ impl Node {
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
+                self.rounds.ran(&ran);
                 let seq = ran.result.of_seq;
                 let outputs: Vec<(UserKey, Vec<u8>)> = ran.outputs;
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });

@@ -284,6 +284,9 @@ struct Control {
 struct Shared {
     links: Mutex<BTreeMap<NodeKey, Arc<Link>>>,
     overflows: AtomicU64,
+    /// What was queued for peers.
+    sent_bytes: AtomicU64,
+    sent_frames: AtomicU64,
     /// What waits for peers outside the UNL.
     strangers: Arc<Budget>,
 }
@@ -291,7 +294,13 @@ struct Shared {
 impl Default for Shared {
     fn default() -> Shared {
         let strangers = Arc::new(Budget::new(STRANGERS_QUEUES_BYTES_MAX));
-        Shared { links: Mutex::default(), overflows: AtomicU64::new(0), strangers }
+        Shared {
+            links: Mutex::default(),
+            overflows: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+            sent_frames: AtomicU64::new(0),
+            strangers,
+        }
     }
 }
 
@@ -326,7 +335,13 @@ impl Shared {
     }
 
     fn push(&self, link: &Link, class: Class, frame: Bytes) -> Result<(), SendError> {
-        link.queue(class).push(Kind::App, frame).map_err(|err| match err {
+        let bytes = frame.len() as u64;
+        let pushed = link.queue(class).push(Kind::App, frame);
+        if pushed.is_ok() {
+            self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.sent_frames.fetch_add(1, Ordering::Relaxed);
+        }
+        pushed.map_err(|err| match err {
             PushError::Closed => SendError::NotLinked,
             PushError::Full => {
                 if class == Class::Vote {
@@ -433,6 +448,12 @@ impl Mesh {
             since: link.since.elapsed(),
         };
         self.shared.lock().values().map(info).collect()
+    }
+
+    /// Bytes and frames that were queued for peers since the start.
+    pub fn sent(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.shared.sent_bytes), count(&self.shared.sent_frames))
     }
 
     /// How often a link was reset because its vote queue was full.

@@ -12,14 +12,18 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
+    time::{Duration, timeout},
 };
 
 /// Bytes of one request. A longer one ends the connection.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Requests waiting for the node. Past it a connection waits.
 const REQUESTS_MAX: usize = 16;
+
+/// How long a [`Request::Watch`] waits at most: what an operator sees of time alone is at most so old.
+const WATCH_TIME: Duration = Duration::from_secs(5);
 
 /// Where the socket of a contract folder is.
 pub fn path(dir: &Path) -> PathBuf {
@@ -41,6 +45,11 @@ fn address(dir: &Path) -> PathBuf {
 pub enum Request {
     /// Where the node stands.
     Status,
+    /// The same, as soon as the node stands otherwise than in the status whose `change` was this, or after a few seconds.
+    Watch {
+        /// Another number than the node's is answered at once.
+        after: u64,
+    },
     /// Who decides, and who votes for which change of that.
     Unl,
     /// Vote for a change of the UNL.
@@ -87,8 +96,9 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens in `dir/run/`. The folder's lock is held, so that a socket file there is a dead one's.
-    pub fn start(dir: &Path) -> io::Result<(Control, mpsc::Receiver<Asked>)> {
+    /// Listens in `dir/run/`. The folder's lock is held, so that a socket file there is a dead one's. `changes` counts how
+    /// often the node stood otherwise.
+    pub fn start(dir: &Path, changes: watch::Receiver<u64>) -> io::Result<(Control, mpsc::Receiver<Asked>)> {
         let path = address(dir);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -99,7 +109,7 @@ impl Control {
         let (asked, requests) = mpsc::channel(REQUESTS_MAX);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, asked.clone()));
+                tokio::spawn(serve(stream, asked.clone(), changes.clone()));
             }
         });
         Ok((Control { path, task }, requests))
@@ -113,7 +123,7 @@ impl Drop for Control {
     }
 }
 
-async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
+async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>, mut changes: watch::Receiver<u64>) {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -125,6 +135,14 @@ async fn serve(stream: UnixStream, asked: mpsc::Sender<Asked>) {
         let value = match serde_json::from_str::<Request>(&line) {
             Err(error) => serde_json::json!({ "error": format!("cannot read the request: {error}") }),
             Ok(request) => {
+                let request = match request {
+                    Request::Watch { after } => {
+                        // Whether it changed or the time is over, what is shown is as the node stands then.
+                        let _ = timeout(WATCH_TIME, changes.wait_for(|change| *change != after)).await;
+                        Request::Status
+                    }
+                    request => request,
+                };
                 let (answer, answered) = oneshot::channel();
                 if asked.send(Asked { request, answer }).await.is_err() {
                     return;
@@ -163,7 +181,7 @@ mod tests {
         assert!(dir.is_absolute() && address(&dir).is_relative());
         assert_eq!(address(Path::new("/elsewhere")), Path::new("/elsewhere/run/hp.sock"));
         fs::create_dir(dir.join("run")).unwrap();
-        let (_control, mut requests) = Control::start(&dir).unwrap();
+        let (_control, mut requests) = Control::start(&dir, watch::channel(0).1).unwrap();
         let answering = async {
             let asked = requests.recv().await.unwrap();
             asked.answer.send(Value::from(7)).unwrap();
@@ -171,5 +189,27 @@ mod tests {
         let (answer, ()) = tokio::join!(ask(&dir, &Request::Status), answering);
         assert_eq!(answer.unwrap(), Value::from(7));
         assert_eq!(fs::metadata(path(&dir)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_is_answered_when_something_changed_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        let (changed, changes) = watch::channel(7);
+        let (_control, mut requests) = Control::start(dir.path(), changes).unwrap();
+        let ask = |after| {
+            let dir = dir.path().to_owned();
+            tokio::spawn(async move { ask(&dir, &Request::Watch { after }).await.unwrap() })
+        };
+        let watching = ask(7);
+        let behind = ask(3);
+        requests.recv().await.unwrap().answer.send(Value::from("behind")).unwrap();
+        assert_eq!(behind.await.unwrap(), Value::from("behind"), "another number is answered at once");
+        assert!(requests.try_recv().is_err() && !watching.is_finished(), "nothing changed");
+        changed.send_modify(|change| *change += 1);
+        let asked = requests.recv().await.unwrap();
+        assert!(matches!(asked.request, Request::Status));
+        asked.answer.send(Value::from("changed")).unwrap();
+        assert_eq!(watching.await.unwrap(), Value::from("changed"));
     }
 }

@@ -136,6 +136,8 @@ pub struct Ran {
     pub elapsed: Duration,
     /// The part of it in which the contract ran.
     pub contract: Duration,
+    /// The part of it in which what the contract left was hashed.
+    pub hashing: Duration,
 }
 
 /// The state and the root it should have.
@@ -459,10 +461,14 @@ impl Executor {
             End::Overtime => return Ok(None),
         };
         let (top, quota) = (self.plan.dir.join("state"), self.plan.quota);
-        let (root, changed, recent) = self
+        let (root, changed, recent, hashing) = self
             .blocking(move |held| {
+                let mut hashing = Duration::ZERO;
                 if status == Status::Ok {
-                    match held.state.scan(true) {
+                    let begun = Instant::now();
+                    let scanned = held.state.scan(true);
+                    hashing = begun.elapsed();
+                    match scanned {
                         Ok(scan) if !quota.allows(&scan) => {
                             let (bytes, files) = (scan.bytes, scan.files);
                             warn!(seq, bytes, files, "the contract left more in state/ than state_mb or state_files allows");
@@ -473,7 +479,7 @@ impl Executor {
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
                             let changed: Vec<Changed> = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
                             let recent = Recent::of(&top, &*held.state, scan.files, &changed);
-                            return Ok((scan.root, changed, recent, status));
+                            return Ok((scan.root, changed, recent, status, hashing));
                         }
                         Err(StateError::Forbidden { path, kind }) => {
                             warn!(seq, ?path, %kind, "the contract left something in state/ that nodes cannot agree on");
@@ -484,12 +490,12 @@ impl Executor {
                 }
                 held.root = held.state.rollback()?;
                 held.after = Some(seq);
-                Ok((held.root, Vec::new(), None, status))
+                Ok((held.root, Vec::new(), None, status, hashing))
             })
             .await
-            .map(|(root, changed, recent, final_status)| {
+            .map(|(root, changed, recent, final_status, hashing)| {
                 status = final_status;
-                (root, changed, recent)
+                (root, changed, recent, hashing)
             })?;
 
         let outputs: Vec<(UserKey, Vec<u8>)> = match status {
@@ -510,7 +516,7 @@ impl Executor {
         };
         let (elapsed, contract) = (started.elapsed(), report.elapsed);
         let hash = execution.hash;
-        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, recent, elapsed, contract }))
+        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, recent, elapsed, contract, hashing }))
     }
 
     fn state_dir(&self) -> PathBuf {

@@ -15,7 +15,7 @@ use super::{
     diverge::Streak,
     exec::Ran,
     progress::{self, Part},
-    silence,
+    rounds, silence,
     sync::{SyncProgress, why_text},
 };
 use crate::{
@@ -387,6 +387,9 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["change"] = json!(*self.changes.borrow());
+        status["rounds"] = self.rounds.json(rounds::ROUNDS_SHOWN);
+        status["rounds_per_s"] = json!(self.rounds.per_s(self.micros()).map(|per_s| (per_s * 100.0).round() / 100.0));
         status["joining"] = joining(&summary);
         status["settlement"] = self.settling_status();
         status

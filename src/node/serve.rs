@@ -213,7 +213,7 @@ impl Node {
             return Ok(());
         }
         let done = match request {
-            Request::Status => Ok(self.status()),
+            Request::Status | Request::Watch { .. } => Ok(self.status()),
             Request::Unl => Ok(self.unl_status()),
             Request::UnlVote(vote) => self.unl_vote(&vote)?.map(|()| self.unl_status()),
             Request::UnlWithdraw => self.unl_withdraw()?.map(|()| self.unl_status()),

@@ -8,12 +8,12 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, reads::Reads,
-    report::Report, settle, silence, twins, wall_ms,
+    report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -300,7 +300,8 @@ impl Node {
         let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
         let (gateway, gateway_events) = start_gateway(&config).await?;
-        let (control, requests) = Control::start(&config.dir).map_err(|source| NodeError::Io {
+        let (changes, changed) = watch::channel(0);
+        let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
             path: super::control::path(&config.dir),
             source,
@@ -322,6 +323,7 @@ impl Node {
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
         let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
+        let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
             secret,
@@ -336,6 +338,7 @@ impl Node {
             settling,
             control: Some(control),
             requests,
+            changes,
             answers: Vec::new(),
             executor,
             from_runs_tx,
@@ -384,6 +387,8 @@ impl Node {
             delivering: false,
             last_agreed: None,
             report,
+            rounds,
+            traffic: Default::default(),
             records,
             _lock: lock,
         };

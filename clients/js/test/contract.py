@@ -1,0 +1,14 @@
+#!/usr/bin/env python3
+"""Gives users back what they sent; `fail` makes it fail, `quiet` makes it say nothing."""
+import json
+import os
+import sys
+
+for key, (inputs, outputs) in sorted(json.load(sys.stdin)["user"].items()):
+    with open(inputs, "rb") as file:
+        data = file.read()
+    if data == b"fail":
+        sys.exit(3)
+    if data != b"quiet":
+        with open(outputs, "wb") as file:
+            file.write(data)
