@@ -52,7 +52,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", reads: "a line of the operator's socket", examples: &[], check: operator },
     Target { name: "npl", reads: "frames of the party line", examples: &["fdlist-0.1.json"], check: party_line },
     Target { name: "contract", reads: "what a run writes to its control descriptor", examples: &[], check: contract },
-    Target { name: "bus", reads: "an operation, an address or an amount of the bus", examples: &["msb.json"], check: bus },
+    Target {
+        name: "bus",
+        reads: "an operation, an address or an amount of the bus",
+        examples: &["msb.json"],
+        check: bus,
+    },
 ];
 
 /// The target of this name.
@@ -137,7 +142,10 @@ fn party_line(bytes: &[u8]) {
         let before = rest.len();
         match npl::read_frame(&mut rest) {
             Ok(Some(frame)) => {
-                assert!(frame.body.len() <= npl::NPL_MESSAGE_BYTES_MAX && rest.len() < before, "each frame takes bytes");
+                assert!(
+                    frame.body.len() <= npl::NPL_MESSAGE_BYTES_MAX && rest.len() < before,
+                    "each frame takes bytes"
+                );
                 let mut again = bytes::BytesMut::from(&npl::write_frame(frame.from, &frame.body)[..]);
                 assert_eq!(npl::read_frame(&mut again), Ok(Some(frame)), "reads back");
             }
