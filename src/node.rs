@@ -3,21 +3,25 @@
 //! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
 //! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
-//! ledger, `users` answers users, `serve` peers, `settle` the bus, `report` tells people.
+//! ledger, `users` answers users, `serve` peers, `http` the HTTP side, `settle` the bus,
+//! `report` and `events` tell people.
 
 mod backend;
 pub mod backup;
 mod catchup;
 pub mod control;
 mod diverge;
+mod events;
 mod exec;
 mod guards;
+mod http;
 pub mod offline;
 mod party_line;
 mod pins;
 pub mod progress;
 mod reads;
 pub mod recover;
+mod release;
 pub mod replay;
 mod report;
 mod rounds;
@@ -25,6 +29,7 @@ mod serve;
 pub(crate) mod settle;
 pub mod silence;
 mod start;
+mod swap;
 mod sync;
 mod twins;
 mod unl;
@@ -38,6 +43,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -45,7 +51,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::{catchup::Draw, report::Banner, start::NodeError, sync::SyncProgress};
+pub use self::{catchup::Draw, http::reload_tls, report::Banner, start::NodeError, sync::SyncProgress};
 use self::{
     catchup::Found,
     control::{Asked, Control},
@@ -64,8 +70,10 @@ use crate::{
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
     gateway::{Gateway, GatewayEvent, SessionId},
+    http::Http,
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
+    tls::Tls,
     types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, UserKey, WallMs},
     wire,
 };
@@ -124,6 +132,12 @@ pub struct Node {
     mesh_events: mpsc::Receiver<MeshEvent>,
     gateway: Option<Gateway>,
     gateway_events: mpsc::Receiver<GatewayEvent>,
+    http: Option<Http>,
+    http_asks: mpsc::Receiver<http::Asked>,
+    /// Ports that speak TLS.
+    tls: Vec<Tls>,
+    events: events::Events,
+    told_last: events::Last,
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
@@ -132,6 +146,7 @@ pub struct Node {
     /// Answers to operators that wait for the disk.
     answers: Vec<(oneshot::Sender<serde_json::Value>, serde_json::Value)>,
     executor: Executor,
+    swap: swap::Swap,
     from_runs_tx: mpsc::Sender<FromRun>,
     from_runs: mpsc::Receiver<FromRun>,
 
@@ -202,6 +217,12 @@ pub struct Node {
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
+    /// The last ledger that is settled, as the last ledger records it; 0 where none is.
+    settled_seq: Seq,
+    /// The last ledger whose result is agreed on and this node's too.
+    delivered_seq: Seq,
+    /// Outputs to users in raw mode, where they are final when they are settled.
+    release: Option<release::Release>,
     state_kept: backend::Chosen,
     /// What keeps the contract from doing more than computing.
     guards: Vec<crate::contract::Guard>,
@@ -287,11 +308,13 @@ impl Node {
                 Some(told) = self.told.recv() => self.on_told(told),
                 vote = settle::said(&mut self.settling) => self.handle(Event::SettlementVote(vote))?,
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
+                Some(asked) = self.http_asks.recv() => self.on_http(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => {
                     self.look();
                     self.reads.look(Instant::now());
                     self.look_for_halt();
+                    self.tell_changes();
                 }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
@@ -306,10 +329,16 @@ impl Node {
         if let Some(syncing) = self.syncing.take() {
             syncing.stop().await;
         }
+        self.release = None;
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
-        self.settling = None;
+        if let Some(http) = self.http.take() {
+            http.stop().await;
+        }
+        if let Some(settling) = self.settling.take() {
+            settling.stop().await;
+        }
         self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
@@ -357,6 +386,7 @@ impl Node {
         self.effects_bytes += effects.iter().map(weight).sum::<usize>();
         self.persists += effects.iter().filter(|effect| matches!(effect, Effect::Persist(_))).count();
         self.effects.extend(effects);
+        self.tell_stage();
         self.perform()
     }
 
@@ -379,6 +409,7 @@ impl Node {
         match event {
             MeshEvent::LinkUp { peer, hello, connected } => {
                 info!(peer = %peer.short(), "linked");
+                self.events.tell("peer", || json!({ "node": peer.to_string(), "linked": true }));
                 self.report.linked(peer);
                 self.linked.insert(peer);
                 self.tell_sync_of_peers();
@@ -389,6 +420,8 @@ impl Node {
             }
             MeshEvent::LinkDown { peer, reason } => {
                 info!(peer = %peer.short(), reason, "link lost");
+                self.events
+                    .tell("peer", || json!({ "node": peer.to_string(), "linked": false, "why": reason.to_string() }));
                 self.linked.remove(&peer);
                 self.tell_sync_of_peers();
                 self.handle(Event::LinkDown(peer))
@@ -533,6 +566,7 @@ impl Node {
             FromRun::Ended(ended) => {
                 self.running = None;
                 self.end_run = None;
+                self.swap.ended();
                 let ended = match ended {
                     Ok(ended) => ended,
                     Err(error) => return self.heal(error),
@@ -556,6 +590,7 @@ impl Node {
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
                 self.rounds.ran(&ran);
+                self.events.tell("run", || self.report.last_run().cloned().unwrap_or_default());
                 let seq = ran.result.of_seq;
                 let outputs: Vec<(UserKey, Vec<u8>)> = ran.outputs;
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
@@ -744,7 +779,7 @@ impl Node {
     }
 
     fn next_job(&mut self) {
-        if self.running.is_some() {
+        if self.running.is_some() || (self.swap.is_held() && matches!(self.jobs.front(), Some(Job::Run(_)))) {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
@@ -775,6 +810,7 @@ impl Node {
             Job::Keep(seq) => self.keep_job(seq),
             Job::Sync(..) => unreachable!("begun above"),
             Job::Run(execution) => {
+                self.swap.begins(execution.header.seq, &self.config.dir);
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
                 self.ask_for_line(None);
@@ -833,10 +869,17 @@ impl Node {
         self.tell_agent(header.seq, header.settlement.as_ref());
         self.line.closed(hash);
         self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
+        self.events.tell("ledger", || {
+            json!({
+                "seq": header.seq, "hash": hash.to_string(), "time_ms": header.time_ms, "attempt": attempt,
+                "inputs": header.n_inputs, "inputs_bytes": header.inputs_bytes, "users": header.n_users,
+            })
+        });
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
         self.accept(ledger.candidate.header.seq, hash, signed);
+        self.look_at_settlement(&ledger.candidate.header, &ledger.qc);
     }
 }
 

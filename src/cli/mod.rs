@@ -32,7 +32,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{ConfigError, LogFormat, LogLevel};
+use crate::{
+    config::{ConfigError, LogFormat, LogLevel},
+    ledger::view,
+};
 
 /// How the process ends. The numbers are part of the command's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,12 +85,19 @@ impl Failure {
     }
 }
 
-/// Any error fails with [`Exit::Failed`], but for a [`ConfigError`] anywhere in its chain: that is [`Exit::Config`].
+/// Any error fails with [`Exit::Failed`], but for two kinds anywhere in its chain: a [`ConfigError`] is [`Exit::Config`], and a
+/// database that cannot be shown is [`Exit::Database`].
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Failure {
         let error = error.into();
-        let config = error.chain().any(|cause| cause.is::<ConfigError>());
-        Failure { exit: if config { Exit::Config } else { Exit::Failed }, error: Some(error) }
+        let exit = if error.chain().any(|cause| cause.is::<ConfigError>()) {
+            Exit::Config
+        } else if error.chain().any(|cause| cause.is::<view::Unreadable>()) {
+            Exit::Database
+        } else {
+            Exit::Failed
+        };
+        Failure { exit, error: Some(error) }
     }
 }
 

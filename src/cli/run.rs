@@ -19,7 +19,7 @@ use super::{Exit, Failure, Outcome, answer, progress, recover, start_logging_abo
 use crate::{
     config::Config,
     contract,
-    node::{Node, NodeError, recover::switch},
+    node::{Node, NodeError, recover::switch, reload_tls},
 };
 
 /// Time for file work that is under way at the end, for example hashing. What it had not finished is done again.
@@ -31,7 +31,8 @@ Examples:
   hp mynode                         the same
   RUST_LOG=debug hp run mynode      with a line for each message
 
-Ctrl-C or SIGTERM ends it; what was agreed on is kept, and the next start goes on from there.
+Ctrl-C or SIGTERM ends it; what was agreed on is kept, and the next start goes on from there. SIGHUP makes it read the
+certificates of its ports again.
 
 Logs go to stderr. RUST_LOG, if set, decides over `[log] level`.
 
@@ -77,12 +78,18 @@ impl Run {
         if self.child {
             // The parent says what there is.
             let (peers, users) = node.addresses();
-            let line =
-                json!({ "peer_address": peers.to_string(), "user_address": users.map(|users| users.to_string()) });
+            let line = json!({ "peer_address": peers.to_string(), "user_address": users.map(|users| users.to_string()), "http_url": node.http_url() });
             answer(&format!("{line}\n"))?;
         } else {
             eprint!("{banner}");
         }
+        let ports = node.tls_ports();
+        let mut hangups = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
+        let reloading = tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                reload_tls(&ports);
+            }
+        });
         let child = self.child;
         node.run(async move {
             tokio::select! {
@@ -92,6 +99,7 @@ impl Run {
         })
         .await
         .map_err(failure)?;
+        reloading.abort();
         info!("stopped");
         Ok(())
     }

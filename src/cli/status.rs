@@ -128,7 +128,10 @@ fn text(status: &Value) -> String {
     if let Some(settled) = super::msb::line(&status["settlement"]) {
         lines.push(("settled", settled));
     }
-    lines.push(("ports", format!("peers {}, users {}", word("peer_address"), word("user_address"))));
+    lines.push((
+        "ports",
+        format!("peers {}, users {}, http {}", word("peer_address"), word("user_address"), word("http_url")),
+    ));
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     for proof in list("evidence") {
         let count = proof["count"].as_u64().unwrap_or(0);
@@ -173,7 +176,7 @@ fn missing(status: &Value) -> String {
 fn silent(silent: &Value) -> Option<String> {
     let since = silent["since_ms"].as_u64()?;
     let word = |key: &str| silent[key].as_str().unwrap_or("-").to_owned();
-    let since = super::ledger::view::utc(since);
+    let since = crate::ledger::view::utc(since);
     Some(format!("since {since}, ledger {}: {}; {}", silent["since_seq"], word("why"), word("waits_for")))
 }
 
@@ -284,7 +287,7 @@ run       ledger 3 of 1000 (0 %), 0 a second, nothing moves
 missing   bb
           cc
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output
-ports     peers 127.0.0.1:1, users -
+ports     peers 127.0.0.1:1, users -, http -
 evidence  bb signed two different NOVEL messages (2 times, the last for ledger 7)
 unl vote  remove cc: 1 of 3 votes (aa)
 liar      cc sent a false certificate (1 times)

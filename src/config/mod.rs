@@ -18,7 +18,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     io::Read as _,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -36,7 +36,7 @@ pub use self::{
 };
 use crate::{
     crypto::{SecretKey, SecretKeyError},
-    types::{Hash, NodeKey, WallMs},
+    types::{Execute, Hash, NodeKey, WallMs},
 };
 
 /// The documented example, and the text that `hp new` fills in.
@@ -68,6 +68,12 @@ pub const READS_MAX: u64 = 256;
 
 /// Seconds that one of them may be allowed.
 pub const READ_TIME_S_MAX: u64 = 300;
+
+/// Bytes to which `http.body_max` may be raised: an input of the longest size, as JSON in JSON.
+pub const HTTP_BODY_MAX: u64 = 32 << 20;
+
+/// Origins in `http.cors`. More are an error.
+pub const CORS_MAX: usize = 64;
 
 /// The lowest threshold with which two quorums of any UNL share an honest node.
 pub const THRESHOLD_MIN: u64 = 67;
@@ -122,6 +128,8 @@ pub struct Config {
     pub log: Log,
     /// `[msb]`.
     pub msb: Msb,
+    /// `[http]`.
+    pub http: Http,
 }
 
 /// `[consensus]`: when and with how many votes a ledger closes.
@@ -255,6 +263,38 @@ pub struct User {
     pub reads_max: usize,
     /// How long one may take.
     pub read_time_ms: u64,
+    /// With what the port speaks TLS. `None`: it speaks plain text.
+    pub tls: Option<TlsFiles>,
+}
+
+/// Where a port's certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those that vouch for it, PEM.
+    pub cert: PathBuf,
+    /// Its secret key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[http]`: the API and the page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Address and port; port 0: any free one. `None`: there is none.
+    pub listen: Option<SocketAddr>,
+    /// Whether inputs are taken and the contract is run for whoever asks.
+    pub api_tx_exposed: bool,
+    /// Origins of pages elsewhere that may read answers; `*` is any.
+    pub cors: Vec<String>,
+    /// Where the token is that operators show. `None`: nothing of theirs is done.
+    pub admin_token_file: Option<PathBuf>,
+    /// Bytes of a request's body.
+    pub body_max: usize,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Connections at a time from one address.
+    pub per_address: usize,
+    /// With what it speaks TLS. `None`: it speaks plain text.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Which inputs are taken.
@@ -324,7 +364,7 @@ pub struct Msb {
     pub mode: MsbMode,
     /// Which network of the bus.
     pub network: MsbNetwork,
-    /// The bus's own bootstrap. There where `mode` is [`MsbMode::Http`].
+    /// The bus's own bootstrap; see [`Msb::bus_bootstrap`] for one that is left out.
     pub bootstrap: Option<Hash>,
     /// The subnet's; without it the contract's id stands for it.
     pub subnet: Option<Hash>,
@@ -336,6 +376,8 @@ pub struct Msb {
     pub settle_slot_ms: u64,
     /// Where the key that pays is, if it is not the node's own.
     pub key_file: Option<PathBuf>,
+    /// When users' outputs are final. [`Execute::Settled`] never without a bus.
+    pub execute: Execute,
 }
 
 /// How a node reaches the settlement bus.
@@ -345,6 +387,49 @@ pub enum MsbMode {
     Off,
     /// At this URL.
     Http(String),
+    /// It runs one itself, which listens here.
+    Embedded(SocketAddr),
+}
+
+impl MsbMode {
+    /// Where the bus is asked. `None` where there is none, or where it listens on a port that it takes by chance.
+    pub fn url(&self) -> Option<String> {
+        match self {
+            MsbMode::Off => None,
+            MsbMode::Http(url) => Some(url.clone()),
+            MsbMode::Embedded(listen) if listen.port() == 0 => None,
+            MsbMode::Embedded(listen) => Some(own_url(*listen)),
+        }
+    }
+}
+
+/// Where a bus is asked, on its own machine, that listens here.
+pub fn own_url(listen: SocketAddr) -> String {
+    // One that listens everywhere is nowhere.
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, listen.port()))
+}
+
+impl Msb {
+    /// The bootstrap of the bus that is settled on. `None` where none is named that is not a bus of one's own.
+    pub fn bus_bootstrap(&self) -> Option<Hash> {
+        bus_bootstrap(self.network, self.bootstrap)
+    }
+}
+
+/// A bus's bootstrap as it is named; that of the network `development` need not be.
+pub fn bus_bootstrap(network: MsbNetwork, named: Option<Hash>) -> Option<Hash> {
+    named.or_else(|| (network == MsbNetwork::Development).then(development_bootstrap))
+}
+
+/// The bootstrap of a bus of one's own that is given none: the same everywhere, since it proves nothing to others anyway,
+/// and stays so for a chain that goes on as another one.
+pub fn development_bootstrap() -> Hash {
+    Hash::tagged("hp/msb-development/1", &())
 }
 
 /// A network of the bus.
@@ -438,9 +523,6 @@ pub enum Problem {
     /// No such key.
     #[error("unknown key; {0}")]
     Unknown(String),
-    /// A key of a later version.
-    #[error("not supported by this version")]
-    NotYet,
     /// Another kind of value.
     #[error("expected {expected}, got {got}")]
     Expected {
@@ -524,11 +606,7 @@ impl Config {
             }
             other => other?,
         };
-        let config = Config::parse(&text, &file, dir, &|key_file| {
-            let (text, mode) = read_file(key_file)?;
-            check_mode(key_file, mode)?;
-            Ok(text)
-        })?;
+        let config = Config::parse(&text, &file, dir, &read_secret)?;
         if config.seckey_file.is_none() {
             check_mode(&file, mode)?;
         }
@@ -592,6 +670,13 @@ fn read_file(path: &Path) -> Result<(String, u32), ConfigError> {
     let text = String::from_utf8(bytes)
         .map_err(|error| not_text(format!("not UTF-8 text at byte {}", error.utf8_error().valid_up_to())))?;
     Ok((text, mode))
+}
+
+/// Reads a file that holds a secret: a text, whose mode lets nobody else read it.
+pub fn read_secret(path: &Path) -> Result<String, ConfigError> {
+    let (text, mode) = read_file(path)?;
+    check_mode(path, mode)?;
+    Ok(text)
 }
 
 fn check_mode(path: &Path, mode: u32) -> Result<(), ConfigError> {

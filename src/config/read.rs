@@ -2,24 +2,25 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use super::{
-    ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX,
-    Format, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr,
-    Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
+    ARGS_MAX, Admit, CORS_MAX, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED,
+    FILE_BYTES_MAX, Format, HTTP_BODY_MAX, Http, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork,
+    PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN,
+    TlsFiles, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
 use crate::{
     crypto::SecretKey,
-    types::{Hash, NodeKey},
+    types::{Execute, Hash, NodeKey},
 };
 
 /// Folders of a contract folder that no contract sees, and that `contract.read` cannot open to it.
-pub const HIDDEN: [&str; 6] = ["cfg", "hist", "run", "log", "diag", "reads"];
+pub const HIDDEN: [&str; 7] = ["cfg", "hist", "run", "log", "diag", "reads", "msb"];
 
 /// Whose secret key a text is expected to hold.
 pub(super) enum Keys<'a> {
@@ -77,10 +78,11 @@ pub(super) fn parse(text: &str, file: &Path, dir: &Path, keys: &Keys<'_>) -> Res
         pubmaxcpm: top.optional("pubmaxcpm", 1..=1_000_000)?.map(|cpm| u32::try_from(cpm).expect("in range")),
         consensus: consensus(&top.table("consensus")?)?,
         contract: contract(&top.table("contract")?, &unl, dir)?,
-        user: user(&top.table("user")?)?,
+        user: user(&top.table("user")?, dir)?,
         mesh: mesh(&top.table("mesh")?)?,
         log: log(&top.table("log")?)?,
         msb: msb(&top.table("msb")?, dir)?,
+        http: http(&top.table("http")?, dir)?,
         unl,
     })
 }
@@ -299,7 +301,7 @@ fn env(table: &Table<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
     Ok(env)
 }
 
-fn user(table: &Table<'_>) -> Result<User, ConfigError> {
+fn user(table: &Table<'_>, dir: &Path) -> Result<User, ConfigError> {
     Ok(User {
         inputs: table.choice("inputs", &[("any", Inputs::Any), ("signed", Inputs::Signed)], Some(Inputs::Any))?,
         connections_max: size(table.number("connections_max", 1..=1_000_000, 16_384)?),
@@ -307,7 +309,48 @@ fn user(table: &Table<'_>) -> Result<User, ConfigError> {
         queue_bytes: size(table.number("queue_kb", 1..=1 << 20, 1_024)? << 10),
         reads_max: size(table.number("reads_max", 0..=READS_MAX, 8)?),
         read_time_ms: table.number("read_time_s", 1..=READ_TIME_S_MAX, 5)? * 1_000,
+        tls: tls(table, dir)?,
     })
+}
+
+/// Certificate and key, both or neither.
+fn tls(table: &Table<'_>, dir: &Path) -> Result<Option<TlsFiles>, ConfigError> {
+    match (table.path("tls_cert")?, table.path("tls_key")?) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert: dir.join(cert), key: dir.join(key) })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(table.error("tls_key", Problem::Missing(" (tls_cert is there)"))),
+        (None, Some(_)) => Err(table.error("tls_cert", Problem::Missing(" (tls_key is there)"))),
+    }
+}
+
+fn http(table: &Table<'_>, dir: &Path) -> Result<Http, ConfigError> {
+    Ok(Http {
+        listen: table.parsed("listen", "an address like \"127.0.0.1:5001\" or \"[::1]:5001\"")?,
+        api_tx_exposed: table.boolean("api_tx_exposed", false)?,
+        cors: cors(table)?,
+        admin_token_file: table.path("admin_token_file")?.map(|name| dir.join(name)),
+        body_max: size(table.number("body_max", 1_000..=HTTP_BODY_MAX, 1_000_000)?),
+        connections_max: size(table.number("connections_max", 1..=100_000, 256)?),
+        per_address: size(table.number("per_address", 1..=100_000, 64)?),
+        tls: tls(table, dir)?,
+    })
+}
+
+/// Origins as a browser sends them: scheme, host and port, and nothing behind.
+fn cors(table: &Table<'_>) -> Result<Vec<String>, ConfigError> {
+    const EXPECTED: &str = "origins like \"https://app.example.org\" or \"http://127.0.0.1:8000\", or \"*\" for any";
+    let items = table.list("cors")?;
+    table.check_length("cors", items.len(), 0..=CORS_MAX)?;
+    let is_origin = |text: &str| {
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let allowed = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_lowercase() || b"-.:[]_".contains(&byte);
+        text == "*" || host.is_some_and(|host| !host.is_empty() && host.bytes().all(allowed))
+    };
+    let origin = |item: &Item| match &item.value {
+        Value::Text(text) if is_origin(text) => Ok(text.clone()),
+        other => Err(table.expected("cors", EXPECTED, other)),
+    };
+    items.iter().map(origin).collect()
 }
 
 fn mesh(table: &Table<'_>) -> Result<Mesh, ConfigError> {
@@ -333,7 +376,6 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
 }
 
 fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
-    const MODES: &[(&str, u8)] = &[("off", 0), ("http", 2)];
     const NETWORKS: &[(&str, MsbNetwork)] =
         &[("mainnet", MsbNetwork::Mainnet), ("testnet", MsbNetwork::Testnet), ("development", MsbNetwork::Development)];
     let hash = |name| match table.parsed(name, "64 hexadecimal digits, not all 0")? {
@@ -343,29 +385,53 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
         other => Ok(other),
     };
     let (bootstrap, subnet) = (hash("bootstrap")?, hash("subnet")?);
-    let url = table.text("url")?;
-    let mode = match (table.choice("mode", MODES, Some(0))?, url) {
-        (2, Some(url)) => MsbMode::Http(url.to_owned()),
-        (2, None) => return Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
-        _ => MsbMode::Off,
-    };
-    if let (MsbMode::Http(_), None) = (&mode, bootstrap) {
+    let network = table.choice("network", NETWORKS, Some(MsbNetwork::Mainnet))?;
+    let mode = msb_mode(table, network)?;
+    if mode != MsbMode::Off && super::bus_bootstrap(network, bootstrap).is_none() {
         return Err(table.error("bootstrap", Problem::Missing(" (mode is \"http\"; it is the bus's own, 64 digits)")));
     }
     if let (Some(bootstrap), Some(_)) = (bootstrap, subnet.filter(|subnet| Some(*subnet) == bootstrap)) {
         let problem = format!("{bootstrap} is the bus's own bootstrap; the subnet's is another one");
         return Err(table.error("subnet", Problem::Conflict(problem)));
     }
+    const EXECUTES: &[(&str, Execute)] = &[("closed", Execute::Closed), ("settled", Execute::Settled)];
+    let execute = table.choice("execute", EXECUTES, Some(Execute::Closed))?;
+    if execute == Execute::Settled && mode == MsbMode::Off {
+        let problem = "is \"settled\", but msb.mode is \"off\": nothing would ever be final; name the bus that the network \
+                       settles on (mode \"http\" or \"embedded\"), or take \"closed\"";
+        return Err(table.error("execute", Problem::Conflict(problem.to_owned())));
+    }
     Ok(Msb {
         mode,
-        network: table.choice("network", NETWORKS, Some(MsbNetwork::Mainnet))?,
+        network,
         bootstrap,
         subnet,
         settle_every: table.number("settle_every", 1..=1 << 32, 1_000)?,
         settle_max_delay_ms: table.number("settle_max_delay_s", 1..=1 << 32, 600)? * 1_000,
         settle_slot_ms: table.number("settle_slot_s", 3..=3_600, 4)? * 1_000,
         key_file: table.path("key_file")?.map(|name| dir.join(name)),
+        execute,
     })
+}
+
+/// How the bus is reached. What is about another way is read all the same, so that a file is right or wrong as a whole.
+fn msb_mode(table: &Table<'_>, network: MsbNetwork) -> Result<MsbMode, ConfigError> {
+    const MODES: &[(&str, u8)] = &[("off", 0), ("http", 1), ("embedded", 2)];
+    const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
+    let listen = table.parsed("listen", "an address like \"127.0.0.1:5000\"")?.unwrap_or(LISTEN);
+    let url = table.text("url")?;
+    match (table.choice("mode", MODES, Some(0))?, url) {
+        (0, _) => Ok(MsbMode::Off),
+        (1, Some(url)) => Ok(MsbMode::Http(url.to_owned())),
+        (1, None) => Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
+        _ if network != MsbNetwork::Development => {
+            let problem = format!(
+                "is \"{network}\", but mode \"embedded\" runs a bus of one's own, which is of the network \"development\""
+            );
+            Err(table.error("network", Problem::Conflict(problem)))
+        }
+        _ => Ok(MsbMode::Embedded(listen)),
+    }
 }
 
 fn port(number: u64) -> u16 {

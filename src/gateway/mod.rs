@@ -7,6 +7,7 @@
 mod handshake;
 mod limits;
 mod outbox;
+mod raw;
 mod reply;
 mod session;
 mod socket;
@@ -28,20 +29,20 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::Message;
 use tracing::{debug, error, warn};
 
 pub use self::{
     handshake::{HELO_BYTES_MAX, Helo, HeloError, HeloProof, Mode, challenge_message, parse_helo},
+    outbox::FRAME_OVERHEAD_BYTES,
+    raw::RawUsers,
     reply::{ErrorCode, error_frame},
 };
-use self::{
-    limits::{Connections, Full, MessageRate},
-    outbox::Outbox,
-    socket::Unfinished,
-};
+use self::{limits::MessageRate, outbox::Outbox, socket::Unfinished};
 use crate::{
+    connections::{Connections, Full},
     signed::{Reply, Request},
+    tls::Tls,
     types::{MonoMs, UserKey},
 };
 
@@ -87,6 +88,8 @@ pub struct GatewayConfig {
     pub handshake_timeout: Duration,
     /// Time between pings. A connection without a sign of life after two of them is dropped.
     pub ping_every: Duration,
+    /// With what the port speaks TLS (`[user] tls_cert`, `tls_key`); `None`: it speaks plain text.
+    pub tls: Option<Tls>,
 }
 
 impl GatewayConfig {
@@ -101,6 +104,7 @@ impl GatewayConfig {
             queue_bytes_max: 1 << 20,
             handshake_timeout: Duration::from_secs(5),
             ping_every: Duration::from_secs(30),
+            tls: None,
         }
     }
 }
@@ -227,14 +231,12 @@ impl Gateway {
     /// Sends `output` to every session of `user` in raw mode: one frame, text when it is valid UTF-8, else binary.
     /// Nothing happens when the user has none here.
     pub fn deliver(&self, user: &UserKey, output: Bytes) {
-        let registry = self.shared.lock();
-        if let Some(sessions) = registry.users.get(user) {
-            let message = match Utf8Bytes::try_from(output.clone()) {
-                Ok(text) => Message::Text(text),
-                Err(_) => Message::Binary(output),
-            };
-            in_mode(sessions, Mode::Raw).for_each(|line| line.outbox.push(message.clone()));
-        }
+        self.raw().deliver(user, output);
+    }
+
+    /// Users in raw mode alone, for a task beside the loop.
+    pub fn raw(&self) -> RawUsers {
+        RawUsers::new(self.shared.clone())
     }
 
     /// Sends `{"type":"error","code":...,"message":...}` to every session of `user` in raw mode.
@@ -270,6 +272,14 @@ impl Gateway {
             let message = Message::text(frame);
             in_mode(sessions, Mode::Signed).for_each(|line| line.outbox.push(message.clone()));
         }
+    }
+
+    /// Sends a frame to every welcomed session in signed mode, whoever's it is.
+    pub fn say_to_all_signed(&self, frame: String) {
+        let message = Message::text(frame);
+        let registry = self.shared.lock();
+        let sessions = registry.users.values().flat_map(|sessions| in_mode(sessions, Mode::Signed));
+        sessions.for_each(|line| line.outbox.push(message.clone()));
     }
 
     /// Sends one session in signed mode its first frame. From now on it gets what [`Gateway::say`] says.
@@ -477,7 +487,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                             if let Err(error) = stream.set_nodelay(true) {
                                 return debug!(%peer, %error, "connection lost at once");
                             }
-                            session::serve(stream, &slot.shared).await;
+                            let config = &slot.shared.config;
+                            let deadline = Instant::now() + config.handshake_timeout;
+                            match &config.tls {
+                                None => session::serve(stream, &slot.shared, deadline).await,
+                                Some(tls) => match tls.accept(stream, config.handshake_timeout).await {
+                                    Ok(stream) => session::serve(stream, &slot.shared, deadline).await,
+                                    Err(error) => debug!(%peer, %error, "no TLS"),
+                                },
+                            }
                         });
                     }
                     Err(full) => {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::{Instant, sleep};
 
-use super::{Bus, block_on, failure, wallet::Wallet};
+use super::{
+    Bus, block_on, failure,
+    wallet::{Payer, Wallet},
+};
 use crate::{
     cli::{Exit, Failure, Outcome, answer},
     crypto::SecretKey,
@@ -25,7 +28,7 @@ Examples:
   hp msb deploy mynode --url http://127.0.0.1:5000 --bootstrap HASH    this one
 
 A subnet's bootstrap (`bs`) is what all settlements of a contract name. It is deployed once, for a fee of 0.03 TNK. Works with
-a bus that `hp msb serve` runs; for a real one it says what to do.
+a bus that `hp msb serve`, or a node in itself, runs; for a real one it says what to do.
 
 Exit codes: 0 deployed, 1 not deployed, 6 no answer in time.";
 
@@ -47,11 +50,10 @@ pub(super) struct Deploy {
 
 impl Deploy {
     pub(super) fn run(self) -> Outcome {
-        let (key, network) = self.wallet.key()?;
-        let client = self.bus.client(network, self.wallet.url()?)?;
-        // What the node's settlements will name.
-        let of_node = self.wallet.config()?.map(|config| config.msb.subnet.unwrap_or(config.contract.id));
-        let bs = self.bootstrap.or(of_node).unwrap_or_else(random);
+        let Payer { key, network, subnet, url } = self.wallet.load()?;
+        let client = self.bus.client(network, url)?;
+        // Of a folder, what its node's settlements will name.
+        let bs = self.bootstrap.or(subnet).unwrap_or_else(random);
         block_on(self.deploy(&client, &key, bs))??;
         answer(&format!("{bs}\n"))
     }

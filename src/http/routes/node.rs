@@ -1,0 +1,77 @@
+//! The node itself: where it stands, whom it is linked with, who decides.
+
+use axum::extract::State;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::http::{
+    Question,
+    answer::{Fresh, Reply},
+    api::Api,
+};
+
+pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+    router
+        .routes(routes!(health))
+        .routes(routes!(status))
+        .routes(routes!(peers))
+        .routes(routes!(unl))
+        .routes(routes!(rounds))
+        .routes(routes!(log))
+        .routes(routes!(evidence))
+        .routes(routes!(settlements))
+}
+
+/// Whether the node works and is in sync with its network.
+#[utoipa::path(get, path = "/v1/health", tag = "node", responses(
+    (status = 200, description = "`{\"ok\": true}`"),
+    (status = 503, description = "Not now: `{\"error\": why}`"),
+))]
+async fn health(State(api): State<Api>) -> Reply {
+    api.ask(Question::Health).await.map(Fresh)
+}
+
+/// Where the node stands: `peer` and `msb` as wallets read them, `node` as `hp status --json` shows it.
+#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "Where it stands")))]
+async fn status(State(api): State<Api>) -> Reply {
+    api.ask(Question::Status).await.map(Fresh)
+}
+
+/// The node's links to other nodes, with the time a message takes there and back.
+#[utoipa::path(get, path = "/v1/peers", tag = "node", responses((status = 200, description = "`{\"peers\": [...]}`")))]
+async fn peers(State(api): State<Api>) -> Reply {
+    api.ask(Question::Peers).await.map(Fresh)
+}
+
+/// Which nodes decide, which of them are live, and who votes for a change.
+#[utoipa::path(get, path = "/v1/unl", tag = "node", responses((status = 200, description = "The UNL")))]
+async fn unl(State(api): State<Api>) -> Reply {
+    api.ask(Question::Unl).await.map(Fresh)
+}
+
+/// The end of what the contract printed on this node, run after run. Other nodes' runs may print something else.
+#[utoipa::path(get, path = "/v1/contract/log", tag = "node", responses(
+    (status = 200, description = "`{\"streams\": [{\"name\": \"stdout\", \"text\"}, ...]}`, up to 16 KiB of each"),
+))]
+async fn log(State(api): State<Api>) -> Reply {
+    api.ask(Question::Log).await.map(Fresh)
+}
+
+/// What the last 100 rounds took: time per stage, attempts, who was late, execution, bytes.
+#[utoipa::path(get, path = "/v1/rounds", tag = "node", responses((status = 200, description = "`{\"rounds\": [...]}`, the newest last")))]
+async fn rounds(State(api): State<Api>) -> Reply {
+    api.ask(Question::Rounds).await.map(Fresh)
+}
+
+/// Nodes that have signed two different messages for one slot, as this node can prove.
+#[utoipa::path(get, path = "/v1/evidence", tag = "node", responses((status = 200, description = "`{\"evidence\": [...]}`")))]
+async fn evidence(State(api): State<Api>) -> Reply {
+    api.ask(Question::Evidence).await.map(Fresh)
+}
+
+/// Where settling on the bus stands.
+#[utoipa::path(get, path = "/v1/settlements", tag = "node", responses(
+    (status = 200, description = "`{\"settlement\": ...}`, null where this node settles nothing"),
+))]
+async fn settlements(State(api): State<Api>) -> Reply {
+    api.ask(Question::Settlements).await.map(Fresh)
+}
