@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, reads::Reads,
-    report::Report, rounds, settle, silence, twins, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, metrics,
+    reads::Reads, report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -323,6 +323,7 @@ impl Node {
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
         let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
+        let metrics = metrics::Metrics::new(&config.dir);
         let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
@@ -354,6 +355,7 @@ impl Node {
             persists: 0,
             batch: Vec::new(),
             committing: None,
+            commit_began: Instant::now(),
             timers: Default::default(),
             jobs: VecDeque::new(),
             running: None,
@@ -389,6 +391,7 @@ impl Node {
             report,
             rounds,
             traffic: Default::default(),
+            metrics,
             records,
             _lock: lock,
         };
