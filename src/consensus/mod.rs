@@ -391,11 +391,6 @@ impl Consensus {
         self.quorum
     }
 
-    /// The last ledger that a linked node, or a member, said it has closed.
-    pub fn tip_of(&self, node: &NodeKey) -> Option<Seq> {
-        self.peer_tips.get(node).copied()
-    }
-
     /// Where this node stands.
     pub fn summary(&self) -> Summary {
         Summary {

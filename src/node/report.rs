@@ -307,7 +307,7 @@ impl Node {
                     "direction": link.direction.to_string(),
                     "rtt_us": link.rtt.map(|rtt| rtt.as_micros()),
                     "member": self.core.unl().contains(&link.peer),
-                    "seq": self.core.tip_of(&link.peer),
+                    "seq": self.rounds.tip_of(&link.peer),
                 })
             })
             .collect();

@@ -259,6 +259,8 @@ pub(super) struct Rounds {
     me: NodeKey,
     /// Members but this node, ascending.
     others: Vec<NodeKey>,
+    /// The last ledger that each of them has closed, by what it said.
+    tips: Vec<Seq>,
     now: Round,
     /// Of the ledger after it: votes of nodes that are ahead.
     next: Round,
@@ -285,12 +287,14 @@ impl Rounds {
         let (mut now, mut next) = (Round::new(), Round::new());
         now.reset(tip + 1, &others);
         next.reset(tip + 2, &others);
-        Rounds { me, others, now, next, done: VecDeque::with_capacity(ROUNDS_MAX + 1) }
+        Rounds { me, tips: vec![0; others.len()], others, now, next, done: VecDeque::with_capacity(ROUNDS_MAX + 1) }
     }
 
     /// The UNL in force is another.
     pub fn set_unl(&mut self, unl: &[NodeKey]) {
-        self.others = unl.iter().copied().filter(|node| *node != self.me).collect();
+        let others: Vec<NodeKey> = unl.iter().copied().filter(|node| *node != self.me).collect();
+        self.tips = others.iter().map(|node| self.tip_of(node).unwrap_or(0)).collect();
+        self.others = others;
         for round in [&mut self.now, &mut self.next] {
             let known = std::mem::take(&mut round.arrived);
             let of = |node: &NodeKey| known.iter().find(|(other, _)| other == node).map(|(_, arrived)| *arrived);
@@ -310,6 +314,11 @@ impl Rounds {
         };
         if from != peer {
             return None;
+        }
+        if let Ok(member) = self.others.binary_search(&from) {
+            // A vote for a ledger says that the one before is closed.
+            let closed = if vote == Vote::Result { seq } else { seq.saturating_sub(1) };
+            self.tips[member] = closed.max(self.tips[member]);
         }
         let round = self.round(seq)?;
         // The list is short, and in order.
@@ -456,6 +465,12 @@ impl Rounds {
         let rounds = self.done.len() as u64 - 1;
         let seconds = Duration::from_micros(last.max(now.saturating_sub(mean(last - first, rounds))) - first);
         (rounds > 0 && !seconds.is_zero()).then(|| rounds as f64 / seconds.as_secs_f64())
+    }
+
+    /// The last ledger that a member has closed, by what it said; `None` before it said anything, and of others.
+    pub fn tip_of(&self, node: &NodeKey) -> Option<Seq> {
+        let member = self.others.binary_search(node).ok()?;
+        Some(self.tips[member]).filter(|tip| *tip > 0)
     }
 
     /// From each closed ledger to the next, newest last.
@@ -626,6 +641,7 @@ mod tests {
         assert_eq!(rounds.heard(SLOW, &late, 106_000), Some(Vote::Precommit));
         assert_eq!(rounds.heard(SLOW, &late, 107_000), None, "told once");
         assert_eq!(rounds.overdue().map(|round| round.seq), None);
+        assert_eq!([QUICK, SLOW, DEAD, ME].map(|node| rounds.tip_of(&node)), [Some(7), Some(7), None, None]);
         let late = |seq| {
             let round = rounds.done.iter().find(|round| round.seq == seq).unwrap();
             let of = |kind: Vote| round.late().filter(move |(_, vote, _)| *vote == kind);

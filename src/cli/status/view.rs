@@ -84,7 +84,7 @@ impl View {
     }
 
     fn list(&self, frame: &mut Frame<'_>, area: Rect) {
-        let head = Row::new(["node", "state", "ledger", "stage", "ledgers/s", "live", "users", "run", "alerts"]);
+        let head = Row::new(["node", "state", "ledger", "live", "alerts", "stage", "ledgers/s", "users", "run"]);
         let rows = self.nodes.iter().map(|node| {
             let Some(status) = node.status.as_ref().filter(|_| node.down.is_none()) else {
                 return Row::new([node.name.clone(), "down".to_owned()]).style(self.colour(Color::Red));
@@ -95,26 +95,20 @@ impl View {
                 node.name.clone(),
                 state.to_owned(),
                 number(&status["seq"]),
+                live,
+                length(&status["alerts"]).to_string(),
                 stage(status).to_owned(),
                 number(&status["rounds_per_s"]),
-                live,
                 number(&status["local_users"]),
                 status["last_run"]["status"].as_str().unwrap_or("-").to_owned(),
-                length(&status["alerts"]).to_string(),
             ];
             Row::new(cells).style(self.colour(colour))
         });
-        let widths = [
-            Constraint::Fill(2),
-            Constraint::Length(11),
-            Constraint::Length(11),
-            Constraint::Length(9),
-            Constraint::Length(9),
-            Constraint::Length(6),
-            Constraint::Length(6),
-            Constraint::Length(8),
-            Constraint::Length(6),
-        ];
+        // What there is no room for is at the end.
+        let wide = [9, 9, 6, 8].map(Constraint::Length);
+        let narrow = [Constraint::Min(8), Constraint::Length(11)].into_iter().chain([11, 6, 6].map(Constraint::Length));
+        let more = if area.width < WIDE_MIN { &wide[..0] } else { &wide[..] };
+        let widths: Vec<Constraint> = narrow.chain(more.iter().copied()).collect();
         let table = Table::new(rows, widths)
             .header(head.style(self.dim()))
             .block(Block::bordered().title(" Nodes "))
@@ -361,7 +355,7 @@ fn state(status: &Value) -> (&'static str, Color) {
         () if status["disk"]["paused"] == true => ("disk full", Color::Red),
         () if status["silent"].is_object() => ("silent", Color::Yellow),
         () if !is("synced") => ("catching up", Color::Yellow),
-        () if length(&status["alerts"]) > 0 => ("in sync, alerts", Color::Yellow),
+        () if length(&status["alerts"]) > 0 => ("in sync", Color::Yellow),
         () => ("in sync", Color::Green),
     }
 }
@@ -490,8 +484,12 @@ mod tests {
         let mut view = View { nodes: vec![up("alice"), bob, diverged, unseen], ..View::default() };
         let text = drawn(&view, 100, 40);
         let row = |start: &str| text.lines().find(|row| row.starts_with(start)).unwrap_or_else(|| panic!("{text}"));
-        assert!(row("│alice").contains("in sync     1234        prevote   4.25      2/3"), "{text}");
+        assert!(
+            row("│alice").contains("in sync     1234        2/3    0      prevote   4.25      3      ok"),
+            "{text}"
+        );
         assert!(row("│bob").contains("down   ") && row("│carol").contains("DIVERGED"));
+        assert!(drawn(&view, 60, 40).contains("│alice          in sync     1234        2/3    0"));
         view.choose(true);
         assert!(drawn(&view, 100, 40).contains("no node runs in bob; what is shown is what it said last"));
         (0..9).for_each(|_| view.choose(true));
