@@ -1,4 +1,6 @@
-//! `hp new`: a contract folder with a key of its own.
+//! `hp new`: a contract folder with a key of its own, or, with `--template`, the project of a contract.
+
+mod template;
 
 use std::{
     fmt::Write as _,
@@ -26,15 +28,19 @@ Examples:
   hp new mynode --pubport 8080              then put the executable at mynode/bin/contract
   hp new mynode --binary /opt/app/server    an executable of the system
   hp new second --join mynode/cfg/hp.cfg    another node of mynode's contract
+  hp new --template python guestbook        no node: the project of a contract, with its tests
 
 The file for --join needs no secret key: before you give yours to anybody, take the line `seckey` out.";
 
-/// Make a contract folder: bin/ cfg/hp.cfg hist/ state/ log/, with a key of its own.
+/// Make a contract folder: bin/ cfg/hp.cfg hist/ state/ log/, with a key of its own; or, with --template, a contract.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct New {
     /// The folder. If it has a cfg/hp.cfg already, nothing is changed.
     dir: PathBuf,
+    /// Make the project of a contract in this language instead: source, bin/, tests, README; no node
+    #[arg(long, value_name = "LANGUAGE", conflicts_with_all = ["join", "binary", "peerport", "pubport"])]
+    template: Option<template::Language>,
     /// The cfg/hp.cfg of a node whose network the new node is for: contract, UNL, executable and everything shared are
     /// copied.
     #[arg(long, value_name = "CFG")]
@@ -52,6 +58,9 @@ pub(super) struct New {
 
 impl New {
     pub(super) fn run(self) -> Outcome {
+        if let Some(language) = self.template {
+            return template::make(language, &self.dir);
+        }
         check_empty(&self.dir)?;
         let other = self.join.as_deref().map(Config::load_of_another).transpose()?;
 

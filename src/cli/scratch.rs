@@ -10,8 +10,9 @@ use tempfile::TempDir;
 
 use super::Failure;
 
-/// What a node has in its folder that a run of the contract does not need, or must not touch.
-const LEFT_OUT: [&str; 8] = ["state", "hist", "log", "run", "diag", "reads", "cfg", "tmp"];
+/// What a node, or an author, has in the folder that a run of the contract does not need, or must not touch. What builds
+/// and old versions leave may be big, and is copied for every run.
+const LEFT_OUT: [&str; 10] = ["state", "hist", "log", "run", "diag", "reads", "cfg", "tmp", "target", ".git"];
 
 /// The copy; dropping it removes it.
 pub(super) struct Scratch(TempDir);

@@ -11,4 +11,5 @@ mod golden_users;
 mod msb;
 mod net;
 mod shim;
+mod templates;
 mod tidy;
