@@ -7,12 +7,14 @@
 //! 3. [`wire`]: peer messages as canonical bytes, and which signatures are checked before the core sees one.
 //! 4. [`node`]: the loop. Events from the adapters into the core, effects from the core to the adapters, in order.
 //! 5. The adapters: [`mesh`] (links to other nodes), [`gateway`] (users' websockets), [`contract`] (runs the
-//!    executable), [`state`] (the contract's files and their root), [`ledger`] (the database).
+//!    executable), [`state`] (the contract's files and their root), [`ledger`] (the database), [`http`] (the API, the page,
+//!    events).
 //!    [`settlement`] (the settlement bus: its client, its transactions, and one of our own to try them on).
 //!    [`verify`] checks what is in the database, as a second implementation of the protocol. [`divergence`] is what
 //!    `diag/` holds where results differ.
 //! 6. [`signed`]: frames of the user port's signed mode, and the proof that a user checks.
-//! 7. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
+//! 7. [`tls`] and [`connections`]: what the two ports for users have in common.
+//! 8. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
 //!
 //! Invariants, kept by `tests/it/tidy.rs`:
 //!
@@ -28,17 +30,20 @@
 
 pub mod cli;
 pub mod config;
+pub mod connections;
 pub mod consensus;
 pub mod contract;
 pub mod crypto;
 pub mod divergence;
 pub mod gateway;
+pub mod http;
 pub mod ledger;
 pub mod mesh;
 pub mod node;
 pub mod settlement;
 pub mod signed;
 pub mod state;
+pub mod tls;
 pub mod types;
 pub mod verify;
 pub mod wire;

@@ -3,15 +3,18 @@
 //! One thread runs it all. Effects stand in one queue; at a `Sync` the queue waits for the database while events go on
 //! being handled, and one commit covers everything to be persisted so far. Runs of the contract stand in a queue of
 //! their own, one at a time. Reading order: [`Node::run`], `handle`, `perform`; `start` builds it, `exec` runs a
-//! ledger, `users` answers users, `serve` peers, `settle` the bus, `report` tells people.
+//! ledger, `users` answers users, `serve` peers, `http` the HTTP side, `settle` the bus,
+//! `report` and `events` tell people.
 
 mod backend;
 pub mod backup;
 mod catchup;
 pub mod control;
 mod diverge;
+mod events;
 mod exec;
 mod guards;
+mod http;
 mod metrics;
 pub mod offline;
 mod party_line;
@@ -39,6 +42,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -46,7 +50,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::{catchup::Draw, report::Banner, start::NodeError, sync::SyncProgress};
+pub use self::{catchup::Draw, http::reload_tls, report::Banner, start::NodeError, sync::SyncProgress};
 use self::{
     catchup::Found,
     control::{Asked, Control},
@@ -66,8 +70,10 @@ use crate::{
     contract::{NplIn, NplOut, npl::NPL_MESSAGE_BYTES_MAX},
     crypto::SecretKey,
     gateway::{Gateway, GatewayEvent, SessionId},
+    http::Http,
     ledger::{Ledger, LedgerError, Write},
     mesh::{Class, Mesh, MeshEvent},
+    tls::Tls,
     types::{Attempt, Challenge, Hash, MonoMs, NodeKey, Seq, UserKey, WallMs},
     wire,
 };
@@ -126,6 +132,12 @@ pub struct Node {
     mesh_events: mpsc::Receiver<MeshEvent>,
     gateway: Option<Gateway>,
     gateway_events: mpsc::Receiver<GatewayEvent>,
+    http: Option<Http>,
+    http_asks: mpsc::Receiver<http::Asked>,
+    /// Ports that speak TLS.
+    tls: Vec<Tls>,
+    events: events::Events,
+    told_last: events::Last,
     ledger: Ledger,
     control: Option<Control>,
     requests: mpsc::Receiver<Asked>,
@@ -292,11 +304,13 @@ impl Node {
                 Some(told) = self.told.recv() => self.on_told(told),
                 vote = settle::said(&mut self.settling) => self.handle(Event::SettlementVote(vote))?,
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
+                Some(asked) = self.http_asks.recv() => self.on_http(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
                 _ = looks.tick() => {
                     self.look();
                     self.reads.look(Instant::now());
                     self.look_for_halt();
+                    self.tell_changes();
                 }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
@@ -313,6 +327,9 @@ impl Node {
         }
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
+        }
+        if let Some(http) = self.http.take() {
+            http.stop().await;
         }
         self.settling = None;
         self.reads.stop().await;
@@ -363,6 +380,7 @@ impl Node {
         self.effects_bytes += effects.iter().map(weight).sum::<usize>();
         self.persists += effects.iter().filter(|effect| matches!(effect, Effect::Persist(_))).count();
         self.effects.extend(effects);
+        self.tell_stage();
         self.perform()
     }
 
@@ -400,6 +418,7 @@ impl Node {
         match event {
             MeshEvent::LinkUp { peer, hello, connected } => {
                 info!(peer = %peer.short(), "linked");
+                self.events.tell("peer", || json!({ "node": peer.to_string(), "linked": true }));
                 self.report.linked(peer);
                 self.linked.insert(peer);
                 self.tell_sync_of_peers();
@@ -410,6 +429,8 @@ impl Node {
             }
             MeshEvent::LinkDown { peer, reason } => {
                 info!(peer = %peer.short(), reason, "link lost");
+                self.events
+                    .tell("peer", || json!({ "node": peer.to_string(), "linked": false, "why": reason.to_string() }));
                 self.linked.remove(&peer);
                 self.tell_sync_of_peers();
                 self.handle(Event::LinkDown(peer))
@@ -580,6 +601,7 @@ impl Node {
                 self.report.ran(&ran);
                 let run = self.rounds.ran(&ran);
                 self.metrics.ran(&run);
+                self.events.tell("run", || self.report.last_run().cloned().unwrap_or_default());
                 let seq = ran.result.of_seq;
                 let outputs: Vec<(UserKey, Vec<u8>)> = ran.outputs;
                 self.batch.push(Write::Outputs { seq, outputs: outputs.clone() });
@@ -860,6 +882,12 @@ impl Node {
         self.tell_agent(header.seq, header.settlement.as_ref());
         self.line.closed(hash);
         self.report.closed(ledger, hash, attempt, self.core.is_far_behind());
+        self.events.tell("ledger", || {
+            json!({
+                "seq": header.seq, "hash": hash.to_string(), "time_ms": header.time_ms, "attempt": attempt,
+                "inputs": header.n_inputs, "inputs_bytes": header.inputs_bytes, "users": header.n_users,
+            })
+        });
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
         }

@@ -193,7 +193,10 @@ fn text(status: &Value) -> String {
     if let Some(settled) = super::msb::line(&status["settlement"]) {
         lines.push(("settled", settled));
     }
-    lines.push(("ports", format!("peers {}, users {}", word("peer_address"), word("user_address"))));
+    lines.push((
+        "ports",
+        format!("peers {}, users {}, http {}", word("peer_address"), word("user_address"), word("http_url")),
+    ));
     let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
     for proof in list("evidence") {
         let count = proof["count"].as_u64().unwrap_or(0);
@@ -238,7 +241,7 @@ fn missing(status: &Value) -> String {
 fn silent(silent: &Value) -> Option<String> {
     let since = silent["since_ms"].as_u64()?;
     let word = |key: &str| silent[key].as_str().unwrap_or("-").to_owned();
-    let since = super::ledger::view::utc(since);
+    let since = crate::ledger::view::utc(since);
     Some(format!("since {since}, ledger {}: {}; {}", silent["since_seq"], word("why"), word("waits_for")))
 }
 

@@ -4,13 +4,14 @@
 //! `cfg/hp.cfg`, the documented example, which `hp new` fills in. The prototype's JSON has the same keys.
 //!
 //! In here: `tree` reads both notations, `table` gives typed values and errors of one table, `read` makes the
-//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place.
+//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place, `show` says what holds.
 
 mod edit;
 mod peer;
 mod quorum;
 mod read;
 mod shared;
+mod show;
 mod table;
 mod tree;
 
@@ -18,7 +19,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     io::Read as _,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -32,6 +33,7 @@ pub use self::{
     edit::{Document, Recovered, quoted, recovered, rekeyed},
     quorum::Tolerance,
     shared::{SharedConfig, caps},
+    show::{Shown, shown},
     tree::Format,
 };
 use crate::{
@@ -68,6 +70,12 @@ pub const READS_MAX: u64 = 256;
 
 /// Seconds that one of them may be allowed.
 pub const READ_TIME_S_MAX: u64 = 300;
+
+/// Bytes to which `http.body_max` may be raised: an input of the longest size, as JSON in JSON.
+pub const HTTP_BODY_MAX: u64 = 32 << 20;
+
+/// Origins in `http.cors`. More are an error.
+pub const CORS_MAX: usize = 64;
 
 /// The lowest threshold with which two quorums of any UNL share an honest node.
 pub const THRESHOLD_MIN: u64 = 67;
@@ -122,6 +130,8 @@ pub struct Config {
     pub log: Log,
     /// `[msb]`.
     pub msb: Msb,
+    /// `[http]`.
+    pub http: Http,
 }
 
 /// `[consensus]`: when and with how many votes a ledger closes.
@@ -255,6 +265,38 @@ pub struct User {
     pub reads_max: usize,
     /// How long one may take.
     pub read_time_ms: u64,
+    /// With what the port speaks TLS. `None`: it speaks plain text.
+    pub tls: Option<TlsFiles>,
+}
+
+/// Where a port's certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate and those that vouch for it, PEM.
+    pub cert: PathBuf,
+    /// Its secret key, PEM.
+    pub key: PathBuf,
+}
+
+/// `[http]`: the API and the page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Address and port; port 0: any free one. `None`: there is none.
+    pub listen: Option<SocketAddr>,
+    /// Whether inputs are taken and the contract is run for whoever asks.
+    pub api_tx_exposed: bool,
+    /// Origins of pages elsewhere that may read answers; `*` is any.
+    pub cors: Vec<String>,
+    /// Where the token is that operators show. `None`: nothing of theirs is done.
+    pub admin_token_file: Option<PathBuf>,
+    /// Bytes of a request's body.
+    pub body_max: usize,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// Connections at a time from one address.
+    pub per_address: usize,
+    /// With what it speaks TLS. `None`: it speaks plain text.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Which inputs are taken.
@@ -291,6 +333,8 @@ pub struct Log {
     pub level: LogLevel,
     /// How a line looks.
     pub format: LogFormat,
+    /// Files kept of each of stdout and stderr of the contract, the one that is written among them.
+    pub contract_files: usize,
 }
 
 /// Importance of a log event.
@@ -306,6 +350,19 @@ pub enum LogLevel {
     Debug,
     /// Everything.
     Trace,
+}
+
+impl LogLevel {
+    /// As the file writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
 }
 
 /// How a line of the log looks.
@@ -438,9 +495,6 @@ pub enum Problem {
     /// No such key.
     #[error("unknown key; {0}")]
     Unknown(String),
-    /// A key of a later version.
-    #[error("not supported by this version")]
-    NotYet,
     /// Another kind of value.
     #[error("expected {expected}, got {got}")]
     Expected {
@@ -524,11 +578,7 @@ impl Config {
             }
             other => other?,
         };
-        let config = Config::parse(&text, &file, dir, &|key_file| {
-            let (text, mode) = read_file(key_file)?;
-            check_mode(key_file, mode)?;
-            Ok(text)
-        })?;
+        let config = Config::parse(&text, &file, dir, &read_secret)?;
         if config.seckey_file.is_none() {
             check_mode(&file, mode)?;
         }
@@ -592,6 +642,13 @@ fn read_file(path: &Path) -> Result<(String, u32), ConfigError> {
     let text = String::from_utf8(bytes)
         .map_err(|error| not_text(format!("not UTF-8 text at byte {}", error.utf8_error().valid_up_to())))?;
     Ok((text, mode))
+}
+
+/// Reads a file that holds a secret: a text, whose mode lets nobody else read it.
+pub fn read_secret(path: &Path) -> Result<String, ConfigError> {
+    let (text, mode) = read_file(path)?;
+    check_mode(path, mode)?;
+    Ok(text)
 }
 
 fn check_mode(path: &Path, mode: u32) -> Result<(), ConfigError> {

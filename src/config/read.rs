@@ -7,9 +7,10 @@ use std::{
 };
 
 use super::{
-    ARGS_MAX, Admit, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED, FILE_BYTES_MAX,
-    Format, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr,
-    Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN, UNL_MAX, User,
+    ARGS_MAX, Admit, CORS_MAX, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED,
+    FILE_BYTES_MAX, Format, HTTP_BODY_MAX, Http, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork,
+    PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN,
+    TlsFiles, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -77,10 +78,11 @@ pub(super) fn parse(text: &str, file: &Path, dir: &Path, keys: &Keys<'_>) -> Res
         pubmaxcpm: top.optional("pubmaxcpm", 1..=1_000_000)?.map(|cpm| u32::try_from(cpm).expect("in range")),
         consensus: consensus(&top.table("consensus")?)?,
         contract: contract(&top.table("contract")?, &unl, dir)?,
-        user: user(&top.table("user")?)?,
+        user: user(&top.table("user")?, dir)?,
         mesh: mesh(&top.table("mesh")?)?,
         log: log(&top.table("log")?)?,
         msb: msb(&top.table("msb")?, dir)?,
+        http: http(&top.table("http")?, dir)?,
         unl,
     })
 }
@@ -299,7 +301,7 @@ fn env(table: &Table<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
     Ok(env)
 }
 
-fn user(table: &Table<'_>) -> Result<User, ConfigError> {
+fn user(table: &Table<'_>, dir: &Path) -> Result<User, ConfigError> {
     Ok(User {
         inputs: table.choice("inputs", &[("any", Inputs::Any), ("signed", Inputs::Signed)], Some(Inputs::Any))?,
         connections_max: size(table.number("connections_max", 1..=1_000_000, 16_384)?),
@@ -307,7 +309,48 @@ fn user(table: &Table<'_>) -> Result<User, ConfigError> {
         queue_bytes: size(table.number("queue_kb", 1..=1 << 20, 1_024)? << 10),
         reads_max: size(table.number("reads_max", 0..=READS_MAX, 8)?),
         read_time_ms: table.number("read_time_s", 1..=READ_TIME_S_MAX, 5)? * 1_000,
+        tls: tls(table, dir)?,
     })
+}
+
+/// Certificate and key, both or neither.
+fn tls(table: &Table<'_>, dir: &Path) -> Result<Option<TlsFiles>, ConfigError> {
+    match (table.path("tls_cert")?, table.path("tls_key")?) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert: dir.join(cert), key: dir.join(key) })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(table.error("tls_key", Problem::Missing(" (tls_cert is there)"))),
+        (None, Some(_)) => Err(table.error("tls_cert", Problem::Missing(" (tls_key is there)"))),
+    }
+}
+
+fn http(table: &Table<'_>, dir: &Path) -> Result<Http, ConfigError> {
+    Ok(Http {
+        listen: table.parsed("listen", "an address like \"127.0.0.1:5001\" or \"[::1]:5001\"")?,
+        api_tx_exposed: table.boolean("api_tx_exposed", false)?,
+        cors: cors(table)?,
+        admin_token_file: table.path("admin_token_file")?.map(|name| dir.join(name)),
+        body_max: size(table.number("body_max", 1_000..=HTTP_BODY_MAX, 1_000_000)?),
+        connections_max: size(table.number("connections_max", 1..=100_000, 256)?),
+        per_address: size(table.number("per_address", 1..=100_000, 64)?),
+        tls: tls(table, dir)?,
+    })
+}
+
+/// Origins as a browser sends them: scheme, host and port, and nothing behind.
+fn cors(table: &Table<'_>) -> Result<Vec<String>, ConfigError> {
+    const EXPECTED: &str = "origins like \"https://app.example.org\" or \"http://127.0.0.1:8000\", or \"*\" for any";
+    let items = table.list("cors")?;
+    table.check_length("cors", items.len(), 0..=CORS_MAX)?;
+    let is_origin = |text: &str| {
+        let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let allowed = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_lowercase() || b"-.:[]_".contains(&byte);
+        text == "*" || host.is_some_and(|host| !host.is_empty() && host.bytes().all(allowed))
+    };
+    let origin = |item: &Item| match &item.value {
+        Value::Text(text) if is_origin(text) => Ok(text.clone()),
+        other => Err(table.expected("cors", EXPECTED, other)),
+    };
+    items.iter().map(origin).collect()
 }
 
 fn mesh(table: &Table<'_>) -> Result<Mesh, ConfigError> {
@@ -329,6 +372,7 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
     Ok(Log {
         level: table.choice("level", LEVELS, Some(LogLevel::Info))?,
         format: table.choice("format", FORMATS, Some(LogFormat::Text))?,
+        contract_files: size(table.number("contract_files", 1..=1_000, 4)?),
     })
 }
 

@@ -37,6 +37,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "mesh",
             "log",
             "msb",
+            "http",
         ],
     ),
     ("consensus", &["threshold", "eager", "min_round_ms", "grace_ms", "attempt_ms", "time_res_ms", "input_window"]),
@@ -65,9 +66,12 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "read",
         ],
     ),
-    ("user", &["inputs", "connections_max", "per_address", "queue_kb", "reads_max", "read_time_s"]),
+    (
+        "user",
+        &["inputs", "connections_max", "per_address", "queue_kb", "reads_max", "read_time_s", "tls_cert", "tls_key"],
+    ),
     ("mesh", &["admit", "max_connections"]),
-    ("log", &["level", "format"]),
+    ("log", &["level", "format", "contract_files"]),
     (
         "msb",
         &[
@@ -82,10 +86,21 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "key_file",
         ],
     ),
+    (
+        "http",
+        &[
+            "listen",
+            "api_tx_exposed",
+            "cors",
+            "admin_token_file",
+            "body_max",
+            "connections_max",
+            "per_address",
+            "tls_cert",
+            "tls_key",
+        ],
+    ),
 ];
-
-/// Tables that later versions have. Accepting one silently would promise what this version does not do.
-const NOT_YET: &[&str] = &["http"];
 
 /// One table of the file, for typed reading.
 pub(super) struct Table<'a> {
@@ -114,10 +129,7 @@ impl<'a> Table<'a> {
         let Some(entry) = self.entries.iter().find(|entry| !known.contains(&entry.name.as_str())) else {
             return Ok(());
         };
-        let problem = match self.name {
-            "" if NOT_YET.contains(&entry.name.as_str()) => Problem::NotYet,
-            _ => Problem::Unknown(hint(self.name, &entry.name)),
-        };
+        let problem = Problem::Unknown(hint(self.name, &entry.name));
         let key = match shown_text(&entry.name) {
             quoted if quoted.starts_with('"') => full_name(self.name, &quoted[1..quoted.len() - 1]),
             hidden => full_name(self.name, &hidden),

@@ -419,6 +419,11 @@ impl Consensus {
         }
     }
 
+    /// The ledger that is being closed, the attempt at it, and its stage.
+    pub fn standing(&self) -> (Seq, Attempt, Stage) {
+        (self.tip.seq + 1, self.round.attempt, self.stage())
+    }
+
     fn stage(&self) -> Stage {
         let signed = self.round.signed();
         match (self.round.mine.novel.is_some(), signed.prevote, signed.precommit) {

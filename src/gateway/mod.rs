@@ -35,13 +35,11 @@ pub use self::{
     handshake::{HELO_BYTES_MAX, Helo, HeloError, HeloProof, Mode, challenge_message, parse_helo},
     reply::{ErrorCode, error_frame},
 };
-use self::{
-    limits::{Connections, Full, MessageRate},
-    outbox::Outbox,
-    socket::Unfinished,
-};
+use self::{limits::MessageRate, outbox::Outbox, socket::Unfinished};
 use crate::{
+    connections::{Connections, Full},
     signed::{Reply, Request},
+    tls::Tls,
     types::{MonoMs, UserKey},
 };
 
@@ -87,6 +85,8 @@ pub struct GatewayConfig {
     pub handshake_timeout: Duration,
     /// Time between pings. A connection without a sign of life after two of them is dropped.
     pub ping_every: Duration,
+    /// With what the port speaks TLS (`[user] tls_cert`, `tls_key`); `None`: it speaks plain text.
+    pub tls: Option<Tls>,
 }
 
 impl GatewayConfig {
@@ -101,6 +101,7 @@ impl GatewayConfig {
             queue_bytes_max: 1 << 20,
             handshake_timeout: Duration::from_secs(5),
             ping_every: Duration::from_secs(30),
+            tls: None,
         }
     }
 }
@@ -477,7 +478,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                             if let Err(error) = stream.set_nodelay(true) {
                                 return debug!(%peer, %error, "connection lost at once");
                             }
-                            session::serve(stream, &slot.shared).await;
+                            let config = &slot.shared.config;
+                            let deadline = Instant::now() + config.handshake_timeout;
+                            match &config.tls {
+                                None => session::serve(stream, &slot.shared, deadline).await,
+                                Some(tls) => match tls.accept(stream, config.handshake_timeout).await {
+                                    Ok(stream) => session::serve(stream, &slot.shared, deadline).await,
+                                    Err(error) => debug!(%peer, %error, "no TLS"),
+                                },
+                            }
                         });
                     }
                     Err(full) => {

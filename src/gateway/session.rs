@@ -72,12 +72,11 @@ enum End {
     Stopping,
 }
 
-/// Serves one connection until it ends.
-pub(super) async fn serve<S>(stream: S, shared: &Shared)
+/// Serves one connection until it ends; until `deadline` it has time for upgrade and helo.
+pub(super) async fn serve<S>(stream: S, shared: &Shared, deadline: Instant)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let deadline = Instant::now() + shared.config.handshake_timeout;
     let upgrade = timeout_at(deadline, accept_async_with_config(stream, Some(config(HELO_BYTES_MAX))));
     let stream = tokio::select! {
         () = shared.stopped() => return,

@@ -17,7 +17,10 @@ use super::{
     store::{self, seq_of},
 };
 use crate::{
-    consensus::join::Lacks,
+    consensus::{
+        header::{Genesis, Input, UnlChange},
+        join::Lacks,
+    },
     types::{Hash, Seq},
     verify::{
         Head, Page, Stored, StoredBody, StoredClosed, StoredEvidence, StoredOutput, StoredRow, StoredSynced,
@@ -49,7 +52,15 @@ pub enum Depth {
 #[derive(Debug)]
 pub struct Archive {
     db: Connection,
-    path: PathBuf,
+    pub(super) path: PathBuf,
+}
+
+/// What a chain begins with, and what became of its members.
+pub(super) struct Beginning {
+    pub(super) genesis: Genesis,
+    pub(super) settings: Option<Vec<u8>>,
+    pub(super) tip: Seq,
+    pub(super) unl_changes: Vec<(Seq, UnlChange)>,
 }
 
 /// How far a node is.
@@ -79,6 +90,24 @@ impl Archive {
     /// Number of the last closed ledger; 0 before the first.
     pub fn tip(&self) -> Result<Seq, LedgerError> {
         tip(&self.db).map_err(|trouble| trouble.at(&self.path, "read the tip"))
+    }
+
+    /// The number of the ledger with this hash.
+    pub fn seq_of(&self, ledger: Hash) -> Result<Option<Seq>, LedgerError> {
+        self.at_once("look a ledger up", |db| {
+            let mut query = db.prepare_cached("SELECT seq FROM ledger WHERE hash = ?1")?;
+            let found: Option<i64> = query.query_row([ledger.0], |row| row.get(0)).optional()?;
+            found.map(seq_of).transpose()
+        })
+    }
+
+    /// An input that is still kept, in a ledger or before it is in one.
+    pub fn input(&self, id: Hash) -> Result<Option<Input>, LedgerError> {
+        self.at_once("look an input up", |db| {
+            let mut query = db.prepare_cached("SELECT bytes FROM input WHERE id = ?1")?;
+            let found: Option<Vec<u8>> = query.query_row([id.0], |row| row.get(0)).optional()?;
+            found.map(|bytes| decode(&bytes, "an input")).transpose()
+        })
     }
 
     /// How far the node is, as its database says.
@@ -117,6 +146,23 @@ impl Archive {
         };
         copy().map_err(|trouble| trouble.at(&self.path, "copy the database"))?;
         schema::sync(to)
+    }
+
+    /// The genesis, and every change of the UNL since.
+    pub(super) fn beginning(&self) -> Result<Beginning, LedgerError> {
+        self.at_once("read the genesis", |db| {
+            let Some(genesis) = store::genesis(db)? else { return Trouble::damaged("there is no genesis") };
+            let settings = db
+                .prepare_cached("SELECT value FROM meta WHERE key = 'settings'")?
+                .query_row([], |row| row.get(0))
+                .optional()?;
+            let tip = tip(db)?;
+            let mut unl_changes = Vec::new();
+            for (seq, change) in read_unl_changes(db, tip)? {
+                unl_changes.push((seq, decode(&change, "a change of the UNL")?));
+            }
+            Ok(Beginning { genesis, settings, tip, unl_changes })
+        })
     }
 
     /// Everything but the ledgers themselves: genesis, users, votes, what waits.
@@ -205,12 +251,7 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         let found: Option<i64> = db.query_row(&sql, [tip as i64], |row| row.get(0)).optional()?;
         stray.extend(found.map(|seq| (table, seq)));
     }
-    let changes: Vec<(i64, Vec<u8>)> = db
-        .prepare_cached("SELECT seq, change FROM unl_change WHERE seq BETWEEN 1 AND ?1 ORDER BY seq")?
-        .query_map([tip as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    let unl_changes =
-        changes.into_iter().map(|(seq, change)| Ok((seq_of(seq)?, change))).collect::<Result<_, Trouble>>()?;
+    let unl_changes = read_unl_changes(db, tip)?;
     let evidence = db
         .prepare_cached("SELECT signer, kind, seq, attempt, bytes FROM evidence ORDER BY n")?
         .query_map([], |row| {
@@ -242,6 +283,14 @@ fn read_head(db: &Connection) -> Result<Head, Trouble> {
         synced,
         stray,
     })
+}
+
+fn read_unl_changes(db: &Connection, tip: Seq) -> Result<Vec<(Seq, Vec<u8>)>, Trouble> {
+    let changes: Vec<(i64, Vec<u8>)> = db
+        .prepare_cached("SELECT seq, change FROM unl_change WHERE seq BETWEEN 1 AND ?1 ORDER BY seq")?
+        .query_map([tip as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    changes.into_iter().map(|(seq, change)| Ok((seq_of(seq)?, change))).collect()
 }
 
 fn read_ledger(db: &Connection, seq: Seq, depth: Depth) -> Result<Stored, Trouble> {

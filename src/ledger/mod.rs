@@ -18,6 +18,7 @@ mod schema;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod view;
 mod worker;
 
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};

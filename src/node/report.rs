@@ -226,6 +226,11 @@ impl Report {
         warn!(seq, %status, "the contract failed; its state is rolled back, see log/contract/");
     }
 
+    /// What the last run came to, if there was one.
+    pub fn last_run(&self) -> Option<&Value> {
+        self.last_run.as_ref()
+    }
+
     pub fn agreed(&mut self, result: &ExecResult) {
         self.streak.agreed();
         debug!(seq = result.of_seq, state = %result.state_root.short(), status = %result.status, "result agreed");
@@ -292,6 +297,29 @@ impl Node {
         (self.mesh.local_addr(), self.gateway.as_ref().map(|gateway| gateway.local_addr()))
     }
 
+    /// What the operator must know or do something about.
+    pub(super) fn alerts(&self) -> Vec<String> {
+        let (summary, quorum) = (self.core.summary(), self.core.quorum());
+        let is_live = |node: &&NodeKey| **node == self.config.key || self.linked.contains(node);
+        let live = self.core.unl().iter().filter(is_live).count();
+        let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
+        alerts.extend(self.report.split.clone());
+        let silent = summary.silent.as_ref();
+        alerts.extend(silent.filter(|silent| silent.is_alarm).map(|silent| silence::alarm(silent, quorum.n)));
+        alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
+        alerts.extend(too_few(live, quorum.n, quorum.q));
+        alerts.extend(self.report.failing.clone());
+        alerts.extend(self.settling_alerts());
+        let pause = self.sync_due.map(|due| due.saturating_duration_since(Instant::now()));
+        alerts.extend(diverging(&self.report.streak, pause));
+        alerts.extend(self.syncing.as_ref().and_then(|syncing| syncing.look().waits));
+        let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
+        alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
+        let is_well = summary.synced || self.syncing.is_some() || self.mesh.links().is_empty();
+        alerts.extend(stuck(is_well, quiet));
+        alerts
+    }
+
     /// Where the node stands, for `hp status` and tests.
     pub(super) fn status(&self) -> Value {
         let summary = self.core.summary();
@@ -314,20 +342,9 @@ impl Node {
         let live: BTreeSet<NodeKey> = self.linked.iter().copied().chain([self.config.key]).collect();
         let names = |keys: &[NodeKey]| keys.iter().map(NodeKey::to_string).collect::<Vec<_>>();
         let live_members: Vec<NodeKey> = self.core.unl().iter().filter(|node| live.contains(node)).copied().collect();
-        let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
-        alerts.extend(self.report.split.clone());
+        let alerts = self.alerts();
         let silent = summary.silent.as_ref();
-        alerts.extend(silent.filter(|silent| silent.is_alarm).map(|silent| silence::alarm(silent, quorum.n)));
-        alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
-        alerts.extend(too_few(live_members.len(), quorum.n, quorum.q));
-        alerts.extend(self.report.failing.clone());
-        alerts.extend(self.settling_alerts());
         let pause = self.sync_due.map(|due| due.saturating_duration_since(Instant::now()));
-        alerts.extend(diverging(&self.report.streak, pause));
-        alerts.extend(self.syncing.as_ref().and_then(|syncing| syncing.look().waits));
-        let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
-        alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
-        alerts.extend(stuck(summary.synced || self.syncing.is_some() || links.is_empty(), quiet));
         let state_kept = json!({ "by": self.state_kept.backend.to_string(), "why": self.state_kept.why });
         let guards: Vec<Value> = self.guards.iter().map(guard).collect();
         let mut status = json!({
@@ -402,6 +419,9 @@ impl Node {
         status["rounds_per_s"] = json!(self.rounds.per_s(self.micros()).map(|per_s| (per_s * 100.0).round() / 100.0));
         status["joining"] = joining(&summary);
         status["settlement"] = self.settling_status();
+        status["msb"] = self.msb_identity();
+        status["http_url"] = json!(self.http_url());
+        status["tls"] = json!(self.config.user.tls.is_some());
         status
     }
 }
@@ -453,14 +473,13 @@ impl Banner {
         unl: &[NodeKey],
         seq: Seq,
         peers: SocketAddr,
-        users: Option<SocketAddr>,
+        users: Option<String>,
+        http: Option<String>,
     ) -> Banner {
         let tolerance = Tolerance { n: unl.len(), threshold: config.consensus.threshold }.to_string();
         let role = if unl.contains(&config.key) { "" } else { "  (not in the UNL: observer)" };
-        let users = match users {
-            Some(address) => format!("ws://{address}"),
-            None => "no user port (pubport is not set)".to_owned(),
-        };
+        let users = users.unwrap_or_else(|| "no user port (pubport is not set)".to_owned());
+        let http = http.unwrap_or_else(|| "no page and no API (http.listen is not set)".to_owned());
         Banner {
             lines: vec![
                 ("contract", format!("{}  {}", config.contract.id.short(), config.argv.join(" "))),
@@ -470,6 +489,7 @@ impl Banner {
                 ("ledger", if seq == 0 { "none yet: a new chain".to_owned() } else { seq.to_string() }),
                 ("peers", format!("listening on {peers}, {} to dial", config.peers.len())),
                 ("users", users),
+                ("http", http),
             ],
         }
     }

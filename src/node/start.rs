@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, guards, metrics,
-    reads::Reads, report::Report, rounds, settle, silence, twins, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
+    http, metrics, reads::Reads, report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -25,9 +25,11 @@ use crate::{
     contract::{LaunchError, Launcher, raise_nofile_limit},
     crypto::{self, SecretKey},
     gateway::{self, Gateway, GatewayConfig, GatewayError},
+    http::HttpError,
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
     state::{self, Backend, StateError, StateStore},
+    tls::Tls,
     types::{Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
 };
@@ -111,6 +113,17 @@ pub enum NodeError {
         /// Which key, and why.
         why: String,
     },
+    /// The HTTP side cannot be set up as the configuration says.
+    #[error("{file}: {why}")]
+    Http {
+        /// The file.
+        file: PathBuf,
+        /// Which key, and why.
+        why: String,
+    },
+    /// The HTTP side.
+    #[error(transparent)]
+    HttpPort(#[from] HttpError),
     /// The folder's database is of another contract.
     #[error("hist/ holds the chain of contract {chain}, but {file} says {mine}")]
     Contract {
@@ -157,7 +170,9 @@ impl NodeError {
     /// A port or the folder's lock is taken.
     pub fn is_taken(&self) -> bool {
         match self {
-            NodeError::Locked(_) | NodeError::Gateway(GatewayError::PortTaken { .. }) => true,
+            NodeError::Locked(_)
+            | NodeError::Gateway(GatewayError::PortTaken { .. })
+            | NodeError::HttpPort(HttpError::PortTaken { .. }) => true,
             NodeError::Mesh(error) => error.is_port_taken(),
             NodeError::Ledger(LedgerError::InUse { .. }) => true,
             _ => false,
@@ -184,6 +199,7 @@ impl NodeError {
                 | NodeError::Guards { .. }
                 | NodeError::RunAs { .. }
                 | NodeError::Msb { .. }
+                | NodeError::Http { .. }
         )
     }
 }
@@ -227,6 +243,8 @@ impl Node {
     pub async fn start(config: Config, exe: &Path) -> Result<(Node, Banner), NodeError> {
         let lock = Lock::take(&config.dir)?;
         let bus = settle::prepare(&config)?;
+        let user_tls = http::load_tls(&config, "user", config.user.tls.as_ref())?;
+        let http_tls = http::load_tls(&config, "http", config.http.tls.as_ref())?;
         let nofile = raise_nofile_limit();
         let mut store = Store::open(&config.dir)?;
         let launcher = Launcher::start(exe)?;
@@ -299,7 +317,10 @@ impl Node {
 
         let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
-        let (gateway, gateway_events) = start_gateway(&config).await?;
+        let (gateway, gateway_events) = start_gateway(&config, user_tls.clone()).await?;
+        let events = Events::new(config.http.listen.is_some());
+        let metrics = metrics::Metrics::new(&config.dir);
+        let (http, http_asks) = http::start(&config, http_tls.clone(), &events, &metrics)?;
         let (changes, changed) = watch::channel(0);
         let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
@@ -307,8 +328,8 @@ impl Node {
             source,
         })?;
 
-        let users = gateway.as_ref().map(|gateway| gateway.local_addr());
-        let banner = Banner::new(&config, core.unl(), seq, mesh.local_addr(), users);
+        let scheme = if user_tls.is_some() { "wss" } else { "ws" };
+        let users = gateway.as_ref().map(|gateway| format!("{scheme}://{}", gateway.local_addr()));
         debug!(nofile, "open files allowed");
         let mut line = PartyLine::default();
         line.closed(core.summary().lcl);
@@ -323,7 +344,6 @@ impl Node {
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
         let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
-        let metrics = metrics::Metrics::new(&config.dir);
         let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
@@ -335,6 +355,11 @@ impl Node {
             mesh_events,
             gateway,
             gateway_events,
+            http,
+            http_asks,
+            tls: user_tls.into_iter().chain(http_tls).collect(),
+            events,
+            told_last: Default::default(),
             ledger,
             settling,
             control: Some(control),
@@ -395,6 +420,7 @@ impl Node {
             records,
             _lock: lock,
         };
+        let banner = Banner::new(&node.config, node.core.unl(), seq, node.mesh.local_addr(), users, node.http_url());
         Ok((node, banner))
     }
 }
@@ -522,7 +548,10 @@ async fn start_mesh(
     Ok((mesh, mesh_events))
 }
 
-async fn start_gateway(config: &Config) -> Result<(Option<Gateway>, mpsc::Receiver<gateway::GatewayEvent>), NodeError> {
+async fn start_gateway(
+    config: &Config,
+    tls: Option<Tls>,
+) -> Result<(Option<Gateway>, mpsc::Receiver<gateway::GatewayEvent>), NodeError> {
     let (events, gateway_events) = mpsc::channel(gateway::EVENTS_MAX);
     let Some(port) = config.pubport else { return Ok((None, gateway_events)) };
     let settings = GatewayConfig {
@@ -531,6 +560,7 @@ async fn start_gateway(config: &Config) -> Result<(Option<Gateway>, mpsc::Receiv
         connections_max: config.user.connections_max,
         per_address_max: config.user.per_address,
         queue_bytes_max: config.user.queue_bytes,
+        tls,
         ..GatewayConfig::new((config.ip, port).into())
     };
     let gateway = Gateway::start(settings, events).await?;

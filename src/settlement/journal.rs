@@ -60,6 +60,19 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The name it has in the file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Step::Due { .. } => "due",
+            Step::Signed { .. } => "signed",
+            Step::Posted { .. } => "posted",
+            Step::Confirmed { .. } => "confirmed",
+            Step::InLedger { .. } => "in_ledger",
+        }
+    }
+}
+
 /// Why it cannot be kept.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}", path.display())]

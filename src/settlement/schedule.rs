@@ -366,6 +366,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_of_a_chain_does_not_grow_with_what_is_not_settled() {
+        let mut chain = begun();
+        // All that it holds is in what it shows, to the digits of the numbers.
+        let mut kept = |ledgers| {
+            chain.go_on(ledgers, true);
+            format!("{:?}", chain.schedule).len()
+        };
+        let (little, much) = (kept(100), kept(5_000));
+        assert!(much < little + 100, "{little} and {much} characters");
+        assert!(chain.schedule.due().is_some());
+    }
+
+    #[test]
     fn a_range_is_due_after_so_many_ledgers_or_so_long_after_its_first_output() {
         let mut chain = begun();
         chain.go_on(9, true);

@@ -1,6 +1,7 @@
 //! Every integration test, as one binary: one link step, and modules that share helpers.
 
 mod author;
+mod bus;
 mod chain;
 mod cli;
 mod cluster;

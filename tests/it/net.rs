@@ -82,6 +82,12 @@ pub fn hostile() -> &'static Path {
     built(&HOSTILE, "../../../contracts/hostile/hostile")
 }
 
+/// The contract that gives every input back and keeps nothing, compiled once.
+pub fn echo() -> &'static Path {
+    static ECHO: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    built(&ECHO, "../../../contracts/echo/echo")
+}
+
 fn built(once: &'static OnceLock<(TempDir, PathBuf)>, name: &str) -> &'static Path {
     let built = once.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
@@ -209,6 +215,8 @@ pub fn plain(_: usize, _: &mut Document) {}
 pub struct TestNode {
     pub dir: PathBuf,
     pub url: String,
+    /// Where its HTTP side is, if it has one.
+    pub http: String,
     /// What the node has for its key; the network's tests may speak for it.
     pub secret: Option<SecretKey>,
     /// Words before the program's name, for a node that is to run in surroundings of its own: `env`, `nsenter`.
@@ -352,7 +360,7 @@ impl Net {
 
 impl TestNode {
     fn of(dir: PathBuf) -> TestNode {
-        TestNode { dir, url: String::new(), secret: None, wrapper: Vec::new(), running: None }
+        TestNode { dir, url: String::new(), http: String::new(), secret: None, wrapper: Vec::new(), running: None }
     }
 
     /// Starts the process and waits until it is up.
@@ -365,6 +373,7 @@ impl TestNode {
         };
         let value: Value = serde_json::from_str(&line).expect("one JSON line");
         self.url = value["user_address"].as_str().map(|address| format!("ws://{address}")).unwrap_or_default();
+        self.http = value["http_url"].as_str().unwrap_or_default().to_owned();
         let stdin = child.stdin.take();
         self.running = Some((child, stdin));
     }

@@ -13,7 +13,7 @@ use std::{
 use hotpocket::consensus::votes::Quorum;
 
 /// Parts that talk to the world. Only `node` knows more than one of them.
-const ADAPTERS: [&str; 6] = ["mesh", "gateway", "contract", "state", "ledger", "settlement"];
+const ADAPTERS: [&str; 7] = ["mesh", "gateway", "contract", "state", "ledger", "settlement", "http"];
 
 /// What an adapter never imports, beside the other adapters.
 const ABOVE_ADAPTERS: [&str; 2] = ["node", "cli"];
@@ -43,13 +43,14 @@ const IMPURE_NAMES: [&str; 6] = ["HashMap", "HashSet", "Instant", "SystemTime", 
 const CORE_MAY_USE: [&str; 6] = ["crate::types", "crate::consensus", "std", "core", "borsh", "thiserror"];
 
 /// Pure functions over bytes.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
     "src/wire.rs",
     "src/signed/mod.rs",
     "src/signed/frames.rs",
     "src/signed/proof.rs",
     "src/contract/fdlist.rs",
     "src/contract/npl.rs",
+    "src/http/params.rs",
 ];
 
 // ---- The source -----------------------------------------------------------------------------------------------------

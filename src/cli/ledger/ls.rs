@@ -2,8 +2,6 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use serde_json::json;
-
 use super::{open, unreadable, view};
 use crate::{
     cli::{Outcome, answer},
@@ -58,12 +56,7 @@ impl Ls {
             let header = &ledger.header;
             let (signers, members) = (ledger.qc.sigs.len(), chain.unl(header).len());
             if self.json {
-                let line = json!({
-                    "seq": ledger.seq, "time": view::utc(header.time_ms), "hash": ledger.hash.to_string(),
-                    "inputs": header.n_inputs, "users": header.n_users, "signers": signers, "members": members,
-                    "attempt": ledger.qc.vote.attempt, "run": ledger.result().map(|result| result.status.to_string()),
-                    "agreed": ledger.agreed.is_some(),
-                });
+                let line = view::summary(&ledger, &chain);
                 text += &format!("{line}\n");
             } else {
                 let run = match (&ledger.agreed, ledger.result()) {
@@ -88,7 +81,7 @@ impl Ls {
             if text.len() > 1 << 16 {
                 answer(&std::mem::take(&mut text))?;
             }
-            Ok(())
+            Ok::<(), crate::cli::Failure>(())
         })?;
         answer(&text)
     }

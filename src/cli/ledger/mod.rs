@@ -1,23 +1,22 @@
 //! `hp ledger`: what is in a node's folder, whether it is right, and a copy of it for others.
 //!
-//! Reads `hist/ledger.db` whether the node runs or not, and changes nothing in it. `view` is one ledger as people and
-//! programs see it; `ls`, `show`, `verify` and `export` are the subcommands, `replay` what `verify --replay` and `hp replay` do.
+//! Reads `hist/ledger.db` whether the node runs or not, and changes nothing in it. `crate::ledger::view` is one ledger as people
+//! and programs see it; `ls`, `show`, `verify` and `export` are the subcommands, `replay` what `verify --replay` and `hp replay` do.
 
 mod export;
 mod ls;
 pub(super) mod replay;
 mod show;
 mod verify;
-pub(super) mod view;
 
 use std::path::Path;
 
-pub(super) use view::utc;
+pub(super) use crate::ledger::view::utc;
 
 use clap::Subcommand;
 
 use super::{Exit, Failure, Outcome};
-use crate::ledger::{Archive, LedgerError};
+use crate::ledger::{Archive, LedgerError, view};
 
 /// Look at the ledgers of a node, check them, or take a copy.
 #[derive(Debug, clap::Args)]

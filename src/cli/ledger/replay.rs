@@ -318,7 +318,7 @@ fn users_before(archive: &Archive, first: Seq, tip: Seq) -> Result<BTreeSet<User
         let what = || anyhow!("the contents of ledger {} are no longer kept", ledger.seq);
         let body = ledger.body.ok_or_else(|| Failure::new(Exit::Failed, what()))?;
         changes.push((body.users_add, body.users_del));
-        Ok(())
+        Ok::<(), Failure>(())
     })?;
     for user in archive.head().map_err(unreadable)?.users_tip {
         users.insert(UserKey(user.try_into().map_err(|_| anyhow!("a user in the database is damaged"))?));

@@ -46,7 +46,7 @@ impl Show {
         view::read(&archive, seq, seq, Depth::All, |ledger| {
             shown =
                 Some(if self.json { format!("{:#}\n", view::json(&ledger, &chain)) } else { text(&ledger, &chain) });
-            Ok(())
+            Ok::<(), Failure>(())
         })?;
         match shown {
             Some(shown) => answer(&shown),

@@ -94,9 +94,8 @@ impl Worker {
                 info!(%tx, confirmed_length, "the bus has confirmed a settlement");
                 attempt.confirmed.insert(tx, confirmed_length);
                 attempt.state = "confirmed";
-                self.note(vec![Step::Confirmed { tx: tx.to_string(), confirmed_length }]).await;
                 self.look_wait = LOOK;
-                self.point("confirmed").await;
+                self.note(Step::Confirmed { tx: tx.to_string(), confirmed_length }).await;
             }
         }
         let txv = self.setup.client.txv().await?;
@@ -136,17 +135,13 @@ impl Worker {
         let txv = attempt.due.txv();
         let signed = self.operation(&attempt.due, txv).sign(network, &self.setup.key);
         let (tx, payload) = (signed.hash, signed.payload());
-        let mut steps = Vec::new();
         let is_signed = self.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner).has_signed(&tx);
-        if !is_signed {
-            steps.push(Step::Signed { txv: txv.to_string(), tx: tx.to_string(), payload: payload.clone() });
-        }
-        steps.push(Step::Posted { tx: tx.to_string(), n: attempt.posts + 1 });
-        if !self.note(steps).await {
+        let signed = Step::Signed { txv: txv.to_string(), tx: tx.to_string(), payload: payload.clone() };
+        let posted = Step::Posted { tx: tx.to_string(), n: attempt.posts + 1 };
+        if !(is_signed || self.note(signed).await) || !self.note(posted).await {
             attempt.next_post = Instant::now() + RETRY_MAX;
             return Ok(());
         }
-        self.point("noted").await;
         attempt.posts += 1;
         attempt.state = "posted";
         let doubled = u32::try_from(attempt.posts.saturating_sub(1).min(10)).expect("small");
@@ -154,7 +149,7 @@ impl Worker {
         self.look_wait = LOOK;
         debug!(%tx, n = attempt.posts, "posting a settlement");
         let answer = self.setup.client.broadcast(&payload).await;
-        self.point("posted").await;
+        self.drill.point("answered").await;
         match answer {
             // Whether it landed, the next look shows.
             Ok(_) => {
@@ -165,7 +160,7 @@ impl Worker {
                 attempt.refused += 1;
                 match attempt.refused < REFUSED_MAX || self.find(&tx).await?.is_some() {
                     true => Ok(()),
-                    false => self.find_out_why(&error).await,
+                    false => self.find_out_why(&tx, &error).await,
                 }
             }
             Err(error) if error.status().is_some() => Ok(()),
@@ -174,7 +169,13 @@ impl Worker {
     }
 
     /// The bus says no more than that it refuses: what it is about follows from what it says else.
-    async fn find_out_why(&mut self, refusal: &ClientError) -> Result<(), Trouble> {
+    async fn find_out_why(&mut self, tx: &Hash, refusal: &ClientError) -> Result<(), Trouble> {
+        // It reads all of the bus's history; a post comes every half minute at most by now.
+        if self.setup.client.tx_details(tx, View::Unconfirmed).await?.is_some() {
+            // It has it, from another member perhaps, and takes its time to confirm it.
+            self.clear(About::Refused);
+            return Ok(());
+        }
         self.next_balance = Instant::now();
         let is_poor = self.look_at_balance().await?;
         if is_poor {
@@ -205,8 +206,9 @@ impl Worker {
         let client = &self.setup.client;
         let fee = client.fee().await?;
         let balance = client.balance(&self.address, View::Confirmed).await?;
-        self.next_balance = Instant::now() + BALANCE;
         let left = balance.times(fee).unwrap_or(u128::MAX);
+        // Whoever sends money wants to see that it came.
+        self.next_balance = Instant::now() + if left < LEFT_MIN { IDLE } else { BALANCE };
         {
             let mut status = self.status.lock();
             status.balance = Some(balance.to_string());

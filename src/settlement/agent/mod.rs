@@ -2,11 +2,13 @@
 //!
 //! One task beside the node's loop, which never waits for it: headers are read from the database when there are new ones, what
 //! was seen is said over a channel, and whatever the bus does holds up this task alone. Nothing grows with what is not
-//! settled yet. Reading order: this file (the task), `look` (one look at the bus), `status` (what people are told).
+//! settled yet. Reading order: this file (the task), `look` (one look at the bus), `status` (what people are told),
+//! `drill` (what tests want).
 //!
 //! A transaction is posted again and again, always the same bytes, until the bus *shows* it: what it answers to a post
 //! tells nothing. Source: `docs/protocol.md`, "Settlements".
 
+mod drill;
 mod look;
 mod status;
 #[cfg(test)]
@@ -27,7 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use self::status::{Pending, Status};
-use self::{look::Attempt, status::Shared};
+use self::{drill::Drill, look::Attempt, status::Shared};
 use super::{
     Address,
     client::Client,
@@ -162,9 +164,7 @@ struct Worker {
     next_balance: Instant,
     alerts: BTreeMap<About, String>,
     status: Shared,
-    /// Where the task stops for good, as a process that is killed.
-    #[cfg(test)]
-    stop: Option<tests::Stop>,
+    drill: Drill,
 }
 
 impl Worker {
@@ -194,8 +194,7 @@ impl Worker {
             next_balance: Instant::now(),
             alerts: BTreeMap::new(),
             status,
-            #[cfg(test)]
-            stop: None,
+            drill: Drill::of_environment(),
         }
     }
 
@@ -291,9 +290,7 @@ impl Worker {
         );
         let known = self.attempt.take().is_some_and(|attempt| attempt.due.ch == settlement.ch);
         if known {
-            let seq = *recorded_in;
-            self.note(vec![Step::InLedger { seq }]).await;
-            self.point("in ledger").await;
+            self.note(Step::InLedger { seq: *recorded_in }).await;
         }
         self.clear(About::Refused);
         // One of us paid.
@@ -341,7 +338,8 @@ impl Worker {
             attempt.rank = rank;
             return;
         }
-        let turn = self.setup.slot * u32::try_from(rank.unwrap_or(0)).unwrap_or(u32::MAX);
+        let slot = self.drill.slot(self.setup.slot);
+        let turn = slot * u32::try_from(rank.unwrap_or(0)).unwrap_or(u32::MAX);
         let (known, posts) = {
             let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
             let known = journal.is_about(&due);
@@ -350,22 +348,20 @@ impl Worker {
         if !known {
             info!(first = due.record.first, last = due.record.last, ch = %due.ch, rank, "ledgers are to be settled");
             let (first, last, ch) = (due.record.first, due.record.last, due.ch.to_string());
-            self.note(vec![Step::Due { first, last, ch }]).await;
-            self.point("due").await;
+            self.note(Step::Due { first, last, ch }).await;
         }
         self.attempt = Some(Attempt::new(due, rank, posts, Instant::now() + turn));
     }
 
-    /// Notes steps, and says whether they are on disk: what is not noted is not done.
-    async fn note(&mut self, steps: Vec<Step>) -> bool {
-        let journal = self.journal.clone();
-        let noted = tokio::task::spawn_blocking(move || {
-            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
-            steps.into_iter().try_for_each(|step| journal.note(step))
-        });
+    /// Notes a step, and says whether it is on disk: what is not noted is not done.
+    async fn note(&mut self, step: Step) -> bool {
+        let (journal, name) = (self.journal.clone(), step.name());
+        let noted =
+            tokio::task::spawn_blocking(move || journal.lock().unwrap_or_else(PoisonError::into_inner).note(step));
         match noted.await.expect("writing does not panic") {
             Ok(()) => {
                 self.clear(About::Journal);
+                self.drill.point(name).await;
                 true
             }
             Err(error) => {
@@ -375,17 +371,6 @@ impl Worker {
             }
         }
     }
-
-    /// Where a test may kill the process.
-    #[cfg(test)]
-    async fn point(&self, name: &'static str) {
-        if self.stop.as_ref().is_some_and(|stop| stop(name)) {
-            std::future::pending().await
-        }
-    }
-
-    #[cfg(not(test))]
-    async fn point(&self, _: &'static str) {}
 
     // ---- What people are told -----------------------------------------------------------------------------------
 

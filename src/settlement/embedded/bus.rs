@@ -25,7 +25,7 @@ use crate::{
     crypto::SecretKey,
     settlement::{
         Address, Amount,
-        tx::{Completion, Landed, Operation, Signed, txv_of},
+        tx::{Completion, Landed, Signed, txv_of},
     },
     types::Hash,
 };
@@ -188,16 +188,16 @@ impl Bus {
         let found = {
             let state = self.state();
             match state.books.place(hash) {
-                Some(Place::At(place)) => Some((place, state.lines[place as usize], state.hooks.lie)),
+                Some(Place::At(place)) => Some((place, state.lines[place as usize], state.hooks.shown)),
                 _ => None,
             }
         };
-        let Some((place, at, lie)) = found else { return Ok(None) };
+        let Some((place, at, shown)) = found else { return Ok(None) };
         let (network, reader) = (self.with_books(|books| books.network), self.reader.clone());
         let json = spawn_blocking(move || reader.json(at)).await.map_err(io::Error::other)??;
         let entry: Entry = serde_json::from_str(&json).map_err(io::Error::other)?;
         match Change::read(entry, network) {
-            Ok(Change::Operation(landed)) => Ok(Some((lied(*landed, lie), place))),
+            Ok(Change::Operation(landed)) => Ok(Some((shown.of(*landed), place))),
             Ok(_) => Err(io::Error::other("the log has something else in the place of an operation")),
             Err(what) => Err(io::Error::other(what)),
         }
@@ -207,7 +207,7 @@ impl Bus {
     pub(super) fn waiting(&self, hash: &Hash) -> Option<Landed> {
         let state = self.state();
         let landed = state.books.waiting_operation(hash).cloned();
-        landed.map(|landed| lied(landed, state.hooks.lie))
+        landed.map(|landed| state.hooks.shown.of(landed))
     }
 
     /// Does what a test wants.
@@ -235,7 +235,8 @@ impl Bus {
                 let address = Address::parse(&address, network).map_err(|error| error.to_string())?;
                 self.change(Change::Impoverish(address)).await?;
             }
-            Hook::Lie(lie) => self.state().hooks.lie = lie,
+            Hook::Lie(lie) => self.state().hooks.shown.lie = lie,
+            Hook::Forge(forge) => self.state().hooks.shown.forge = forge,
             Hook::Hang(hang) => {
                 self.hanging.send_replace(hang);
             }
@@ -347,14 +348,6 @@ impl State {
             }
         }
     }
-}
-
-/// With another content hash, if a hook wants it.
-fn lied(mut landed: Landed, lie: bool) -> Landed {
-    if let (true, Operation::Tx(tx)) = (lie, &mut landed.signed.operation) {
-        tx.ch.0[0] ^= 0xff;
-    }
-    landed
 }
 
 /// For a refusal's extra fields.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::settlement::tx::{Landed, Operation};
+
 /// One thing to do from now on. As JSON: `{"drop_reply":1}`, `"rotate_txv"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -26,6 +28,8 @@ pub enum Hook {
     Lie(bool),
     /// Nothing is answered, until it is again.
     Hang(bool),
+    /// Operations are shown with another signature than they have.
+    Forge(bool),
 }
 
 /// What was asked for and is still to be done.
@@ -36,7 +40,28 @@ pub(super) struct Hooks {
     pub(super) lose_accepted: u32,
     pub(super) confirm_after_ms: u64,
     pub(super) hold: bool,
+    pub(super) shown: Shown,
+}
+
+/// How operations are shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Shown {
+    /// With another content hash.
     pub(super) lie: bool,
+    /// With another signature.
+    pub(super) forge: bool,
+}
+
+impl Shown {
+    pub(super) fn of(self, mut landed: Landed) -> Landed {
+        if let (true, Operation::Tx(tx)) = (self.lie, &mut landed.signed.operation) {
+            tx.ch.0[0] ^= 0xff;
+        }
+        if self.forge {
+            landed.signed.sig.0[0] ^= 0xff;
+        }
+        landed
+    }
 }
 
 /// Counts one down, if there is one.

@@ -637,6 +637,10 @@ async fn a_bus_that_lies_is_found_out() {
         assert!(matches!(told, Err(Lie::Fields { .. })), "{told:?}");
     }
     ground.bus.hook(Hook::Lie(false)).await.unwrap();
+    ground.bus.hook(Hook::Forge(true)).await.unwrap();
+    let told = ground.client.tx(&signed.hash).await.unwrap().unwrap().check(&signed.hash, Network::Development);
+    assert!(matches!(told, Err(Lie::Requester(..))), "{told:?}");
+    ground.bus.hook(Hook::Forge(false)).await.unwrap();
     let landed: Landed = ground.client.tx(&signed.hash).await.unwrap().unwrap();
     assert_eq!(landed.check(&signed.hash, Network::Development), Ok(()));
 }

@@ -9,7 +9,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
     routing::{get, post},
 };
@@ -207,8 +207,8 @@ impl Inner {
         Ok(hash)
     }
 
-    fn find(&self, hash: &str) -> Option<(usize, Value)> {
-        let confirmed = self.confirmed.unwrap_or(self.landed.len());
+    fn find(&self, hash: &str, with_unconfirmed: bool) -> Option<(usize, Value)> {
+        let confirmed = self.confirmed.filter(|_| !with_unconfirmed).unwrap_or(self.landed.len());
         let at = self.landed.iter().take(confirmed).position(|landed| landed.signed.hash.to_string() == hash)?;
         let mut landed = self.landed[at].clone();
         if let (true, Operation::Tx(tx)) = (self.lies, &mut landed.signed.operation) {
@@ -219,13 +219,17 @@ impl Inner {
 }
 
 async fn tx(State(shared): State<Shared>, Path(hash): Path<String>) -> Answer {
-    let found = awake(&shared).await.find(&hash);
+    let found = awake(&shared).await.find(&hash, false);
     let (_, details) = found.ok_or_else(|| refuse(404, &format!("Transaction {hash} not found.")))?;
     Ok(Json(json!({ "txDetails": details })))
 }
 
-async fn details(State(shared): State<Shared>, Path(hash): Path<String>) -> Answer {
-    let found = awake(&shared).await.find(&hash);
+async fn details(
+    State(shared): State<Shared>,
+    Path(hash): Path<String>,
+    Query(query): Query<BTreeMap<String, String>>,
+) -> Answer {
+    let found = awake(&shared).await.find(&hash, query["confirmed"] == "false");
     let (place, details) = found.ok_or_else(|| refuse(404, &format!("No payload found for tx hash: {hash}")))?;
     Ok(Json(json!({ "txDetails": details, "confirmed_length": place, "fee": Amount(FEE).0.to_string() })))
 }

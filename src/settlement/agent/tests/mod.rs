@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use self::bus::{BS, Bus, FEE, Fault, MBS, NETWORK};
-use super::*;
+use super::{drill::Stop, *};
 use crate::{
     consensus::header::{ExecResult, VERSION},
     settlement::tx::Operation,
@@ -20,9 +20,6 @@ const STEP: Duration = Duration::from_secs(30);
 const ROUND: Duration = Duration::from_millis(10);
 const ID: Hash = Hash([7; 32]);
 const PACE: Pace = Pace { every: 5, max_delay_ms: 1 << 40 };
-
-/// Stops an agent before it goes on behind a step, for good.
-pub(super) type Stop = Arc<dyn Fn(&'static str) -> bool + Send + Sync>;
 
 struct Node {
     key: SecretKey,
@@ -109,7 +106,7 @@ impl World {
             dir: node.folder.path().to_owned(),
             headers: read,
         };
-        let worker = Worker { stop, ..Worker::new(setup, heard, say) };
+        let worker = Worker { drill: Drill::stopping(stop), ..Worker::new(setup, heard, say) };
         node.agent = Some(Agent { status: worker.status.clone(), task: tokio::spawn(worker.run()) });
         (node.tips, node.said) = (tips, said);
     }
@@ -252,7 +249,7 @@ async fn one_node_posts_while_it_works_and_the_next_in_turn_where_it_does_not() 
 
 #[tokio::test]
 async fn a_node_killed_at_any_step_settles_what_was_due_once() {
-    for point in ["due", "noted", "posted", "confirmed", "in ledger"] {
+    for point in ["due", "signed", "posted", "answered", "confirmed", "in_ledger"] {
         let mut world = World::new(3, Duration::ZERO).await;
         let stopped = Arc::new(Mutex::new(0));
         for at in 0..3 {
@@ -317,6 +314,10 @@ async fn a_confirmation_that_takes_long_is_waited_for() {
     let posts = world.bus.lock().posts;
     world.until("another post", |world| world.bus.lock().posts > posts + 3).await;
     assert_eq!((world.settled.len(), world.bus.lock().landed.len()), (0, 1), "the same bytes land once");
+    assert!(
+        (0..3).all(|at| world.status(at).alerts.is_empty()),
+        "it is there, and no operator can do anything about it"
+    );
     world.bus.lock().confirmed = None;
     world.settle(1).await;
     world.check();

@@ -2,27 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::unreadable;
+use super::{
+    LedgerError, Trouble,
+    archive::{Archive, Beginning, Depth},
+    decode, encode,
+};
 use crate::{
-    cli::{Exit, Failure},
     consensus::{
         header::{Ancestor, ExecResult, Genesis, Header, Input, Origin, Settlement, UnlChange, unl_hash},
         messages::{Certificate, Signed},
     },
-    ledger::{Archive, Depth},
     types::{Hash, LimitKind, NodeKey, Seq, Status, UserKey, WallMs},
     verify::Stored,
-    wire,
 };
 
 /// Version of the JSON of a ledger. One more when a field changes its meaning or goes.
 pub const FORMAT: &str = "hotpocket-ledger/1";
 
+/// Why nothing can be shown: the database does not read.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Unreadable(#[from] LedgerError);
+
 /// The genesis, and the members of each ledger.
+#[derive(Debug)]
 pub struct Chain {
+    /// What the chain begins with.
     pub genesis: Genesis,
     /// Settings that all nodes share, as bytes.
     pub settings: Option<Vec<u8>>,
@@ -33,21 +40,20 @@ pub struct Chain {
 
 impl Chain {
     /// Reads what the chain begins with.
-    pub fn read(archive: &Archive) -> Result<Chain, Failure> {
-        let head = archive.head().map_err(unreadable)?;
-        let Some(genesis) = head.meta.get("genesis") else {
-            return Err(Failure::new(Exit::Database, anyhow::anyhow!("the database holds no genesis")));
-        };
-        let genesis: Genesis = decode(genesis, "the genesis")?;
-        let mut unls = BTreeMap::from([(unl_hash(&genesis.unl), genesis.unl.clone())]);
-        let mut unl = genesis.unl.clone();
-        for (seq, change) in &head.unl_changes {
-            let change: UnlChange = decode(change, "a change of the UNL")?;
-            let what = || anyhow::anyhow!("the change of the UNL in ledger {seq} does not apply");
-            unl = change.apply(&unl).ok_or_else(|| Failure::new(Exit::Database, what()))?;
+    pub fn read(archive: &Archive) -> Result<Chain, Unreadable> {
+        let beginning = archive.beginning()?;
+        let mut unls = BTreeMap::from([(unl_hash(&beginning.genesis.unl), beginning.genesis.unl.clone())]);
+        let mut unl = beginning.genesis.unl.clone();
+        for (seq, change) in &beginning.unl_changes {
+            let applied = change.apply(&unl).ok_or_else(|| {
+                Trouble::Damaged(format!("the change of the UNL in ledger {seq} does not apply"))
+                    .at(&archive.path, "read the UNL")
+            });
+            unl = applied?;
             unls.insert(unl_hash(&unl), unl.clone());
         }
-        Ok(Chain { genesis, settings: head.meta.get("settings").cloned(), tip: head.tip, unls })
+        let Beginning { genesis, settings, tip, .. } = beginning;
+        Ok(Chain { genesis, settings, tip, unls })
     }
 
     /// The members that closed a ledger, ascending; none when they are not known.
@@ -71,20 +77,27 @@ impl Chain {
                 "cfg_hash": cfg_hash.to_string(), "state_root": state_root.to_string(), "time_ms": time_ms,
                 "ancestor": ancestor.as_ref().map(ancestor_json),
             },
-            "genesis_bytes": hex::encode(wire::encode(&self.genesis)),
+            "genesis_bytes": hex::encode(encode(&self.genesis)),
             "settings_bytes": self.settings.as_ref().map(hex::encode),
         })
     }
 }
 
 /// One ledger, read.
+#[derive(Debug)]
 pub struct Ledger {
+    /// Its number.
     pub seq: Seq,
+    /// Its hash.
     pub hash: Hash,
+    /// Its header.
     pub header: Header,
     header_bytes: Vec<u8>,
+    /// What closed it.
     pub qc: Certificate,
+    /// What it changes of the UNL.
     pub unl_change: Option<UnlChange>,
+    /// Its contents, while they are kept.
     pub body: Option<Body>,
     /// This node's.
     pub own: Option<Signed<ExecResult>>,
@@ -95,10 +108,13 @@ pub struct Ledger {
 }
 
 /// What the roots of the header stand for.
+#[derive(Debug)]
 pub struct Body {
     /// Ids, and the inputs that are still kept.
     pub inputs: Vec<(Hash, Option<Input>)>,
+    /// Who came.
     pub users_add: Vec<UserKey>,
+    /// Who went.
     pub users_del: Vec<UserKey>,
 }
 
@@ -110,13 +126,13 @@ impl Ledger {
 }
 
 /// The ledgers from `first` to `last`, in order, each given to `each`. What is not stored is left out.
-pub fn read(
+pub fn read<E: From<Unreadable>>(
     archive: &Archive,
     first: Seq,
     last: Seq,
     depth: Depth,
-    mut each: impl FnMut(Ledger) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    mut each: impl FnMut(Ledger) -> Result<(), E>,
+) -> Result<(), E> {
     let mut next = first.max(1);
     while next <= last {
         let ledgers = read_page(archive, next, last, depth)?;
@@ -127,21 +143,23 @@ pub fn read(
 }
 
 /// Some of the ledgers from `first` to `last`, from the first on without a gap; at least one. `None` is not stored.
-pub fn read_page(archive: &Archive, first: Seq, last: Seq, depth: Depth) -> Result<Vec<Option<Ledger>>, Failure> {
-    let page = archive.page(first, last, depth).map_err(unreadable)?;
+pub fn read_page(archive: &Archive, first: Seq, last: Seq, depth: Depth) -> Result<Vec<Option<Ledger>>, Unreadable> {
+    let page = archive.page(first, last, depth)?;
     let after = first + page.ledgers.len() as u64;
     // The result of the last one stands in the next.
-    let next = archive.page(after, after, Depth::Closed).map_err(unreadable)?;
+    let next = archive.page(after, after, Depth::Closed)?;
     let followers = page.ledgers.iter().skip(1).chain(&next.ledgers);
-    page.ledgers.iter().zip(followers).map(|(stored, follower)| ledger(stored, next_result(follower)?)).collect()
+    let read = |(stored, follower)| ledger(stored, next_result(follower)?);
+    let ledgers: Result<_, Trouble> = page.ledgers.iter().zip(followers).map(read).collect();
+    Ok(ledgers.map_err(|trouble| trouble.at(&archive.path, "read ledgers"))?)
 }
 
-fn next_result(next: &Stored) -> Result<Option<ExecResult>, Failure> {
+fn next_result(next: &Stored) -> Result<Option<ExecResult>, Trouble> {
     let Some(closed) = &next.closed else { return Ok(None) };
     Ok(Some(decode::<Header>(&closed.header, "a header")?.result))
 }
 
-fn ledger(stored: &Stored, agreed: Option<ExecResult>) -> Result<Option<Ledger>, Failure> {
+fn ledger(stored: &Stored, agreed: Option<ExecResult>) -> Result<Option<Ledger>, Trouble> {
     let Some(closed) = &stored.closed else { return Ok(None) };
     let body = match &stored.body {
         None => None,
@@ -177,12 +195,18 @@ fn ledger(stored: &Stored, agreed: Option<ExecResult>) -> Result<Option<Ledger>,
     }))
 }
 
-fn decode<T: borsh::BorshSerialize + borsh::BorshDeserialize>(bytes: &[u8], what: &str) -> Result<T, Failure> {
-    let read = wire::decode(bytes).with_context(|| format!("{what} in the database is damaged"));
-    read.map_err(|error| Failure::new(Exit::Database, error))
-}
-
 // ---- JSON -----------------------------------------------------------------------------------------------------------
+
+/// What of a ledger stands in a list.
+pub fn summary(ledger: &Ledger, chain: &Chain) -> Value {
+    let header = &ledger.header;
+    json!({
+        "seq": ledger.seq, "time": utc(header.time_ms), "hash": ledger.hash.to_string(),
+        "inputs": header.n_inputs, "users": header.n_users, "signers": ledger.qc.sigs.len(),
+        "members": chain.unl(header).len(), "attempt": ledger.qc.vote.attempt,
+        "run": ledger.result().map(|result| result.status.to_string()), "agreed": ledger.agreed.is_some(),
+    })
+}
 
 /// Everything of a ledger.
 pub fn json(ledger: &Ledger, chain: &Chain) -> Value {

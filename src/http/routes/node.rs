@@ -1,0 +1,85 @@
+//! The node itself: where it stands, whom it is linked with, who decides.
+
+use axum::{
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::http::{
+    Question,
+    answer::{Failure, Fresh, Reply},
+    api::Api,
+};
+
+pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
+    router
+        .routes(routes!(health))
+        .routes(routes!(status))
+        .routes(routes!(peers))
+        .routes(routes!(unl))
+        .routes(routes!(rounds))
+        .routes(routes!(metrics))
+        .routes(routes!(evidence))
+        .routes(routes!(settlements))
+}
+
+/// Whether the node works and is in sync with its network.
+#[utoipa::path(get, path = "/v1/health", tag = "node", responses(
+    (status = 200, description = "`{\"ok\": true}`"),
+    (status = 503, description = "Not now: `{\"error\": why}`"),
+))]
+async fn health(State(api): State<Api>) -> Reply {
+    api.ask(Question::Health).await.map(Fresh)
+}
+
+/// Where the node stands: `peer` and `msb` as wallets read them, `node` as `hp status --json` shows it.
+#[utoipa::path(get, path = "/v1/status", tag = "node", responses((status = 200, description = "Where it stands")))]
+async fn status(State(api): State<Api>) -> Reply {
+    api.ask(Question::Status).await.map(Fresh)
+}
+
+/// The node's links to other nodes, with the time a message takes there and back.
+#[utoipa::path(get, path = "/v1/peers", tag = "node", responses((status = 200, description = "`{\"peers\": [...]}`")))]
+async fn peers(State(api): State<Api>) -> Reply {
+    api.ask(Question::Peers).await.map(Fresh)
+}
+
+/// Which nodes decide, which of them are live, and who votes for a change.
+#[utoipa::path(get, path = "/v1/unl", tag = "node", responses((status = 200, description = "The UNL")))]
+async fn unl(State(api): State<Api>) -> Reply {
+    api.ask(Question::Unl).await.map(Fresh)
+}
+
+/// What the last 100 rounds took: time per stage, attempts, who was late, execution, bytes.
+#[utoipa::path(get, path = "/v1/rounds", tag = "node", responses((status = 200, description = "`{\"rounds\": [...]}`, the newest last")))]
+async fn rounds(State(api): State<Api>) -> Reply {
+    api.ask(Question::Rounds).await.map(Fresh)
+}
+
+/// What Prometheus reads: names `hotpocket_*`, with units.
+#[utoipa::path(get, path = "/metrics", tag = "node", responses(
+    (status = 200, description = "Metrics, as OpenMetrics text", content_type = "application/openmetrics-text"),
+))]
+async fn metrics(State(api): State<Api>) -> Result<Response, Failure> {
+    const KIND: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let text = api.ask(Question::Metrics).await?;
+    let text = text.as_str().unwrap_or_default().to_owned();
+    let headers = [(header::CONTENT_TYPE, KIND), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    Ok((headers, text).into_response())
+}
+
+/// Nodes that have signed two different messages for one slot, as this node can prove.
+#[utoipa::path(get, path = "/v1/evidence", tag = "node", responses((status = 200, description = "`{\"evidence\": [...]}`")))]
+async fn evidence(State(api): State<Api>) -> Reply {
+    api.ask(Question::Evidence).await.map(Fresh)
+}
+
+/// Where settling on the bus stands.
+#[utoipa::path(get, path = "/v1/settlements", tag = "node", responses(
+    (status = 200, description = "`{\"settlement\": ...}`, null where this node settles nothing"),
+))]
+async fn settlements(State(api): State<Api>) -> Reply {
+    api.ask(Question::Settlements).await.map(Fresh)
+}
