@@ -358,11 +358,9 @@ impl Rounds {
                     }
                     Record::Bare(ledger) => self.pass(ledger.header.seq, at, traffic),
                     Record::Result(result) => {
-                        if let Some(round) = self.round(result.body.of_seq) {
-                            if round.ran == NEVER {
-                                round.ran = at;
-                                seen.ran = Some(round.seq);
-                            }
+                        if let Some(round) = self.round(result.body.of_seq).filter(|round| round.ran == NEVER) {
+                            round.ran = at;
+                            seen.ran = Some(round.seq);
                         }
                     }
                     Record::Input(_) | Record::Forget(_) => continue,
