@@ -29,6 +29,7 @@ mod serve;
 pub(crate) mod settle;
 pub mod silence;
 mod start;
+mod swap;
 mod sync;
 mod twins;
 mod unl;
@@ -146,6 +147,7 @@ pub struct Node {
     /// Answers to operators that wait for the disk.
     answers: Vec<(oneshot::Sender<serde_json::Value>, serde_json::Value)>,
     executor: Executor,
+    swap: swap::Swap,
     from_runs_tx: mpsc::Sender<FromRun>,
     from_runs: mpsc::Receiver<FromRun>,
 
@@ -577,6 +579,7 @@ impl Node {
             FromRun::Ended(ended) => {
                 self.running = None;
                 self.end_run = None;
+                self.swap.ended();
                 let ended = match ended {
                     Ok(ended) => ended,
                     Err(error) => return self.heal(error),
@@ -792,7 +795,7 @@ impl Node {
     }
 
     fn next_job(&mut self) {
-        if self.running.is_some() {
+        if self.running.is_some() || (self.swap.is_held() && matches!(self.jobs.front(), Some(Job::Run(_)))) {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
@@ -823,6 +826,7 @@ impl Node {
             Job::Keep(seq) => self.keep_job(seq),
             Job::Sync(..) => unreachable!("begun above"),
             Job::Run(execution) => {
+                self.swap.begins(execution.header.seq, &self.config.dir);
                 let (port, mut ends) = exec::party_line();
                 self.line.begin(execution.hash, ends.incoming);
                 self.ask_for_line(None);

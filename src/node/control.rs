@@ -17,6 +17,8 @@ use tokio::{
     time::{Duration, timeout},
 };
 
+use crate::types::Seq;
+
 /// Bytes of one request. A longer one ends the connection.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Requests waiting for the node. Past it a connection waits.
@@ -63,6 +65,25 @@ pub enum Request {
         /// Where to; an absolute path.
         to: PathBuf,
     },
+    /// Begin no more runs. The answer comes when the one that is under way has ended, with the ledger whose run was begun
+    /// last. Ledgers go on closing.
+    HoldRuns,
+    /// Begin runs again.
+    GoOn {
+        /// With other files.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bin: Option<NewBin>,
+    },
+}
+
+/// What becomes `bin/` between two runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewBin {
+    /// The last ledger that is run with the old one.
+    pub after: Seq,
+    /// A folder beside it, on the same file system, that is moved to its place; an absolute path.
+    pub from: PathBuf,
 }
 
 /// The vote that an operator asks for.

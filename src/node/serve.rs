@@ -221,12 +221,19 @@ impl Node {
             self.copy_state(to, answer);
             return Ok(());
         }
+        if let Request::HoldRuns = request {
+            self.hold_runs(answer);
+            return Ok(());
+        }
         let done = match request {
+            Request::GoOn { bin } => Ok(self.go_on(bin.map(|bin| (bin.after, bin.from)))),
             Request::Status | Request::Watch { .. } => Ok(self.status()),
             Request::Unl => Ok(self.unl_status()),
             Request::UnlVote(vote) => self.unl_vote(&vote)?.map(|()| self.unl_status()),
             Request::UnlWithdraw => self.unl_withdraw()?.map(|()| self.unl_status()),
-            Request::CopyState { .. } | Request::Metrics => unreachable!("answered when it is done"),
+            Request::CopyState { .. } | Request::Metrics | Request::HoldRuns => {
+                unreachable!("answered when it is done")
+            }
         };
         let value = done.unwrap_or_else(|Refused { why, danger }| json!({ "error": why, "danger": danger }));
         self.answers.push((answer, value));

@@ -367,6 +367,7 @@ impl Node {
             changes,
             answers: Vec::new(),
             executor,
+            swap: super::swap::Swap::new(executed),
             from_runs_tx,
             from_runs,
             found_tx,

@@ -95,6 +95,11 @@ fn read(dir: &std::path::Path, seq: Seq) -> Result<Option<Report>, Failure> {
     folder::read_report(dir, seq).with_context(what).map_err(Failure::from)
 }
 
+/// All that a report says, as `hp diverge show` prints it.
+pub(super) fn text_of(report: &Report, dir: &std::path::Path, colours: bool) -> String {
+    show::text(report, dir, show::Paint(colours))
+}
+
 /// What happened, in one line.
 fn headline(report: &Report) -> String {
     let groups = report.groups.len();

@@ -66,7 +66,7 @@ impl Show {
 
 /// Colours, in a terminal alone.
 #[derive(Clone, Copy)]
-struct Paint(bool);
+pub(super) struct Paint(pub(super) bool);
 
 impl Paint {
     fn with(self, code: &str, text: &str) -> String {
@@ -92,7 +92,7 @@ impl Paint {
     }
 }
 
-fn text(report: &Report, dir: &Path, paint: Paint) -> String {
+pub(super) fn text(report: &Report, dir: &Path, paint: Paint) -> String {
     let mut text = String::new();
     let mut line = |words: String| writeln!(text, "{words}").expect("into memory");
     let title = format!("Ledger {}: {}", report.seq, headline(report));

@@ -1,11 +1,17 @@
 //! `hp dev` and `./run-test-contract`: a network that ends with whoever started it, in whichever way.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    net::TcpStream,
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
@@ -19,17 +25,81 @@ struct Dev {
     /// What it said until all were up.
     seen: Vec<String>,
     nodes: Vec<u32>,
-    _folder: TempDir,
+    folder: TempDir,
+    _tmp: TempDir,
+}
+
+/// Answers each user with this word and the number of words the state has had, and prints the word on its log.
+fn contract(word: &str) -> String {
+    format!(
+        r#"#!/bin/sh
+echo {word}
+tr -d ' \t\r\n' | sed 's/.*"user":{{\([^}}]*\)}}.*/\1/' | tr -d '"[' | tr ']:,' '\n  ' |
+while read -r key input output; do
+    [ -n "$key" ] || continue
+    words=$(wc -w <"/dev/fd/$input")
+    [ "$words" -gt 0 ] || continue
+    echo {word} >>state/words
+    echo "{word} $(grep -c . state/words)" >"/dev/fd/$output"
+done
+"#
+    )
+}
+
+/// Puts a file there in one step, as who builds it should.
+fn put(file: &Path, text: &str) {
+    let fresh = file.with_extension("fresh");
+    std::fs::write(&fresh, text).expect("written");
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)).expect("changed");
+    std::fs::rename(fresh, file).expect("moved");
 }
 
 impl Dev {
     async fn up(nodes: usize) -> Dev {
+        let binary = probe().to_str().expect("UTF-8");
+        Dev::with(tempfile::tempdir().expect("a folder"), &["--nodes", &nodes.to_string(), "--binary", binary], nodes)
+            .await
+    }
+
+    /// Around this contract, with three nodes.
+    async fn around(text: &str, args: &[&str]) -> Dev {
         let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("bin")).expect("a folder");
+        put(&folder.path().join("bin/contract"), text);
+        Dev::with(folder, args, 3).await
+    }
+
+    fn contract(&self) -> PathBuf {
+        self.folder.path().join("bin/contract")
+    }
+
+    /// Reads on to a line that has this in it.
+    async fn hears(&mut self, words: &str) -> String {
+        loop {
+            let line = next(&mut self.told).await.unwrap_or_else(|| panic!("it ends before it says {words:?}"));
+            self.seen.push(line.clone());
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+
+    /// The answer to one input at the last node that was named.
+    async fn answer(&self) -> String {
+        let url = self.seen.iter().rev().find_map(|line| line.split_once("hp client ")).expect("how to connect").1;
+        let answered = call(&["client", "--once", "x", "--timeout", "50", url]).await;
+        assert_eq!(answered.code, Some(0), "{}", answered.err);
+        answered.out
+    }
+
+    async fn with(folder: TempDir, args: &[&str], nodes: usize) -> Dev {
+        let tmp = tempfile::tempdir().expect("a folder");
         let mut process = Command::new(hp())
-            .args(["dev", "--nodes", &nodes.to_string(), "--binary"])
-            .args([probe(), folder.path()])
+            .arg("dev")
+            .args(args)
+            .arg(folder.path())
             // What it cannot tidy up after kill -9 goes with the test's own folder.
-            .env("TMPDIR", folder.path())
+            .env("TMPDIR", tmp.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -43,7 +113,7 @@ impl Dev {
         }
         let pids = children(process.id().expect("it runs"));
         assert_eq!(pids.len(), nodes);
-        Dev { process, told, seen, nodes: pids, _folder: folder }
+        Dev { process, told, seen, nodes: pids, folder, _tmp: tmp }
     }
 
     fn pid(&self) -> u32 {
@@ -114,6 +184,102 @@ fn what_a_network_of_hp_dev_puts_out_is_settled_and_can_be_checked_as_it_says() 
         assert!(rich.out.contains("1000 TNK") || rich.out.contains("999.97 TNK"), "{}", rich.out);
         send_signal(dev.pid(), Signal::SIGTERM);
         assert_eq!(dev.ended().await, Some(0));
+    });
+}
+
+#[test]
+fn a_change_of_bin_is_taken_over_by_all_nodes_at_one_ledger_and_the_state_stays() {
+    block_on(async {
+        let mut dev = Dev::around(&contract("one"), &["--no-bus"]).await;
+        dev.hears("[all] 1 out   one").await;
+        let page = dev.seen.iter().skip_while(|line| *line != "in a browser:").nth(1).expect("an address").trim();
+        let host = page.strip_prefix("http://").expect("without TLS").trim_end_matches('/');
+        let mut stream = TcpStream::connect(host).await.expect("it listens");
+        let request = format!("GET /v1/health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut health = String::new();
+        stream.read_to_string(&mut health).await.expect("text");
+        assert!(health.starts_with("HTTP/1.1 200 "), "{health}");
+        assert_eq!(dev.answer().await, "one 1\n");
+        // Inputs come in all the while, so that ledgers follow each other as fast as they can.
+        let url = dev.seen.iter().find_map(|line| line.split_once("hp client ")).expect("how to connect").1.to_owned();
+        let typing = tokio::spawn(async move {
+            let mut answers = Vec::new();
+            for _ in 0..20 {
+                answers.push(call(&["client", "--once", "x", "--timeout", "50", &url]).await.out);
+            }
+            answers
+        });
+        for word in ["two", "three"] {
+            put(&dev.contract(), &contract(word));
+            dev.hears("all nodes run the new one from ledger").await;
+        }
+        let answers = typing.await.expect("all are answered");
+        let numbers: Vec<String> = answers
+            .iter()
+            .filter_map(|answer| answer.trim().split_once(' '))
+            .map(|(_, count)| count.to_owned())
+            .collect();
+        assert_eq!(numbers, (2..22).map(|count| count.to_string()).collect::<Vec<_>>(), "{answers:?}");
+        assert_eq!(dev.answer().await, "three 22\n");
+        dev.hears("[all] ").await;
+        let differs = |line: &&String| line.contains('≠') || line.contains("DIFFER") || line.contains("ERROR");
+        assert_eq!(dev.seen.iter().find(differs), None);
+        send_signal(dev.pid(), Signal::SIGINT);
+        assert_eq!(dev.ended().await, Some(0));
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_change_of_bin_is_told_and_the_next_one_is_taken() {
+    block_on(async {
+        let mut dev = Dev::around(&contract("one"), &["--no-bus", "--nodes", "3"]).await;
+        std::fs::set_permissions(dev.contract(), std::fs::Permissions::from_mode(0o644)).expect("changed");
+        dev.hears("is not an executable file (chmod +x?)").await;
+        std::fs::remove_dir_all(dev.contract().parent().expect("bin/")).expect("removed");
+        dev.hears("is not taken over: cannot find").await;
+        assert_eq!(dev.answer().await, "one 1\n", "the nodes go on with what they have");
+        std::fs::create_dir(dev.contract().parent().expect("bin/")).expect("made");
+        put(&dev.contract(), "#!/no/such/interpreter\n");
+        dev.hears("all nodes run the new one").await;
+        dev.hears("[all] WARN the contract failed").await;
+        put(&dev.contract(), &contract("two"));
+        dev.hears("all nodes run the new one").await;
+        assert_eq!(dev.answer().await, "two 2\n", "and the state is as before");
+    });
+}
+
+#[test]
+fn results_that_differ_are_told_with_the_files_and_the_next_change_begins_anew() {
+    block_on(async {
+        let mut dev = Dev::around(&contract("one"), &["--no-bus"]).await;
+        let nodes = dev.nodes.clone();
+        let clock = contract("two") + "head -c 8 /dev/urandom >state/random\necho $$ $(date +%N) >&2\n";
+        put(&dev.contract(), &clock);
+        dev.hears("err ≠ ").await;
+        let told = dev.hears("RESULTS DIFFER in ledger").await;
+        assert!(told.contains("A: node ") && told.contains("B: node "), "{told}");
+        dev.hears("state/random").await;
+        dev.hears("With the next change of bin/ the network begins anew").await;
+        put(&dev.contract(), &contract("three"));
+        dev.hears("the network begins anew (results were split)").await;
+        dev.hears("Ctrl-C ends it all").await;
+        all_gone(&nodes).await;
+        assert_eq!(dev.answer().await, "three 1\n", "with the state that the author's folder has: none");
+    });
+}
+
+#[test]
+fn hp_dev_rebuilds_when_a_source_changes_and_begins_anew_when_that_is_asked_for() {
+    block_on(async {
+        let mut dev =
+            Dev::around(&contract("one"), &["--no-bus", "--reset", "--rebuild", "cp word.sh bin/contract; echo built"])
+                .await;
+        put(&dev.folder.path().join("word.sh"), &contract("two"));
+        dev.hears("built").await;
+        dev.hears("the network begins anew (--reset)").await;
+        dev.hears("Ctrl-C ends it all").await;
+        assert_eq!(dev.answer().await, "two 1\n");
     });
 }
 

@@ -1,27 +1,35 @@
-//! `hp dev`: a whole network on this machine, for trying a contract.
+//! `hp dev`: a whole network on this machine, for trying a contract and for working on it.
 //!
-//! Every node is a process of its own, `hp run --child`, in a temporary folder. A node ends when its stdin does, so
-//! that none is left behind however this process ends. They settle on a bus that this process runs, until it ends.
+//! Every node is a process of its own, `hp run --child`, in a temporary folder with a copy of the contract's `bin/`. They
+//! settle on a bus that this process runs, until it ends. Reading order: this file, `network` (the processes), `bin` (what
+//! happens when the author changes `bin/`), `author` (the loop around that), `output` (what the contract prints), `diverged` (why
+//! results differ).
+
+mod author;
+mod bin;
+mod diverged;
+mod network;
+mod output;
 
 use std::{
     fs,
     io::{self, IsTerminal as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
-use serde_json::Value;
+use anyhow::Context as _;
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, ChildStderr, ChildStdin, Command},
-    time::{timeout, timeout_at},
-};
+use tokio::process::Command;
 
-use super::{Exit, Failure, Outcome, run::Stop};
+use self::{
+    author::Author,
+    bin::Versions,
+    network::{Network, Up, ended, free_ports, show_logs},
+    output::{Logs, Paint},
+};
+use super::{Exit, Failure, Outcome, run::Stop, scratch};
 use crate::{
     config::{Config, Document, quoted},
     crypto::SecretKey,
@@ -41,14 +49,11 @@ const SETTLE_S: u64 = 5;
 const LOOK_TIME: Duration = Duration::from_millis(500);
 /// Nodes of one network on one machine.
 const NODES_MAX: usize = 32;
-/// Time for all nodes to come up.
-const START_TIME: Duration = Duration::from_secs(30);
-/// Time for all nodes to end by themselves; then they are killed.
-const STOP_TIME: Duration = Duration::from_secs(3);
 
 const EXAMPLES: &str = "\
 Examples:
-  hp dev mycontract --nodes 4            four nodes around mycontract/bin/contract, with their logs
+  hp dev mycontract --nodes 4            four nodes around mycontract/bin/contract, with what it prints
+  hp dev mycontract --rebuild make       run `make` in mycontract when a source file changes, too
   hp dev mycontract --client             with a client in this terminal; the logs go to files
   hp dev mycontract --once hello         one input, one answer, and everything is gone again
   hp dev mydir --binary ./a.out          another executable
@@ -56,6 +61,11 @@ Examples:
 DIR needs nothing but the executable (bin/contract). If there is a cfg/hp.cfg, its executable, arguments, environment \
 and shared settings are used; a folder state/ is copied as the state to begin with. DIR itself is not changed: the \
 nodes have folders of their own, which are removed at the end unless --keep is given.
+
+When bin/ changes, all nodes go over to it between two runs, at one ledger, and keep the state; with --reset, or when their \
+results were split, the network begins anew. What the contract prints on stdout and stderr is shown beside each other: a \
+line that is equal on all nodes once, `≠` before those that differ. When results differ, the report on that follows. A \
+--binary outside of bin/, --client and --once do without that.
 
 What the contract puts out is settled on a bus of this network's own; the first settlement is shown, with the command that \
 checks it. --once and --no-bus do without.";
@@ -88,6 +98,15 @@ pub(super) struct Dev {
     /// Seconds to wait for the answer of --once
     #[arg(long, value_name = "S", default_value_t = 20, requires = "once")]
     timeout: u64,
+    /// Begin a new network, with the state in DIR, whenever bin/ changes
+    #[arg(long, conflicts_with_all = ["client", "once"])]
+    reset: bool,
+    /// Run this in DIR (with sh -c) whenever a file there changes, but for those in bin/, state/, target/ and hidden ones
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["client", "once"])]
+    rebuild: Option<String>,
+    /// Whose output of the contract is shown
+    #[arg(long, value_name = "WHOSE", default_value = "all")]
+    logs: Logs,
     /// Settle nothing
     #[arg(long)]
     no_bus: bool,
@@ -107,37 +126,59 @@ impl Dev {
         let mut stop = Stop::watch_hangup().context("cannot watch for signals")?;
         let binary = self.executable()?;
         let mut folder = tempfile::Builder::new().prefix("hotpocket-").tempdir().context("cannot make a folder")?;
-        let Prepared { folders, bus } = self.prepare(&folder, &binary)?;
-        let bus = match bus {
-            None => None,
-            Some(options) => Some(Embedded::start(options).await.context("cannot start the settlement bus")?),
-        };
+        let mut versions = self.versions(&binary, &folder)?;
+        if let Some(versions) = &mut versions {
+            versions.take()?;
+        }
+        let ports = free_ports(usize::from(self.nodes) + 1).context("cannot find free ports")?;
+        // The users' are found out when the nodes listen, and kept when the network begins anew.
+        let mut user_ports = vec![0; usize::from(self.nodes)];
         let quiet = self.client || self.once.is_some();
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
-
-        let mut network = Network { nodes: Vec::new() };
-        let started = tokio::select! {
-            started = network.start(&exe, &folders, quiet) => started,
-            signal = stop.next() => Err(interrupted(signal)),
-        };
-        let outcome = match started {
-            Err(failure) => Err(failure),
-            Ok(users) => {
-                let ended = tokio::select! {
-                    outcome = self.use_network(&exe, &users, &folders) => outcome,
-                    () = show_first_settlement(bus.as_ref(), &folders[0]) => unreachable!("it goes on for ever"),
-                    (number, status) = network.first_end() => Err(ended(number, status).into()),
-                    signal = stop.next() => if quiet { Err(interrupted(signal)) } else { Ok(()) },
-                };
-                network.stop().await;
-                ended
+        let mut time = 1;
+        let (outcome, folders) = loop {
+            let place = folder.path().join(time.to_string());
+            let Prepared { folders, bus } = self.prepare(&place, &binary, versions.as_ref(), &ports, &user_ports)?;
+            let bus = match bus {
+                None => None,
+                Some(options) => Some(Embedded::start(options).await.context("cannot start the settlement bus")?),
+            };
+            let mut network = Network::default();
+            let started = tokio::select! {
+                started = network.start(&exe, &folders, quiet) => started,
+                signal = stop.next() => Err(interrupted(signal)),
+            };
+            let end = match started {
+                Err(failure) => Err(failure),
+                Ok(Up { users, page, logs }) => {
+                    user_ports = users.iter().map(SocketAddr::port).collect();
+                    let urls: Vec<String> = users.iter().map(|user| format!("ws://{user}")).collect();
+                    let author = Author { dev: &self, folders: &folders, versions: &mut versions, logs };
+                    tokio::select! {
+                        end = self.use_network(&exe, &urls, page.as_deref(), &folders, author) => end,
+                        () = show_first_settlement(bus.as_ref(), &folders[0]) => unreachable!("it goes on for ever"),
+                        (number, status) = network.first_end() => Err(ended(number, status).into()),
+                        signal = stop.next() => if quiet { Err(interrupted(signal)) } else { Ok(End::Done) },
+                    }
+                }
+            };
+            network.stop().await;
+            if let Some(bus) = bus {
+                bus.stop().await;
+            }
+            match end {
+                Ok(End::Anew) => {
+                    if !self.keep {
+                        // What cannot be removed now goes with the folder around it.
+                        let _ = fs::remove_dir_all(&place);
+                    }
+                    time += 1;
+                }
+                Ok(End::Done) => break (Ok(()), folders),
+                Err(failure) => break (Err(failure), folders),
             }
         };
-        network.stop().await;
-        if let Some(bus) = bus {
-            bus.stop().await;
-        }
-        if quiet && outcome.as_ref().is_err_and(|failure| failure.exit != Exit::Interrupted) {
+        if quiet && outcome.as_ref().is_err_and(|failure: &Failure| failure.exit != Exit::Interrupted) {
             show_logs(&folders);
         }
         if self.keep {
@@ -145,6 +186,13 @@ impl Dev {
             eprintln!("the nodes' folders are kept in {}", folder.path().display());
         }
         outcome
+    }
+
+    /// Copies of bin/ for the nodes, where the executable is in it.
+    fn versions(&self, binary: &Path, folder: &TempDir) -> Result<Option<Versions>, Failure> {
+        let Ok(bin) = self.dir.join("bin").canonicalize() else { return Ok(None) };
+        let inside = binary.strip_prefix(&bin).map(Path::to_owned);
+        Ok(inside.ok().map(|inside| Versions::new(bin, inside, folder.path().to_owned())))
     }
 
     /// The executable's absolute path, checked before anything is started.
@@ -171,21 +219,27 @@ impl Dev {
         if file.exists() { Ok(Some(Config::load_of_another(&file)?)) } else { Ok(None) }
     }
 
-    /// Makes the nodes' folders: one key each, one UNL, free ports; and says what the bus is to be.
-    fn prepare(&self, folder: &TempDir, binary: &Path) -> Result<Prepared, Failure> {
+    /// Makes the nodes' folders in `place`: one key each, one UNL; and says what the bus is to be.
+    fn prepare(
+        &self,
+        place: &Path,
+        binary: &Path,
+        versions: Option<&Versions>,
+        ports: &[SocketAddr],
+        user_ports: &[u16],
+    ) -> Result<Prepared, Failure> {
         let other = self.config()?;
         let secrets: Vec<SecretKey> = (0..self.nodes).map(|_| SecretKey::generate()).collect();
         let unl: Vec<NodeKey> = secrets.iter().map(SecretKey::node_key).collect();
         let contract_id = Hash::tagged("hp/contract/1", &SecretKey::generate().seed());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
         let genesis_time_ms = u64::try_from(now.as_millis()).context("the clock is too far ahead")?;
-        let mut ports = free_ports(secrets.len() + 1).context("cannot find free ports")?;
-        let bus_at = ports.pop().expect("one more than nodes");
+        let (bus_at, ports) = ports.split_last().expect("one more than nodes");
         let bootstrap = Hash::tagged("hp/contract/1", &SecretKey::generate().seed());
         let settles = !self.no_bus && self.once.is_none();
         let mut folders = Vec::new();
         for (at, secret) in secrets.iter().enumerate() {
-            let dir = folder.path().join(format!("node{}", at + 1));
+            let dir = place.join(format!("node{}", at + 1));
             let mut document = Document::new(secret, contract_id, genesis_time_ms, &unl);
             if let Some(other) = &other {
                 document.join(other, ports[at]);
@@ -193,16 +247,23 @@ impl Dev {
                 document.set("contract.id", &quoted(&contract_id.to_string()));
                 document.set("contract.genesis_time_ms", &genesis_time_ms.to_string());
             }
-            document.set("binary", &quoted(&binary.to_string_lossy()));
+            let executable = versions.map_or_else(|| binary.to_owned(), Versions::binary);
+            document.set("binary", &quoted(&executable.to_string_lossy()));
             if let Some(args) = &self.binargs {
                 document.set("binargs", &quoted(args));
             }
             let peers: Vec<SocketAddr> = ports.iter().filter(|port| **port != ports[at]).copied().collect();
             document.set_list("peers", &peers);
             document.set("peerport", &ports[at].port().to_string());
-            document.set("pubport", "0");
+            document.set("pubport", &user_ports[at].to_string());
+            if !self.is_quiet() {
+                document.set("http.listen", &quoted("127.0.0.1:0"));
+                // What is worth a word is shown with the contract's output; a line a ledger is not.
+                document.set("log.level", &quoted("warn"));
+                document.set("log.format", &quoted("json"));
+            }
             if settles {
-                settle(&mut document, bus_at, bootstrap, contract_id);
+                settle(&mut document, *bus_at, bootstrap, contract_id);
             } else {
                 document.set("msb.mode", &quoted("off"));
             }
@@ -215,26 +276,44 @@ impl Dev {
             write_private(&file, document.text())?;
             let state = self.dir.join("state");
             if state.is_dir() {
-                copy(&state, &dir.join("state"))?;
+                scratch::copy(&state, &dir.join("state"), false)?;
+            }
+            if let Some(versions) = versions {
+                scratch::copy(&versions.latest(), &dir.join("bin"), false)?;
+            }
+            for made in ["log/contract", "diag"] {
+                let made = dir.join(made);
+                fs::create_dir_all(&made).with_context(|| format!("cannot make {}", made.display()))?;
             }
             folders.push(dir);
         }
         let payer = |secret: &SecretKey| (Address::new(BusNetwork::Development, secret.node_key().0), FUNDS);
         let bus = settles.then(|| Options {
-            listen: bus_at,
+            listen: *bus_at,
             bootstrap: Some(bootstrap),
             fund: secrets.iter().map(payer).collect(),
             deployed: vec![contract_id],
-            ..Options::new(folder.path().join("bus"))
+            ..Options::new(place.join("bus"))
         });
         Ok(Prepared { folders, bus })
     }
 
-    async fn use_network(&self, exe: &Path, users: &[String], folders: &[PathBuf]) -> Outcome {
+    fn is_quiet(&self) -> bool {
+        self.client || self.once.is_some()
+    }
+
+    async fn use_network(
+        &self,
+        exe: &Path,
+        users: &[String],
+        page: Option<&str>,
+        folders: &[PathBuf],
+        author: Author<'_>,
+    ) -> Result<End, Failure> {
         let first = &users[0];
         if let Some(input) = &self.once {
             let seconds = self.timeout.to_string();
-            return client(exe, &["--once", input, "--timeout", &seconds, first]).await;
+            return client(exe, &["--once", input, "--timeout", &seconds, first]).await.map(|()| End::Done);
         }
         let network = Config::load_of_another(&Config::path(&folders[0]))?.tolerance();
         eprintln!(
@@ -246,14 +325,27 @@ impl Dev {
         }
         if self.client {
             eprintln!("type a line and press Enter to send it to the contract; Ctrl-D ends it all");
-            return client(exe, &[first]).await;
+            return client(exe, &[first]).await.map(|()| End::Done);
         }
-        eprintln!(
-            "in another terminal:\n  hp client {first}\n  hp status {}\nCtrl-C ends it all",
-            folders[0].display()
-        );
-        std::future::pending().await
+        eprintln!("in another terminal:\n  hp client {first}\n  hp status {}", folders[0].display());
+        if let Some(page) = page {
+            eprintln!("in a browser:\n  {page}");
+        }
+        author.watch().await
     }
+}
+
+/// How the use of a network ends, when nothing went wrong.
+enum End {
+    /// It has served its purpose.
+    Done,
+    /// Another one is to begin, with other files.
+    Anew,
+}
+
+/// Colours on stderr, if it is a terminal.
+fn paint() -> Paint {
+    Paint(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
 }
 
 /// The nodes' folders, and the bus they settle on, if they do.
@@ -297,13 +389,6 @@ fn interrupted(signal: &str) -> Failure {
     Failure::new(Exit::Interrupted, anyhow::anyhow!("stopped by {signal}"))
 }
 
-fn ended(number: usize, status: io::Result<ExitStatus>) -> anyhow::Error {
-    match status {
-        Ok(status) => anyhow::anyhow!("node {number} ended by itself ({status})"),
-        Err(error) => anyhow::Error::new(error).context(format!("cannot watch node {number}")),
-    }
-}
-
 /// Runs `hp client` in this terminal.
 async fn client(exe: &Path, args: &[&str]) -> Outcome {
     let mut command = Command::new(exe);
@@ -318,139 +403,10 @@ async fn client(exe: &Path, args: &[&str]) -> Outcome {
     }
 }
 
-/// One node's process. It ends when `stdin` is dropped.
-struct Process {
-    number: usize,
-    child: Child,
-    stdin: Option<ChildStdin>,
-}
-
-struct Network {
-    nodes: Vec<Process>,
-}
-
-impl Network {
-    /// Starts all nodes, and returns the addresses of their user ports.
-    async fn start(&mut self, exe: &Path, folders: &[PathBuf], quiet: bool) -> Result<Vec<String>, Failure> {
-        let deadline = tokio::time::Instant::now() + START_TIME;
-        let mut announced = Vec::new();
-        for (at, dir) in folders.iter().enumerate() {
-            let number = at + 1;
-            let log = dir.join("node.log");
-            let stderr = match quiet {
-                true => fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?.into(),
-                false => Stdio::piped(),
-            };
-            let mut child = Command::new(exe)
-                .args(["run", "--child"])
-                .arg(dir)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(stderr)
-                .kill_on_drop(true)
-                .spawn()
-                .context("cannot start a node")?;
-            if let Some(stderr) = child.stderr.take() {
-                tokio::spawn(prefix(number, stderr));
-            }
-            let stdout = child.stdout.take().expect("piped");
-            announced.push(BufReader::new(stdout).lines());
-            self.nodes.push(Process { number, stdin: child.stdin.take(), child });
-        }
-        let mut users = Vec::new();
-        for (node, lines) in self.nodes.iter_mut().zip(&mut announced) {
-            let line = timeout_at(deadline, lines.next_line()).await;
-            let line = match line {
-                Ok(Ok(Some(line))) => line,
-                Ok(_) => {
-                    let status = node.child.wait().await;
-                    return Err(ended(node.number, status).into());
-                }
-                Err(_) => return Err(anyhow::anyhow!("node {} did not come up in time", node.number).into()),
-            };
-            let value: Value = serde_json::from_str(&line).context("cannot read what a node announced")?;
-            let Some(address) = value["user_address"].as_str() else {
-                return Err(anyhow::anyhow!("node {} has no user port", node.number).into());
-            };
-            users.push(format!("ws://{address}"));
-        }
-        Ok(users)
-    }
-
-    /// The first node that ends.
-    async fn first_end(&mut self) -> (usize, io::Result<ExitStatus>) {
-        let waits = self.nodes.iter_mut().map(|node| {
-            let number = node.number;
-            Box::pin(async move { (number, node.child.wait().await) })
-        });
-        futures::future::select_all(waits).await.0
-    }
-
-    /// Ends all nodes: they are told at once, and killed when they do not hear.
-    async fn stop(&mut self) {
-        self.nodes.iter_mut().for_each(|node| node.stdin = None);
-        for mut node in self.nodes.drain(..) {
-            if timeout(STOP_TIME, node.child.wait()).await.is_err() {
-                eprintln!("node {} does not end; it is killed", node.number);
-                let _ = node.child.kill().await;
-            }
-        }
-    }
-}
-
-/// Prints a node's log lines with its number before them, in a colour of its own on a terminal.
-async fn prefix(number: usize, stderr: ChildStderr) {
-    let coloured = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let colour = 31 + number % 6;
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        match coloured {
-            true => eprintln!("\x1b[{colour}m[{number}]\x1b[0m {line}"),
-            false => eprintln!("[{number}] {line}"),
-        }
-    }
-}
-
-/// After a failure: what the nodes said last.
-fn show_logs(folders: &[PathBuf]) {
-    for (at, dir) in folders.iter().enumerate() {
-        let text = fs::read(dir.join("node.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        for line in &lines[lines.len().saturating_sub(12)..] {
-            eprintln!("[{}] {line}", at + 1);
-        }
-    }
-}
-
-/// Ports of 127.0.0.1 that nobody listens on now.
-fn free_ports(count: usize) -> io::Result<Vec<SocketAddr>> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<_>>()?;
-    listeners.iter().map(TcpListener::local_addr).collect()
-}
-
 fn write_private(file: &Path, text: &str) -> Result<(), anyhow::Error> {
     let folder = file.parent().expect("the file is in cfg/");
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let written = super::new::write_aside(folder, text)?;
     written.persist(file).map_err(|error| error.error).with_context(|| format!("cannot make {}", file.display()))?;
-    Ok(())
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), anyhow::Error> {
-    fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            copy(&entry.path(), &target)?;
-        } else if kind.is_file() {
-            fs::copy(entry.path(), &target).with_context(|| format!("cannot copy {}", entry.path().display()))?;
-        } else {
-            bail!("{} is neither a file nor a folder; it cannot be copied", entry.path().display());
-        }
-    }
     Ok(())
 }
