@@ -140,7 +140,8 @@ impl<W: io::Write> Purpose for Once<'_, W> {
                 eprintln!("{show}");
                 return Ok(Some(FAILED));
             }
-            Show::Note(_) => eprintln!("{show}"),
+            Show::Note(_) | Show::NotFinal { .. } => eprintln!("{show}"),
+            Show::Settled { .. } => {}
         }
         let Some(accepted) = self.accepted else { return Ok(None) };
         // Older ones answer earlier inputs with this key.
@@ -202,8 +203,10 @@ impl<W: io::Write> Purpose for Lines<'_, W> {
                     print_output(self.out, &payload)?;
                 }
             }
-            Show::Accepted { .. } if self.terminal => eprintln!("  {show}"),
-            Show::Accepted { .. } => {}
+            Show::Accepted { .. } | Show::NotFinal { .. } | Show::Settled { .. } if self.terminal => {
+                eprintln!("  {show}");
+            }
+            Show::Accepted { .. } | Show::NotFinal { .. } | Show::Settled { .. } => {}
             Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer(_) => {
                 self.refused = true;
                 eprintln!("error: {show}");

@@ -19,6 +19,7 @@ mod overtime;
 mod reads;
 mod recover;
 mod rows;
+mod settled;
 mod settlement;
 mod signed;
 mod silence;
