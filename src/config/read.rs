@@ -372,6 +372,7 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
     Ok(Log {
         level: table.choice("level", LEVELS, Some(LogLevel::Info))?,
         format: table.choice("format", FORMATS, Some(LogFormat::Text))?,
+        contract_files: size(table.number("contract_files", 1..=1_000, 4)?),
     })
 }
 
