@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 pub(super) use self::waiting::{Agreed, Became, Waiting};
-use super::{Node, NodeError, control, events::Events, reads::Files, rounds};
+use super::{Node, NodeError, control, events::Events, metrics::Metrics, reads::Files, rounds};
 use crate::{
     config::{Config, MsbMode, TlsFiles},
     consensus::header::{Input, InputKey},
@@ -77,6 +77,7 @@ struct Door {
     dir: PathBuf,
     asks: mpsc::Sender<Asked>,
     events: Events,
+    metrics: Metrics,
     status: Known,
     unl: Known,
     rounds: Known,
@@ -96,6 +97,7 @@ struct Door {
 pub(super) struct Parts<'a> {
     pub(super) chain_id: Hash,
     pub(super) events: &'a Events,
+    pub(super) metrics: &'a Metrics,
     pub(super) ledger: &'a Ledger,
     pub(super) agreed: watch::Receiver<Agreed>,
     pub(super) files: Files,
@@ -123,6 +125,7 @@ pub(super) fn start(
         dir: config.dir.clone(),
         asks,
         events: parts.events.clone(),
+        metrics: parts.metrics.clone(),
         status: Known::default(),
         unl: Known::default(),
         rounds: Known::default(),
@@ -208,6 +211,12 @@ impl Door {
             }
             Question::Unl => Ok((*self.known(Want::Unl).await?).clone()),
             Question::Rounds => Ok((*self.known(Want::Rounds).await?).clone()),
+            Question::Metrics => {
+                let (metrics, status) = (self.metrics.clone(), self.known(Want::Status).await?);
+                // It reads files.
+                let text = spawn_blocking(move || metrics.text(&status)).await;
+                text.map(Value::String).map_err(|_| Failure::internal())
+            }
             Question::Evidence => {
                 let status = self.known(Want::Status).await?;
                 Ok(json!({ "evidence": status["evidence"], "liars": status["liars"] }))

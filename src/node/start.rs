@@ -13,7 +13,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
-    http, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, users::Finality, wall_ms,
+    http, metrics, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, users::Finality,
+    wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -365,6 +366,7 @@ impl Node {
             }
         };
         let events = Events::new(config.http.listen.is_some());
+        let metrics = metrics::Metrics::new(&config.dir);
         let (agreed, heard) = watch::channel(http::Agreed {
             seq: 0,
             tip: None,
@@ -373,6 +375,7 @@ impl Node {
         let parts = http::Parts {
             chain_id: core.chain_id(),
             events: &events,
+            metrics: &metrics,
             ledger: &ledger,
             agreed: heard,
             files: reads.files(&executor),
@@ -420,6 +423,7 @@ impl Node {
             persists: 0,
             batch: Vec::new(),
             committing: None,
+            commit_began: Instant::now(),
             timers: Default::default(),
             jobs: VecDeque::new(),
             running: None,
@@ -455,6 +459,7 @@ impl Node {
             report,
             rounds,
             traffic: Default::default(),
+            metrics,
             records,
             _lock: lock,
         };

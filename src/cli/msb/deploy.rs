@@ -28,7 +28,7 @@ Examples:
   hp msb deploy mynode --url http://127.0.0.1:5000 --bootstrap HASH    this one
 
 A subnet's bootstrap (`bs`) is what all settlements of a contract name. It is deployed once, for a fee of 0.03 TNK. Works with
-a bus that `hp msb serve` runs; for a real one it says what to do.
+a bus that `hp msb serve`, or a node in itself, runs; for a real one it says what to do.
 
 Exit codes: 0 deployed, 1 not deployed, 6 no answer in time.";
 
@@ -50,8 +50,8 @@ pub(super) struct Deploy {
 
 impl Deploy {
     pub(super) fn run(self) -> Outcome {
-        let Payer { key, network, subnet, url } = self.wallet.load()?;
-        let client = self.bus.client(network, url)?;
+        let Payer { key, network, subnet, bus } = self.wallet.load()?;
+        let client = self.bus.client(network, bus)?;
         // Of a folder, what its node's settlements will name.
         let bs = self.bootstrap.or(subnet).unwrap_or_else(random);
         block_on(self.deploy(&client, &key, bs))??;

@@ -29,6 +29,7 @@ mod sync;
 mod tls;
 mod torture;
 mod wallet;
+mod watch;
 mod weather;
 
 use nix::sys::signal::Signal;
