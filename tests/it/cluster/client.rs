@@ -34,7 +34,7 @@ fn a_program_gets_one_object_a_line_for_all_that_happens_and_may_send_a_file() {
         let kinds: Vec<&str> = events.iter().map(|event| event["event"].as_str().expect("a word")).collect();
         assert_eq!((told.code, kinds), (Some(0), vec!["connected", "accepted", "output"]), "{}", told.err);
         assert_eq!((&events[0]["members"], &events[0]["url"]), (&1.into(), &url.into()));
-        assert_eq!((&events[1]["seq"], &events[2]["text"]), (&events[2]["seq"], &"5 5\n".into()));
+        assert_eq!((&events[1]["seq"], &events[2]["text"]), (&events[2]["seq"], &"5 10".into()));
         assert!(events[1]["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{}", events[1]);
 
         let failed = call(&["client", url, "--once", "fail", "--json", "--timeout", "50"]).await;
@@ -108,14 +108,16 @@ fn a_person_types_lines_and_commands_and_has_the_terminal_back_at_the_end() {
         screen.shows("< 6 6");
         screen.types("/read hello");
         screen.shows("by this node's word");
-        screen.shows("< 5 5");
+        screen.shows("< 5 11");
         screen.types("/lcl");
         screen.shows("  ledger ");
         screen.types("/nope");
         screen.shows("there is no command \"/nope\"");
         screen.types("//x");
-        screen.shows("< 3 3");
+        screen.shows("< 3 9");
         screen.types("fail");
+        screen.shows("the contract failed in ledger");
+        screen.shows("> ");
         screen.types("/key");
         screen.shows("my.key");
         let is_line_wise =
