@@ -97,7 +97,11 @@ async fn measure(users: usize, nodes: usize) {
         }
     }
     let took = began.elapsed();
-    println!("{} users connected in {took:.1?}: {:.0} handshakes/s", idle.len(), idle.len() as f64 / took.as_secs_f64());
+    println!(
+        "{} users connected in {took:.1?}: {:.0} handshakes/s",
+        idle.len(),
+        idle.len() as f64 / took.as_secs_f64()
+    );
     let full = memory_kib(&net);
     let each = full.saturating_sub(empty) as f64 / idle.len().max(1) as f64;
     println!("with them: {} MiB, {each:.1} KiB for each", full / 1024);

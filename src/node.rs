@@ -21,6 +21,7 @@ mod pins;
 pub mod progress;
 mod reads;
 pub mod recover;
+mod release;
 pub mod replay;
 mod report;
 mod rounds;
@@ -216,6 +217,12 @@ pub struct Node {
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
+    /// The last ledger that is settled, as the last ledger records it; 0 where none is.
+    settled_seq: Seq,
+    /// The last ledger whose result is agreed on and this node's too.
+    delivered_seq: Seq,
+    /// Outputs to users in raw mode, where they are final when they are settled.
+    release: Option<release::Release>,
     state_kept: backend::Chosen,
     /// What keeps the contract from doing more than computing.
     guards: Vec<crate::contract::Guard>,
@@ -322,13 +329,16 @@ impl Node {
         if let Some(syncing) = self.syncing.take() {
             syncing.stop().await;
         }
+        self.release = None;
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
         if let Some(http) = self.http.take() {
             http.stop().await;
         }
-        self.settling = None;
+        if let Some(settling) = self.settling.take() {
+            settling.stop().await;
+        }
         self.reads.stop().await;
         self.mesh.clone().stop().await;
         // Inputs that came since the last commit go on disk too: they survive a restart. So do votes that have not been
@@ -869,6 +879,7 @@ impl Node {
             self.unl_changed(ledger.candidate.header.seq, change);
         }
         self.accept(ledger.candidate.header.seq, hash, signed);
+        self.look_at_settlement(&ledger.candidate.header, &ledger.qc);
     }
 }
 

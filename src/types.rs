@@ -161,6 +161,39 @@ pub enum Auth {
     Session,
 }
 
+/// When what the contract puts out to a user is final (`[msb] execute`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, BorshSerialize, BorshDeserialize)]
+pub enum Execute {
+    /// When a quorum agrees on it.
+    #[default]
+    Closed,
+    /// When the chain records that its ledger is settled.
+    Settled,
+}
+
+impl fmt::Display for Execute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Execute::Closed => "closed",
+            Execute::Settled => "settled",
+        })
+    }
+}
+
+/// A word that is none of [`Execute`]'s.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected closed or settled, got {0:?}")]
+pub struct ParseExecuteError(String);
+
+impl FromStr for Execute {
+    type Err = ParseExecuteError;
+
+    fn from_str(text: &str) -> Result<Execute, ParseExecuteError> {
+        let found = [Execute::Closed, Execute::Settled].into_iter().find(|execute| execute.to_string() == text);
+        found.ok_or_else(|| ParseExecuteError(text.chars().take(80).collect()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

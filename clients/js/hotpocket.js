@@ -1,8 +1,8 @@
 // A user's side of Hot Pocket: a connection in signed mode that survives its nodes, inputs that take effect once, and
 // outputs that a quorum proves. For Node.js 20 and browsers; no dependency. The frames: docs/protocol.md, "Users".
 
-import { HotPocketError, base64, checkLedger, checkOutput, checkRun, fail, hex, isHex, number, readWelcome, tagged, unbase64, unhex, utf8, vec, wrong } from "./proof.js";
-export { HotPocketError, checkLedger, checkOutput, checkRun, generateKey, importKey, makeNetwork, readHeader, readWelcome } from "./proof.js";
+import { HotPocketError, base64, checkLedger, checkOutput, checkRun, checkSettled, fail, hex, isHex, number, readWelcome, tagged, unbase64, unhex, utf8, vec, wrong } from "./proof.js";
+export { HotPocketError, checkLedger, checkOutput, checkRun, checkSettled, generateKey, importKey, makeNetwork, readHeader, readWelcome } from "./proof.js";
 
 const PENDING_MAX = 256; // inputs without a word of what became of them; at it submit() refuses
 const FRAMES_MAX = 4096; // frames of a node that wait for their check; past it the node is left
@@ -180,7 +180,10 @@ export class Client extends EventTarget {
         return asked?.reject(new HotPocketError(frame.reason ?? "contract_failed", frame.message ?? frame.run));
       }
       case "error": return this.url ? this.#tell("notice", frame) : fail(frame.code, frame.message);
-      default: return this.#tell(frame.type === "settled" ? "settled" : "frame", frame);
+      case "settled":
+        await checkSettled(this.network, frame);
+        return this.#tell("settled", frame);
+      default: return this.#tell("frame", frame);
     }
   }
 

@@ -173,3 +173,11 @@ export async function checkRun(network, seq, ledger, run) {
   const { status } = await agreedResult(network, seq, ledger, run.proof);
   return (run.status === status && run.ok === (status === "ok")) || wrong("the proof is about another end of the run");
 }
+
+/** Checks that the chain records a settlement, `{last, tx, ch, confirmed_length, recorded_in, proof}`. */
+export async function checkSettled(network, settled) {
+  const header = await checkLedger(network, settled.proof);
+  const { seq, tx, ch, confirmed_length } = header.settlement ?? wrong("the ledger records no settlement");
+  const holds = header.seq === settled.recorded_in && seq === settled.last && tx === settled.tx && ch === settled.ch && confirmed_length === settled.confirmed_length;
+  return holds || wrong("the ledger records another settlement");
+}

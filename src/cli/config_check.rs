@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf}
 use clap::Subcommand;
 
 use super::{Outcome, answer};
-use crate::config::{self, Format, PeerAddr};
+use crate::config::{self, Format, MsbMode, PeerAddr};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,6 +84,19 @@ fn odd(config: &config::Config) -> Vec<String> {
         "the file is the prototype's JSON: the contract id follows from `unl`, which all nodes must have alike"
             .to_owned(),
     );
+    let other_members = config.unl.iter().filter(|key| **key != config.key).count();
+    if let MsbMode::Embedded(listen) = config.msb.mode
+        && other_members > 0
+    {
+        note(
+            true,
+            format!(
+                "`msb.mode` is \"embedded\", and `unl` has {other_members} other members: all members must see one bus, so \
+                 this node alone may run it, and the others settle on it with mode = \"http\", url = {:?}",
+                config::own_url(listen)
+            ),
+        );
+    }
     notes
 }
 

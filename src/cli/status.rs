@@ -287,7 +287,7 @@ run       ledger 3 of 1000 (0 %), 0 a second, nothing moves
 missing   bb
           cc
 last run  ledger 3: ok, 1.5 ms, 9 bytes of output
-ports     peers 127.0.0.1:1, users -
+ports     peers 127.0.0.1:1, users -, http -
 evidence  bb signed two different NOVEL messages (2 times, the last for ledger 7)
 unl vote  remove cc: 1 of 3 votes (aa)
 liar      cc sent a false certificate (1 times)

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     crypto::SecretKey,
-    types::{Hash, NodeKey, WallMs},
+    types::{Execute, Hash, NodeKey, WallMs},
 };
 
 /// The TOML text of a new node, to which keys can be set.
@@ -54,7 +54,8 @@ impl Document {
     }
 
     /// Makes this a node of `other`'s network: takes over what the network shares, the executable with its arguments
-    /// and environment, and the way to the other nodes, `other` among them at `address`.
+    /// and environment, and the way to the other nodes, `other` among them at `address`; and, where outputs are final when
+    /// they are settled, the way to the bus.
     pub fn join(&mut self, other: &Config, address: SocketAddr) -> &mut Document {
         let mut peers = other.peers.clone();
         let address = PeerAddr::from(address);
@@ -68,6 +69,12 @@ impl Document {
         }
         for (key, toml) in other.shared().settings().into_iter().filter(|(_, toml)| !toml.is_empty()) {
             self.set(key, &toml);
+        }
+        // Without the bus nothing would be final there, and the file would not be right.
+        if other.msb.execute == Execute::Settled
+            && let Some(url) = other.msb.mode.url()
+        {
+            self.set("msb.mode", &quoted("http")).set("msb.url", &quoted(&url));
         }
         self.set("contract.id", &quoted(&other.contract.id.to_string()))
             .set("contract.genesis_time_ms", &other.contract.genesis_time_ms.to_string())

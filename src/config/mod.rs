@@ -18,7 +18,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     io::Read as _,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -36,7 +36,7 @@ pub use self::{
 };
 use crate::{
     crypto::{SecretKey, SecretKeyError},
-    types::{Hash, NodeKey, WallMs},
+    types::{Execute, Hash, NodeKey, WallMs},
 };
 
 /// The documented example, and the text that `hp new` fills in.
@@ -364,7 +364,7 @@ pub struct Msb {
     pub mode: MsbMode,
     /// Which network of the bus.
     pub network: MsbNetwork,
-    /// The bus's own bootstrap. There where `mode` is [`MsbMode::Http`].
+    /// The bus's own bootstrap; see [`Msb::bus_bootstrap`] for one that is left out.
     pub bootstrap: Option<Hash>,
     /// The subnet's; without it the contract's id stands for it.
     pub subnet: Option<Hash>,
@@ -376,6 +376,8 @@ pub struct Msb {
     pub settle_slot_ms: u64,
     /// Where the key that pays is, if it is not the node's own.
     pub key_file: Option<PathBuf>,
+    /// When users' outputs are final. [`Execute::Settled`] never without a bus.
+    pub execute: Execute,
 }
 
 /// How a node reaches the settlement bus.
@@ -385,6 +387,49 @@ pub enum MsbMode {
     Off,
     /// At this URL.
     Http(String),
+    /// It runs one itself, which listens here.
+    Embedded(SocketAddr),
+}
+
+impl MsbMode {
+    /// Where the bus is asked. `None` where there is none, or where it listens on a port that it takes by chance.
+    pub fn url(&self) -> Option<String> {
+        match self {
+            MsbMode::Off => None,
+            MsbMode::Http(url) => Some(url.clone()),
+            MsbMode::Embedded(listen) if listen.port() == 0 => None,
+            MsbMode::Embedded(listen) => Some(own_url(*listen)),
+        }
+    }
+}
+
+/// Where a bus is asked, on its own machine, that listens here.
+pub fn own_url(listen: SocketAddr) -> String {
+    // One that listens everywhere is nowhere.
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, listen.port()))
+}
+
+impl Msb {
+    /// The bootstrap of the bus that is settled on. `None` where none is named that is not a bus of one's own.
+    pub fn bus_bootstrap(&self) -> Option<Hash> {
+        bus_bootstrap(self.network, self.bootstrap)
+    }
+}
+
+/// A bus's bootstrap as it is named; that of the network `development` need not be.
+pub fn bus_bootstrap(network: MsbNetwork, named: Option<Hash>) -> Option<Hash> {
+    named.or_else(|| (network == MsbNetwork::Development).then(development_bootstrap))
+}
+
+/// The bootstrap of a bus of one's own that is given none: the same everywhere, since it proves nothing to others anyway,
+/// and stays so for a chain that goes on as another one.
+pub fn development_bootstrap() -> Hash {
+    Hash::tagged("hp/msb-development/1", &())
 }
 
 /// A network of the bus.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -16,11 +16,11 @@ use super::{
 };
 use crate::{
     crypto::SecretKey,
-    types::{Hash, NodeKey},
+    types::{Execute, Hash, NodeKey},
 };
 
 /// Folders of a contract folder that no contract sees, and that `contract.read` cannot open to it.
-pub const HIDDEN: [&str; 6] = ["cfg", "hist", "run", "log", "diag", "reads"];
+pub const HIDDEN: [&str; 7] = ["cfg", "hist", "run", "log", "diag", "reads", "msb"];
 
 /// Whose secret key a text is expected to hold.
 pub(super) enum Keys<'a> {
@@ -376,7 +376,6 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
 }
 
 fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
-    const MODES: &[(&str, u8)] = &[("off", 0), ("http", 2)];
     const NETWORKS: &[(&str, MsbNetwork)] =
         &[("mainnet", MsbNetwork::Mainnet), ("testnet", MsbNetwork::Testnet), ("development", MsbNetwork::Development)];
     let hash = |name| match table.parsed(name, "64 hexadecimal digits, not all 0")? {
@@ -386,29 +385,53 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
         other => Ok(other),
     };
     let (bootstrap, subnet) = (hash("bootstrap")?, hash("subnet")?);
-    let url = table.text("url")?;
-    let mode = match (table.choice("mode", MODES, Some(0))?, url) {
-        (2, Some(url)) => MsbMode::Http(url.to_owned()),
-        (2, None) => return Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
-        _ => MsbMode::Off,
-    };
-    if let (MsbMode::Http(_), None) = (&mode, bootstrap) {
+    let network = table.choice("network", NETWORKS, Some(MsbNetwork::Mainnet))?;
+    let mode = msb_mode(table, network)?;
+    if mode != MsbMode::Off && super::bus_bootstrap(network, bootstrap).is_none() {
         return Err(table.error("bootstrap", Problem::Missing(" (mode is \"http\"; it is the bus's own, 64 digits)")));
     }
     if let (Some(bootstrap), Some(_)) = (bootstrap, subnet.filter(|subnet| Some(*subnet) == bootstrap)) {
         let problem = format!("{bootstrap} is the bus's own bootstrap; the subnet's is another one");
         return Err(table.error("subnet", Problem::Conflict(problem)));
     }
+    const EXECUTES: &[(&str, Execute)] = &[("closed", Execute::Closed), ("settled", Execute::Settled)];
+    let execute = table.choice("execute", EXECUTES, Some(Execute::Closed))?;
+    if execute == Execute::Settled && mode == MsbMode::Off {
+        let problem = "is \"settled\", but msb.mode is \"off\": nothing would ever be final; name the bus that the network \
+                       settles on (mode \"http\" or \"embedded\"), or take \"closed\"";
+        return Err(table.error("execute", Problem::Conflict(problem.to_owned())));
+    }
     Ok(Msb {
         mode,
-        network: table.choice("network", NETWORKS, Some(MsbNetwork::Mainnet))?,
+        network,
         bootstrap,
         subnet,
         settle_every: table.number("settle_every", 1..=1 << 32, 1_000)?,
         settle_max_delay_ms: table.number("settle_max_delay_s", 1..=1 << 32, 600)? * 1_000,
         settle_slot_ms: table.number("settle_slot_s", 3..=3_600, 4)? * 1_000,
         key_file: table.path("key_file")?.map(|name| dir.join(name)),
+        execute,
     })
+}
+
+/// How the bus is reached. What is about another way is read all the same, so that a file is right or wrong as a whole.
+fn msb_mode(table: &Table<'_>, network: MsbNetwork) -> Result<MsbMode, ConfigError> {
+    const MODES: &[(&str, u8)] = &[("off", 0), ("http", 1), ("embedded", 2)];
+    const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
+    let listen = table.parsed("listen", "an address like \"127.0.0.1:5000\"")?.unwrap_or(LISTEN);
+    let url = table.text("url")?;
+    match (table.choice("mode", MODES, Some(0))?, url) {
+        (0, _) => Ok(MsbMode::Off),
+        (1, Some(url)) => Ok(MsbMode::Http(url.to_owned())),
+        (1, None) => Err(table.error("url", Problem::Missing(" (mode is \"http\")"))),
+        _ if network != MsbNetwork::Development => {
+            let problem = format!(
+                "is \"{network}\", but mode \"embedded\" runs a bus of one's own, which is of the network \"development\""
+            );
+            Err(table.error("network", Problem::Conflict(problem)))
+        }
+        _ => Ok(MsbMode::Embedded(listen)),
+    }
 }
 
 fn port(number: u64) -> u16 {

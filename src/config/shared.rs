@@ -3,7 +3,7 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use super::{Config, Identity, Inputs, MsbNetwork};
-use crate::types::Hash;
+use crate::types::{Execute, Hash};
 
 /// Limits that are built in, and part of what nodes agree on. What happens at each: `docs/protocol.md`, "Limits".
 pub mod caps {
@@ -85,6 +85,7 @@ shared! {
     "msb.settle_every" => settle_every: u64 = "Ledgers.",
     "msb.settle_max_delay_s" => settle_max_delay_s: u64 = "Seconds.",
     "msb.settle_slot_s" => settle_slot_s: u64 = "Seconds.",
+    "msb.execute" => execute: Execute = "When users' outputs are final.",
 }
 
 /// A shared value as it stands in the file.
@@ -105,6 +106,12 @@ impl Setting for bool {
 }
 
 impl Setting for Inputs {
+    fn toml(&self) -> String {
+        super::quoted(&self.to_string())
+    }
+}
+
+impl Setting for Execute {
     fn toml(&self) -> String {
         super::quoted(&self.to_string())
     }
@@ -167,6 +174,7 @@ impl Config {
             settle_every: self.msb.settle_every,
             settle_max_delay_s: self.msb.settle_max_delay_ms / 1_000,
             settle_slot_s: self.msb.settle_slot_ms / 1_000,
+            execute: self.msb.execute,
         }
     }
 

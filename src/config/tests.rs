@@ -68,7 +68,7 @@ fn the_prototype_s_files_give_the_prototype_s_values() {
         assert_eq!((config.quorum(), config.contract.genesis_time_ms), (2, 0));
         // Computed apart from this code: SHA-512 over "\x0bhp/legacy/1", the count 2 and the two keys.
         assert_eq!(config.contract.id.to_string(), "e2872204e2b23c4a9d81ca72f7e98404176e6c3fd23b9f2dba1809259a650421");
-        assert_eq!(config.cfg_hash().to_string(), "27d06c03ab2a390d02c340961eaa2c27dfd875aa569412b79d6fcaab67b5316a");
+        assert_eq!(config.cfg_hash().to_string(), "25c20526660ae642b13a0e83ffd0692a51108214d61496a2305a0ac414874136");
     }
 }
 
@@ -373,7 +373,7 @@ fn a_contract_runs_as_no_user_that_is_root() {
 fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
     let config = document_config();
     // Computed apart from this code.
-    assert_eq!(config.cfg_hash().to_string(), "808cea04f23acafeac45374d510e89ba2337183bb5cc0a326e485c1ebb760374");
+    assert_eq!(config.cfg_hash().to_string(), "ea73d9d44bb1627fd7517002f82ae23ace4618d497f150869dc19b40866fe304");
     let bytes = borsh::to_vec(&config.shared()).unwrap();
     assert_eq!(borsh::from_slice::<SharedConfig>(&bytes).unwrap(), config.shared());
     assert_eq!(config.shared().first_difference(&config.shared()), None);
@@ -384,9 +384,18 @@ fn the_hash_covers_every_shared_key_and_the_first_difference_is_named() {
             "contract.network" => "true".to_owned(),
             "msb.network" => "\"testnet\"".to_owned(),
             "msb.bootstrap" | "msb.subnet" => quoted(&"77".repeat(32)),
+            "msb.execute" => "\"settled\"".to_owned(),
             _ => (toml.parse::<u64>().unwrap() + 1).to_string(),
         };
-        let other = with(key, &changed).unwrap();
+        let mut other = document();
+        if key == "msb.execute" {
+            let mbs = quoted(&"55".repeat(32));
+            other.set("msb.mode", "\"http\"").set("msb.url", "\"http://h\"").set("msb.bootstrap", &mbs);
+        }
+        let mut other = parse_text(other.set(key, &changed).text()).unwrap();
+        if key == "msb.execute" {
+            other.msb.bootstrap = None;
+        }
         assert_ne!(other.cfg_hash(), config.cfg_hash(), "{key}");
         let mine = if toml.is_empty() { "none".to_owned() } else { toml.replace('"', "") };
         let theirs = changed.replace('"', "");
@@ -635,9 +644,53 @@ fn a_bus_is_named_whole_or_not_at_all() {
         (format!("bootstrap = {mbs}\nsubnet = {mbs}"), "msb.subnet: 5555"),
         (format!("subnet = {}", quoted(&"00".repeat(32))), "msb.subnet: expected 64 hexadecimal digits, not all 0"),
         ("settle_slot_s = 2".to_owned(), "msb.settle_slot_s: expected a whole number from 3 to 3600, got 2"),
-        ("mode = \"on\"".to_owned(), "msb.mode: expected \"off\" or \"http\", got \"on\""),
+        ("mode = \"on\"".to_owned(), "msb.mode: expected \"off\" or \"http\" or \"embedded\", got \"on\""),
+        (
+            "mode = \"embedded\"".to_owned(),
+            "msb.network: is \"mainnet\", but mode \"embedded\" runs a bus of one's own",
+        ),
+        ("listen = \"5000\"".to_owned(), "msb.listen: expected an address like \"127.0.0.1:5000\", got \"5000\""),
+        ("execute = \"settled\"".to_owned(), "msb.execute: is \"settled\", but msb.mode is \"off\""),
     ] {
         let message = message(msb(&keys));
         assert!(message.contains(expected), "{keys}: {message}");
     }
+}
+
+#[test]
+fn a_bus_in_the_node_itself_needs_no_more_than_its_name() {
+    let msb = |keys: &str| parse_text(&(least("") + "[msb]\nnetwork = \"development\"\n" + keys)).unwrap().msb;
+    let embedded = msb("mode = \"embedded\"");
+    assert_eq!(embedded.mode, MsbMode::Embedded("127.0.0.1:5000".parse().unwrap()));
+    assert_eq!(embedded.mode.url().unwrap(), "http://127.0.0.1:5000");
+    // Who names that bus by its address needs no bootstrap either, and has the same one.
+    let named = msb("mode = \"http\"\nurl = \"http://h\"");
+    assert_eq!((named.bus_bootstrap(), named.bootstrap), (embedded.bus_bootstrap(), None));
+    assert!(named.bus_bootstrap().is_some());
+    let own = quoted(&"55".repeat(32));
+    assert_eq!(msb(&format!("bootstrap = {own}")).bus_bootstrap(), Some(Hash([0x55; 32])));
+    for (listen, url) in [
+        ("0.0.0.0:7", Some("http://127.0.0.1:7")),
+        ("[::]:7", Some("http://[::1]:7")),
+        ("192.0.2.7:80", Some("http://192.0.2.7:80")),
+        ("127.0.0.1:0", None),
+    ] {
+        let embedded = msb(&format!("mode = \"embedded\"\nlisten = \"{listen}\""));
+        assert_eq!(embedded.mode.url().as_deref(), url, "{listen}");
+    }
+    let settled = msb("mode = \"embedded\"\nexecute = \"settled\"");
+    assert_eq!(settled.execute, Execute::Settled);
+}
+
+#[test]
+fn who_joins_a_network_whose_outputs_are_final_when_settled_is_told_of_its_bus() {
+    let mut other = document();
+    other.set("msb.mode", "\"embedded\"").set("msb.network", "\"development\"").set("msb.execute", "\"settled\"");
+    let other = parse_text(other.text()).unwrap();
+    let mut mine = document();
+    mine.join(&other, "192.0.2.7:22860".parse().unwrap());
+    let mine = parse_text(mine.text()).unwrap();
+    assert_eq!(mine.msb.mode, MsbMode::Http("http://127.0.0.1:5000".to_owned()));
+    assert_eq!(mine.shared().msb_network, MsbNetwork::Development);
+    assert_eq!(mine.cfg_hash(), other.cfg_hash());
 }

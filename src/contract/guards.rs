@@ -12,7 +12,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use super::{Overlay, control::Step};
 
 /// Folders of a contract folder that no contract sees: keys, votes, sockets, logs.
-pub const HIDDEN: [&str; 6] = ["cfg", "hist", "run", "log", "diag", "reads"];
+pub const HIDDEN: [&str; 7] = ["cfg", "hist", "run", "log", "diag", "reads", "msb"];
 
 /// The folder of a contract folder that a run has for itself.
 pub(super) const TMP: &str = "tmp";

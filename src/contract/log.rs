@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -127,6 +127,29 @@ impl StreamLog {
     }
 }
 
+/// What contracts printed last: the name of each stream, and the end of its log below `dir` (`log/contract/`), whole lines of up
+/// to `bytes_max` bytes. Nothing for one that was never written to.
+pub fn log_ends(dir: &Path, bytes_max: u64) -> io::Result<[(&'static str, String); 2]> {
+    let end = |stream: Stream| -> io::Result<String> {
+        let mut file = match File::open(dir.join(stream.file_name())) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+            Err(error) => return Err(error),
+        };
+        let skipped = file.metadata()?.len().saturating_sub(bytes_max);
+        file.seek(io::SeekFrom::Start(skipped))?;
+        let mut bytes = Vec::new();
+        // It may grow meanwhile.
+        file.take(bytes_max).read_to_end(&mut bytes)?;
+        let begin = match bytes.iter().position(|byte| *byte == b'\n') {
+            Some(newline) if skipped > 0 => newline + 1,
+            _ => 0,
+        };
+        Ok(String::from_utf8_lossy(&bytes[begin..]).into_owned())
+    };
+    Ok([("stdout", end(Stream::Stdout)?), ("stderr", end(Stream::Stderr)?)])
+}
+
 struct LogFile {
     file: File,
     bytes: u64,
@@ -192,6 +215,17 @@ mod tests {
     fn log(dir: &Path, bytes_max: u64) -> (StreamLog, Receiver<Job>) {
         let (sender, receiver) = sync_channel(QUEUE_PIECES_MAX);
         (StreamLog::new(LogQueue(sender), dir.into(), Stream::Stdout, 7, bytes_max), receiver)
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_whole_lines_within_the_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let ends = |bytes_max| log_ends(dir.path(), bytes_max).unwrap().map(|(_, text)| text);
+        assert_eq!(ends(9), ["", ""]);
+        fs::write(dir.path().join("stdout.log"), b"first\nsecond\nthird \xff\n").unwrap();
+        fs::write(dir.path().join("stderr.log"), "one line that is longer").unwrap();
+        assert_eq!(ends(100), ["first\nsecond\nthird \u{fffd}\n", "one line that is longer"]);
+        assert_eq!(ends(11), ["third \u{fffd}\n", "t is longer"], "no half of a line before others");
     }
 
     #[test]

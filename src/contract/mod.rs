@@ -52,6 +52,7 @@ pub use control::Step;
 pub use guards::{Containment, Guard};
 pub use launcher::{LAUNCHER_ARG, launcher_main};
 pub use limits::{Limits, raise_nofile_limit};
+pub use log::log_ends;
 pub use orphans::adopt_orphans;
 pub use run::stdin_of;
 pub use supervisor::{LaunchError, Launcher};

@@ -7,6 +7,7 @@
 mod handshake;
 mod limits;
 mod outbox;
+mod raw;
 mod reply;
 mod session;
 mod socket;
@@ -28,11 +29,13 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::Message;
 use tracing::{debug, error, warn};
 
 pub use self::{
     handshake::{HELO_BYTES_MAX, Helo, HeloError, HeloProof, Mode, challenge_message, parse_helo},
+    outbox::FRAME_OVERHEAD_BYTES,
+    raw::RawUsers,
     reply::{ErrorCode, error_frame},
 };
 use self::{limits::MessageRate, outbox::Outbox, socket::Unfinished};
@@ -228,14 +231,12 @@ impl Gateway {
     /// Sends `output` to every session of `user` in raw mode: one frame, text when it is valid UTF-8, else binary.
     /// Nothing happens when the user has none here.
     pub fn deliver(&self, user: &UserKey, output: Bytes) {
-        let registry = self.shared.lock();
-        if let Some(sessions) = registry.users.get(user) {
-            let message = match Utf8Bytes::try_from(output.clone()) {
-                Ok(text) => Message::Text(text),
-                Err(_) => Message::Binary(output),
-            };
-            in_mode(sessions, Mode::Raw).for_each(|line| line.outbox.push(message.clone()));
-        }
+        self.raw().deliver(user, output);
+    }
+
+    /// Users in raw mode alone, for a task beside the loop.
+    pub fn raw(&self) -> RawUsers {
+        RawUsers::new(self.shared.clone())
     }
 
     /// Sends `{"type":"error","code":...,"message":...}` to every session of `user` in raw mode.
@@ -271,6 +272,14 @@ impl Gateway {
             let message = Message::text(frame);
             in_mode(sessions, Mode::Signed).for_each(|line| line.outbox.push(message.clone()));
         }
+    }
+
+    /// Sends a frame to every welcomed session in signed mode, whoever's it is.
+    pub fn say_to_all_signed(&self, frame: String) {
+        let message = Message::text(frame);
+        let registry = self.shared.lock();
+        let sessions = registry.users.values().flat_map(|sessions| in_mode(sessions, Mode::Signed));
+        sessions.for_each(|line| line.outbox.push(message.clone()));
     }
 
     /// Sends one session in signed mode its first frame. From now on it gets what [`Gateway::say`] says.

@@ -11,10 +11,11 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
+use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Message;
 
 /// What one frame counts beside its payload, so that a queue of empty frames is bounded as well.
-const FRAME_OVERHEAD_BYTES: usize = 64;
+pub const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// Bytes that wait for all users of a node together. Past it an outbox holds one frame, and overflows with the second:
 /// many users that read nothing cannot have each its own fill.
@@ -28,6 +29,8 @@ pub struct Outbox {
     total: Arc<AtomicUsize>,
     queue: Mutex<Queue>,
     reader: AtomicWaker,
+    /// Told whenever nothing waits any more, or nothing more will be taken.
+    empty: Notify,
 }
 
 #[derive(Debug)]
@@ -49,7 +52,7 @@ impl Outbox {
     /// Holds `bytes_max`, or one frame of any size. `total` counts the bytes of all outboxes that share it.
     pub fn new(bytes_max: usize, total: Arc<AtomicUsize>) -> Outbox {
         let queue = Queue::Open { frames: VecDeque::new(), bytes: 0, flying: 0, closed: false };
-        Outbox { bytes_max, total, queue: Mutex::new(queue), reader: AtomicWaker::new() }
+        Outbox { bytes_max, total, queue: Mutex::new(queue), reader: AtomicWaker::new(), empty: Notify::new() }
     }
 
     /// Adds a frame. When it does not fit the queue overflows: it forgets everything and takes no more, since a
@@ -66,9 +69,27 @@ impl Outbox {
         } else {
             self.total.fetch_sub(*bytes, Ordering::Relaxed);
             *queue = Queue::Overflowed;
+            self.empty.notify_waiters();
         }
         drop(queue);
         self.reader.wake();
+    }
+
+    /// Returns when all that was pushed has left this process, or never will.
+    pub async fn emptied(&self) {
+        loop {
+            // Before the look, so that what happens between it and the wait is not missed.
+            let notified = self.empty.notified();
+            if self.is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Whether all that was pushed has left this process, or never will.
+    pub fn is_empty(&self) -> bool {
+        !matches!(&*self.lock(), Queue::Open { bytes: 1.., closed: false, .. })
     }
 
     /// Wakes this task at the next push. One task reads an outbox, so the latest call counts.
@@ -95,6 +116,9 @@ impl Outbox {
         if let Queue::Open { bytes, flying, .. } = &mut *self.lock() {
             self.total.fetch_sub(*flying, Ordering::Relaxed);
             *bytes -= mem::take(flying);
+            if *bytes == 0 {
+                self.empty.notify_waiters();
+            }
         }
     }
 
@@ -102,6 +126,7 @@ impl Outbox {
     pub fn close(&self) {
         if let Queue::Open { closed, .. } = &mut *self.lock() {
             *closed = true;
+            self.empty.notify_waiters();
         }
     }
 
@@ -168,6 +193,25 @@ mod tests {
         assert!(!outbox.overflowed());
         assert_eq!(outbox.pop_if(|_| true), Some(frame(1)));
         assert_eq!(outbox.pop_if(|_| true), None);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_it_to_be_empty_hears_when_all_was_sent_or_nothing_will_be() {
+        let outbox = Arc::new(Outbox::new(1_000, Arc::default()));
+        outbox.emptied().await;
+        for end in [Outbox::flushed, Outbox::close, |outbox: &Outbox| outbox.push(frame(5_000))] {
+            let outbox = Arc::new(Outbox::new(1_000, Arc::default()));
+            outbox.push(frame(1));
+            let waits = tokio::spawn({
+                let outbox = outbox.clone();
+                async move { outbox.emptied().await }
+            });
+            outbox.pop_if(|_| true).unwrap();
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished(), "popped is not sent");
+            end(&outbox);
+            waits.await.unwrap();
+        }
     }
 
     #[test]

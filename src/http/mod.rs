@@ -152,6 +152,8 @@ pub enum Question {
     },
     /// One ledger.
     Ledger(Which),
+    /// What the contract printed last.
+    Log,
     /// Ledgers on which results differed; or the report on one.
     Divergence(Option<Seq>),
     /// The operator votes on the UNL.

@@ -32,7 +32,7 @@ pub use worker::Ledger;
 
 use crate::{
     consensus::{
-        header::ExecResult,
+        header::{ExecResult, Settlement},
         journal::Record,
         messages::{Closed, Evidence},
     },
@@ -64,6 +64,8 @@ pub const PAGE_LEAVES_MAX: usize = 65_536;
 pub const PAGE_LOOKED_MAX: usize = 16_384;
 /// Failed runs of others that are looked at for such an answer.
 pub const PAGE_FAILED_MAX: usize = 512;
+/// Outputs that are looked at for one answer of `outputs_of`; whoever wants more asks again.
+pub const LOOKED_OUTPUTS_MAX: usize = 4_096;
 /// Ledgers that were not run here, named in such an answer.
 pub const MISSING_MAX: usize = 64;
 
@@ -97,6 +99,37 @@ pub struct PastOutput {
     pub leaves: Vec<Hash>,
     /// The next ledger, which says what was agreed; `None` when there is none yet.
     pub next: Option<Closed>,
+}
+
+/// A settlement that the chain records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PastSettlement {
+    /// The first ledger that it covers.
+    pub first: Seq,
+    /// The ledger that recorded it first; its header says what.
+    pub recorded: Closed,
+    /// What that says.
+    pub settlement: Settlement,
+}
+
+/// What the run of a ledger put out, without the outputs themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutOut {
+    /// The ledger.
+    pub seq: Seq,
+    /// Leaves of `outputs_root`, as this node's run led to them.
+    pub leaves: Vec<Hash>,
+    /// The agreed result.
+    pub agreed: ExecResult,
+}
+
+/// Some outputs of one ledger, ascending by user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputsOf {
+    /// Those of the users asked for.
+    pub outputs: Outputs,
+    /// The last user looked at, when there may be more behind it.
+    pub more_after: Option<UserKey>,
 }
 
 /// What a node goes on from after a ledger.

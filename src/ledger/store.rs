@@ -8,9 +8,10 @@ use std::{
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
-    ANCESTOR_KEYS_A_ROW, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LedgerError, MISSING_MAX, Outputs,
-    PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX, PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN,
-    PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
+    ANCESTOR_KEYS_A_ROW, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LOOKED_OUTPUTS_MAX, LedgerError,
+    MISSING_MAX, Outputs, OutputsOf, PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX,
+    PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, PastSettlement, PutOut,
+    READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
 };
 use crate::{
     consensus::{
@@ -489,6 +490,71 @@ impl Store {
     /// [`PAGE_OUTPUTS_MAX`] outputs, [`PAGE_BYTES_MAX`] bytes of them or [`PAGE_LEAVES_MAX`] leaves of their trees.
     pub fn outputs_since(&self, user: &UserKey, since: Seq, agreed: Option<Seq>) -> Result<PastOutputs, LedgerError> {
         past_outputs(&self.db, &self.known, user, since, agreed).map_err(self.failed("read outputs"))
+    }
+
+    /// What settled these ledgers, ascending, as far as the chain records it; each settlement once.
+    pub fn settlements(&self, seqs: &[Seq]) -> Result<Vec<PastSettlement>, LedgerError> {
+        settlements(&self.db, self.known.tip, seqs).map_err(self.failed("read what settled ledgers"))
+    }
+
+    /// The first ledger after `after` up to `to` that has outputs here and an agreed result.
+    pub fn next_outputs(&self, after: Seq, to: Seq) -> Result<Option<PutOut>, LedgerError> {
+        let read = || -> Result<Option<PutOut>, Trouble> {
+            let (Some(after), Some(to)) = (row_seq(after), row_seq(to.min(self.known.tip.saturating_sub(1)))) else {
+                return Ok(None);
+            };
+            let mut query = self.db.prepare_cached("SELECT min(seq) FROM output WHERE seq > ?1 AND seq <= ?2")?;
+            let found: Option<i64> = query.query_row([after, to], |row| row.get(0))?;
+            let Some(seq) = found.map(seq_of).transpose()? else { return Ok(None) };
+            let Some(next) = header_at(&self.db, seq + 1)? else {
+                return Trouble::damaged(format!("ledger {} is missing", seq + 1));
+            };
+            let leaves = output_leaves(&self.db, seq)?.into_iter().map(|(_, leaf)| leaf).collect();
+            Ok(Some(PutOut { seq, leaves, agreed: next.header.result }))
+        };
+        read().map_err(self.failed("read outputs"))
+    }
+
+    /// Outputs of a ledger to those of `wanted` behind `after`, ascending. Ends early past `bytes_max` of them, each counted
+    /// with `overhead` more, and past [`LOOKED_OUTPUTS_MAX`] looked at; one output may be longer.
+    pub fn outputs_of(
+        &self,
+        seq: Seq,
+        after: Option<UserKey>,
+        wanted: &BTreeSet<UserKey>,
+        (bytes_max, overhead): (usize, usize),
+    ) -> Result<OutputsOf, LedgerError> {
+        let read = || -> Result<OutputsOf, Trouble> {
+            let mut page = OutputsOf { outputs: Vec::new(), more_after: None };
+            let Some(row) = row_seq(seq) else { return Ok(page) };
+            // Nobody's key is before the empty one.
+            let after: Vec<u8> = after.map_or(Vec::new(), |user| user.0.to_vec());
+            let mut query =
+                self.db.prepare_cached("SELECT user, bytes FROM output WHERE seq = ?1 AND user > ?2 ORDER BY user")?;
+            let mut rows = query.query(params![row, after])?;
+            let (mut looked, mut bytes, mut last) = (0, 0, None);
+            while let Some(row) = rows.next()? {
+                let user = UserKey(row.get(0)?);
+                if looked == LOOKED_OUTPUTS_MAX {
+                    page.more_after = last;
+                    break;
+                }
+                looked += 1;
+                if wanted.contains(&user) {
+                    // The bytes of others are not read.
+                    let output: Vec<u8> = row.get(1)?;
+                    bytes += output.len() + overhead;
+                    if bytes > bytes_max && !page.outputs.is_empty() {
+                        page.more_after = last;
+                        break;
+                    }
+                    page.outputs.push((user, output));
+                }
+                last = Some(user);
+            }
+            Ok(page)
+        };
+        read().map_err(self.failed("read outputs"))
     }
 
     /// Users with inputs in a ledger, ascending; none when its contents are not kept.
@@ -1323,6 +1389,34 @@ fn header_at(db: &Connection, seq: Seq) -> Result<Option<Closed>, Trouble> {
     let mut rows = query.query([row])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some(Closed { header: column(row, 0, "a header")?, qc: column(row, 1, "a certificate")? }))
+}
+
+/// See [`Store::settlements`]. What is recorded never goes back, so each is found by halving.
+fn settlements(db: &Connection, tip: Seq, seqs: &[Seq]) -> Result<Vec<PastSettlement>, Trouble> {
+    let settlement = |seq| Ok::<_, Trouble>(header_at(db, seq)?.and_then(|closed| closed.header.settlement));
+    let settled = settlement(tip)?.map_or(0, |settlement| settlement.seq);
+    let mut found: Vec<PastSettlement> = Vec::new();
+    for seq in seqs.iter().copied().filter(|seq| (1..=settled).contains(seq)) {
+        if found.last().is_some_and(|last| last.settlement.seq >= seq) {
+            continue;
+        }
+        // No ledger records that it is settled itself.
+        let (mut before, mut at) = (seq, tip);
+        while at - before > 1 {
+            let middle = before + (at - before) / 2;
+            match settlement(middle)?.is_some_and(|settlement| settlement.seq >= seq) {
+                true => at = middle,
+                false => before = middle,
+            }
+        }
+        let (Some(recorded), Some(last)) = (header_at(db, at)?, settlement(at - 1)?) else {
+            // Without the header before it nobody knows where the range begins.
+            continue;
+        };
+        let Some(settlement) = recorded.header.settlement.clone() else { continue };
+        found.push(PastSettlement { first: last.seq + 1, recorded, settlement });
+    }
+    Ok(found)
 }
 
 /// The first ledgers after `since` up to `to` that had outputs by the next header, and were not run here.

@@ -28,6 +28,7 @@ use crate::{
         },
     },
     types::{Attempt, Challenge, LimitKind, NodeKey, Sig, Status},
+    verify::tests::made::{Made, Plan},
 };
 
 /// Deterministic numbers (splitmix64), so that a seed replays.
@@ -1354,4 +1355,97 @@ fn what_a_chain_hands_on_is_the_same_however_far_a_node_has_closed_beyond() {
     let told = heritage(90).unwrap_err();
     assert!(told.contains("the oldest ledger that this node can go on from is 99"), "{told}");
     assert!(heritage(101).unwrap_err().contains("is not closed here: the last one is 100"));
+}
+
+/// A chain that settles now and then, in which some ledgers have outputs.
+fn settling_chain(ledgers: Seq) -> Made {
+    let mut made = Made::new(3);
+    let mut last: Option<Settlement> = None;
+    for seq in 1..=ledgers {
+        let outputs =
+            if seq % 2 == 0 { vec![(made.user(0), vec![seq as u8]), (made.user(1), vec![1; 100])] } else { vec![] };
+        let outputs = outputs.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
+        last = match seq {
+            1 => None,
+            2 => Some(Settlement::begin(Hash([9; 32]))),
+            _ if seq % 7 == 0 => {
+                let (ch, tx) = (Hash::tagged("test/ch", &seq), Hash::tagged("test/tx", &seq));
+                Some(Settlement { seq: seq - 3, ch, tx, confirmed_length: seq, txv: Hash([9; 32]) })
+            }
+            _ => last,
+        };
+        let plan = Plan { outputs, ..Plan::default() };
+        made.close(plan, |candidate| candidate.header.settlement = last.clone());
+    }
+    made
+}
+
+#[test]
+fn what_settled_a_ledger_is_what_the_first_header_that_covers_it_records() {
+    for ledgers in [1, 2, 6, 7, 40] {
+        let dir = folder();
+        settling_chain(ledgers).store(dir.path());
+        let store = Store::open(dir.path()).unwrap();
+        let headers = store.header_range(1, HEADERS_READ_MAX).unwrap();
+        // Without any halving.
+        let expected = |seq: Seq| {
+            let covers = |closed: &&Closed| closed.header.settlement.as_ref().is_some_and(|it| it.seq >= seq);
+            let recorded = headers.iter().find(covers)?.clone();
+            let before = &headers[recorded.header.seq as usize - 2].header.settlement;
+            let first = before.as_ref().map_or(0, |before| before.seq) + 1;
+            let settlement = recorded.header.settlement.clone()?;
+            Some(PastSettlement { first, recorded, settlement })
+        };
+        for seq in 1..=ledgers + 2 {
+            let found = store.settlements(&[seq]).unwrap();
+            assert_eq!(found, expected(seq).into_iter().collect::<Vec<_>>(), "{seq} of {ledgers}");
+        }
+        let all = store.settlements(&(0..=ledgers + 2).collect::<Vec<_>>()).unwrap();
+        assert_eq!(all.len() as u64, (ledgers / 7).min(ledgers), "each once");
+        assert!(all.windows(2).all(|pair| pair[0].settlement.seq + 1 == pair[1].first), "without a hole");
+    }
+}
+
+#[test]
+fn outputs_of_a_ledger_come_a_page_at_a_time_to_those_who_are_asked_for() {
+    let dir = folder();
+    let mut made = settling_chain(5);
+    let outputs: BTreeMap<UserKey, Vec<u8>> =
+        (0..LOOKED_OUTPUTS_MAX as u64 + 10).map(|n| (user(n), vec![7; 10])).collect();
+    let plan = Plan { outputs: outputs.clone().into_iter().collect(), ..Plan::default() };
+    made.close(plan, |_| {});
+    made.close(Plan::default(), |_| {});
+    made.store(dir.path());
+    let store = Store::open(dir.path()).unwrap();
+    let next = |after, to| store.next_outputs(after, to).unwrap().map(|put_out| put_out.seq);
+    assert_eq!((next(0, 9), next(2, 9), next(2, 3), next(4, 9), next(6, 9)), (Some(2), Some(4), None, Some(6), None));
+    let put_out = store.next_outputs(4, 6).unwrap().unwrap();
+    assert_eq!(merkle::root(put_out.leaves), put_out.agreed.outputs_root);
+    // The result of the last ledger is in no header.
+    made.close(Plan { outputs: vec![(user(1), vec![1])], ..Plan::default() }, |_| {});
+    let dir = folder();
+    made.store(dir.path());
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.next_outputs(6, 8).unwrap(), None);
+
+    let pages = |wanted: &BTreeSet<UserKey>, limits| {
+        let (mut all, mut after, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let page = store.outputs_of(6, after, wanted, limits).unwrap();
+            all.extend(page.outputs.into_iter().map(|(user, _)| user));
+            (after, pages) = (page.more_after, pages + 1);
+            if after.is_none() {
+                return (all, pages);
+            }
+        }
+    };
+    let everybody: BTreeSet<UserKey> = outputs.keys().copied().collect();
+    let in_order: Vec<UserKey> = everybody.iter().copied().collect();
+    assert_eq!(pages(&everybody, (usize::MAX, 0)), (in_order.clone(), 2), "bounded by how many are looked at");
+    let (all, count) = pages(&everybody, (10 * 1_000, 0));
+    assert_eq!((all, count), (in_order.clone(), 5), "and by bytes");
+    assert_eq!(pages(&everybody, (1, 0)).0, in_order, "one output may be longer");
+    let last = in_order.last().copied().unwrap();
+    assert_eq!(pages(&BTreeSet::from([last, UserKey([0; 32])]), (1, 0)), (vec![last], 2));
+    assert_eq!(pages(&BTreeSet::new(), (1, 0)), (vec![], 2));
 }

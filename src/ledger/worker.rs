@@ -1,7 +1,7 @@
 //! The database thread: commits in order, many in one transaction when the disk is the slower; reads between them.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{LedgerError, Outputs, PastOutputs, Standing, Store, Write};
+use super::{LedgerError, Outputs, OutputsOf, PastOutputs, PastSettlement, PutOut, Standing, Store, Write};
 use crate::{
     consensus::{
         header::{ClosedLedger, ExecResult, Input},
@@ -199,6 +199,27 @@ impl Ledger {
     /// See [`Store::outputs_since`].
     pub async fn outputs_since(&self, user: UserKey, since: Seq, agreed: Option<Seq>) -> Answer<PastOutputs> {
         self.read(move |store| store.outputs_since(&user, since, agreed)).await
+    }
+
+    /// See [`Store::settlements`].
+    pub async fn settlements(&self, seqs: Vec<Seq>) -> Answer<Vec<PastSettlement>> {
+        self.read(move |store| store.settlements(&seqs)).await
+    }
+
+    /// See [`Store::next_outputs`].
+    pub async fn next_outputs(&self, after: Seq, to: Seq) -> Answer<Option<PutOut>> {
+        self.read(move |store| store.next_outputs(after, to)).await
+    }
+
+    /// See [`Store::outputs_of`].
+    pub async fn outputs_of(
+        &self,
+        seq: Seq,
+        after: Option<UserKey>,
+        wanted: Arc<BTreeSet<UserKey>>,
+        limits: (usize, usize),
+    ) -> Answer<OutputsOf> {
+        self.read(move |store| store.outputs_of(seq, after, &wanted, limits)).await
     }
 
     /// See [`Store::senders`].

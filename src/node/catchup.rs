@@ -123,6 +123,7 @@ impl Node {
         if let Some(change) = &ledger.unl_change {
             self.unl_changed(ledger.header.seq, change);
         }
+        self.look_at_settlement(&ledger.header, &ledger.qc);
     }
 
     /// Looks where the node stands, and tells people while it is behind.

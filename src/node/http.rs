@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::{Node, NodeError, control, events::Events, rounds};
 use crate::{
     config::{Config, MsbMode, TlsFiles},
+    contract,
     divergence::folder,
     http::{AdminToken, Answer, Answering, Failure, Http, HttpConfig, Question, Source, Subscription, Which},
     ledger::{
@@ -33,6 +34,9 @@ const ASKS_MAX: usize = 16;
 
 /// So old may what the loop knows be when it is told.
 const FRESH_TIME: Duration = Duration::from_millis(50);
+
+/// Bytes of the end of each of the contract's logs that are shown.
+const LOG_BYTES_MAX: u64 = 16 << 10;
 
 /// Connections to the database that are kept for the next question.
 const ARCHIVES_MAX: usize = 4;
@@ -188,6 +192,10 @@ impl Door {
                 self.control(control::Request::UnlVote(control::UnlVote { add, node, peer, yes })).await
             }
             Question::UnlWithdraw => self.control(control::Request::UnlWithdraw).await,
+            Question::Log => {
+                let dir = self.dir.join("log/contract");
+                spawn_blocking(move || log(&dir)).await.unwrap_or_else(|_| Err(Failure::internal()))
+            }
             Question::Divergence(seq) => {
                 let dir = self.dir.clone();
                 spawn_blocking(move || divergence(&dir, seq)).await.unwrap_or_else(|_| Err(Failure::internal()))
@@ -335,6 +343,12 @@ fn ledger(archive: &Archive, which: Which) -> Answer {
     Ok(view::json(&ledger, &chain))
 }
 
+fn log(dir: &std::path::Path) -> Answer {
+    let streams = contract::log_ends(dir, LOG_BYTES_MAX).map_err(|error| unreadable(&error))?;
+    let streams: Vec<Value> = streams.into_iter().map(|(name, text)| json!({ "name": name, "text": text })).collect();
+    Ok(json!({ "streams": streams }))
+}
+
 fn divergence(dir: &std::path::Path, seq: Option<Seq>) -> Answer {
     let report = |seq| folder::read_report(dir, seq).map_err(|error| unreadable(&error));
     match seq {
@@ -385,9 +399,9 @@ impl Node {
     pub(super) fn msb_identity(&self) -> Value {
         let msb = &self.config.msb;
         json!({
-            "mode": match msb.mode { MsbMode::Off => "off", MsbMode::Http(_) => "http" },
+            "mode": match msb.mode { MsbMode::Off => "off", MsbMode::Http(_) => "http", MsbMode::Embedded(_) => "embedded" },
             "networkId": super::settle::network(msb.network).id(),
-            "bootstrap": msb.bootstrap.map(|hash| hash.to_string()),
+            "bootstrap": msb.bus_bootstrap().map(|hash| hash.to_string()),
             "subnet": self.config.subnet().to_string(),
         })
     }

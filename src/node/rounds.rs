@@ -227,6 +227,21 @@ impl Round {
         })
     }
 
+    /// When each member's first vote of each kind was here, counted from the round's first NOVEL; null where none has come.
+    fn votes(&self, me: NodeKey) -> Value {
+        let mine = [self.novel, self.prevote, self.precommit, self.ran];
+        let all = || self.arrived.iter().map(|(node, arrived)| (*node, *arrived)).chain([(me, mine)]);
+        let first = all().map(|(_, [novel, ..])| novel).min().unwrap_or(NEVER);
+        let told = |(node, arrived): (NodeKey, [Micros; Vote::ALL.len()])| {
+            let [novel, prevote, precommit, result] = arrived.map(|at| between(first, at).map(millis));
+            json!({
+                "node": node.to_string(), "novel_ms": novel, "prevote_ms": prevote, "precommit_ms": precommit,
+                "result_ms": result,
+            })
+        };
+        all().map(told).collect()
+    }
+
     fn json(&self) -> Value {
         let ms = |took: Option<Duration>| json!(took.map(millis));
         let stages: serde_json::Map<String, Value> =
@@ -433,9 +448,13 @@ impl Rounds {
         (rounds > 0 && !seconds.is_zero()).then(|| rounds as f64 / seconds.as_secs_f64())
     }
 
-    /// The last of them for people and programs, newest last.
+    /// The last of them for people and programs, newest last. The newest has everybody's votes with it.
     pub fn json(&self, count: usize) -> Value {
-        self.last(count).map(Round::json).collect()
+        let mut rounds: Vec<Value> = self.last(count).map(Round::json).collect();
+        if let (Some(shown), Some(newest)) = (rounds.last_mut(), self.done.back()) {
+            shown["votes"] = newest.votes(self.me);
+        }
+        rounds.into()
     }
 }
 
@@ -573,6 +592,32 @@ mod tests {
         assert_eq!((&json["seq"], &json["attempts"], &json["round_ms"]), (&json!(7), &json!(2), &json!(9.5)));
         assert_eq!((&json["inputs"], &json["input_bytes"], &json["users"]), (&json!(2), &json!(500), &json!(3)));
         assert_eq!((&json["received_bytes"], &json["sent_frames"]), (&json!(105_000), &json!(1)), "during the round");
+    }
+
+    #[test]
+    fn the_newest_round_tells_when_each_members_votes_came_and_no_other_does() {
+        let mut rounds = rounds();
+        rounds.heard(QUICK, &Message::Novel(novel(QUICK, 7)), 2_000);
+        see(&mut rounds, Effect::Persist(Record::Novel(Box::new(novel(ME, 7)))), 3_000);
+        see(&mut rounds, precommit(7, 0), 4_500);
+        rounds.heard(SLOW, &Message::Precommit(signed(SLOW, Precommit(ballot(7, 0)))), 6_000);
+        see(&mut rounds, closed(7, 0), 5_000);
+        rounds.heard(QUICK, &Message::Result(signed(QUICK, result(7))), 9_000);
+        let votes = |node: NodeKey, [novel, precommit, result]: [Option<f64>; 3]| {
+            json!({
+                "node": node.to_string(), "novel_ms": novel, "prevote_ms": null, "precommit_ms": precommit, "result_ms": result,
+            })
+        };
+        let expected = json!([
+            votes(QUICK, [Some(0.0), None, Some(7.0)]),
+            votes(SLOW, [None, Some(4.0), None]),
+            votes(DEAD, [None; 3]),
+            votes(ME, [Some(1.0), Some(2.5), None]),
+        ]);
+        assert_eq!(rounds.json(5)[0]["votes"], expected);
+        see(&mut rounds, closed(8, 0), 20_000);
+        let shown = rounds.json(5);
+        assert!(shown[0]["votes"].is_null() && shown[1]["votes"].is_array());
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! Settling, as the node sees it: an agent beside the loop that is told how far the chain is, and says what it saw.
+//! Settling, as the node sees it: an agent beside the loop that is told how far the chain is, and says what it saw; and the
+//! bus itself, where this node runs one.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Node, NodeError};
 use crate::{
-    config::{Config, MsbMode, MsbNetwork},
+    config::{self, Config, MsbMode, MsbNetwork},
     consensus::{
         Consensus,
         header::{Genesis, Settlement},
@@ -16,38 +17,104 @@ use crate::{
     crypto::SecretKey,
     ledger::{HEADERS_READ_MAX, Ledger},
     settlement::{
-        Network,
+        Address, Amount, Network,
         agent::{Agent, ReadHeaders, Setup, Tip},
         client::Client,
+        embedded::{Embedded, Options},
         read_key,
         schedule::Pace,
     },
-    types::Seq,
+    types::{NodeKey, Seq},
 };
 
 /// What the agent saw and the loop has not taken yet. At it the agent waits.
 const SAID_MAX: usize = 4;
+/// What each member has on a bus that a node runs in itself, from its beginning: enough for 33 million settlements.
+const OWN_FUNDS: Amount = Amount::tnk(1_000_000);
+/// Folder of that bus, in the contract folder. No contract sees it: the validator's key is there.
+const OWN_FOLDER: &str = "msb";
 
 /// A node that settles.
 pub(super) struct Settling {
     agent: Agent,
     tips: watch::Sender<Tip>,
     pub said: mpsc::Receiver<Option<Settlement>>,
+    own: Option<Embedded>,
 }
 
-/// What is needed for it, found before anything is started. `None`: this node settles nothing.
-pub(super) fn prepare(config: &Config) -> Result<Option<(Client, SecretKey)>, NodeError> {
-    let MsbMode::Http(url) = &config.msb.mode else { return Ok(None) };
-    let wrong = |why: String| NodeError::Msb { file: config.file.clone(), why };
-    let client = Client::new(url, network(config.msb.network))
-        .map_err(|error| wrong(format!("msb.url: {:#}", anyhow::Error::new(error))))?;
+/// What is needed for it, found before anything is started.
+pub(super) struct Prepared {
+    key: SecretKey,
+    way: Way,
+}
+
+enum Way {
+    /// The bus is elsewhere.
+    There(Client),
+    /// This node runs it, and it listens here.
+    Here(SocketAddr),
+}
+
+/// The way to the bus, and who pays.
+pub(super) struct Bus {
+    client: Client,
+    key: SecretKey,
+    own: Option<Embedded>,
+}
+
+fn wrong(config: &Config, why: String) -> NodeError {
+    NodeError::Msb { file: config.file.clone(), why }
+}
+
+/// Looks at what the configuration says. `None`: this node settles nothing.
+pub(super) fn prepare(config: &Config) -> Result<Option<Prepared>, NodeError> {
+    let way = match &config.msb.mode {
+        MsbMode::Off => return Ok(None),
+        MsbMode::Http(url) => Way::There(client(config, url)?),
+        MsbMode::Embedded(listen) => Way::Here(*listen),
+    };
     let key = match &config.msb.key_file {
         None => config.secret.clone(),
         Some(path) => {
-            read_key(path).map_err(|error| wrong(format!("msb.key_file: {:#}", anyhow::Error::new(error))))?
+            read_key(path).map_err(|error| wrong(config, format!("msb.key_file: {:#}", anyhow::Error::new(error))))?
         }
     };
-    Ok(Some((client, key)))
+    Ok(Some(Prepared { key, way }))
+}
+
+fn client(config: &Config, url: &str) -> Result<Client, NodeError> {
+    Client::new(url, network(config.msb.network))
+        .map_err(|error| wrong(config, format!("msb.url: {:#}", anyhow::Error::new(error))))
+}
+
+/// Starts the bus, if this node is to run it: its members, who are `unl`, have money there, and the subnet is deployed.
+pub(super) async fn open(prepared: Prepared, config: &Config, unl: &[NodeKey]) -> Result<Bus, NodeError> {
+    let Prepared { key, way } = prepared;
+    let listen = match way {
+        Way::There(client) => return Ok(Bus { client, key, own: None }),
+        Way::Here(listen) => listen,
+    };
+    let network = network(config.msb.network);
+    let payers = unl.iter().copied().chain([config.key, key.node_key()]);
+    let options = Options {
+        listen,
+        network,
+        bootstrap: config.msb.bus_bootstrap(),
+        fund: payers.map(|payer| (Address::new(network, payer.0), OWN_FUNDS)).collect(),
+        deployed: vec![config.subnet()],
+        ..Options::new(config.dir.join(OWN_FOLDER))
+    };
+    let started = Embedded::start(options).await;
+    let own = started.map_err(|source| NodeError::OwnBus { file: config.file.clone(), source })?;
+    let url = config::own_url(own.address());
+    info!(url, bootstrap = %own.bootstrap(), history = %own.log().display(), "a settlement bus of its own runs in this node");
+    if unl.iter().any(|node| *node != config.key) {
+        warn!(
+            url,
+            "the other members must settle on this node's bus too: msb.mode = \"http\" and its URL in their cfg/hp.cfg"
+        );
+    }
+    Ok(Bus { client: client(config, &url)?, key, own: Some(own) })
 }
 
 /// The bus's network that the configuration names.
@@ -66,7 +133,7 @@ pub(crate) fn pace(config: &Config) -> Pace {
 
 /// Starts the agent.
 pub(super) fn start(
-    (client, key): (Client, SecretKey),
+    Bus { client, key, own }: Bus,
     config: &Config,
     genesis: &Genesis,
     core: &Consensus,
@@ -91,14 +158,25 @@ pub(super) fn start(
         contract_id: genesis.contract_id,
         genesis_time_ms: genesis.time_ms,
         subnet: config.subnet(),
-        bootstrap: config.msb.bootstrap.expect("a file that settles names it"),
+        bootstrap: config.msb.bus_bootstrap().expect("a file that settles names it"),
         pace: pace(config),
         slot: Duration::from_millis(config.msb.settle_slot_ms),
         dir: config.dir.clone(),
         headers,
     };
     info!(bus = setup.client.url(), subnet = %setup.subnet, "ledgers are settled");
-    Settling { agent: Agent::start(setup, heard, say), tips, said }
+    Settling { agent: Agent::start(setup, heard, say), tips, said, own }
+}
+
+impl Settling {
+    /// Ends it; of a bus that runs here what is due is on disk then.
+    pub(super) async fn stop(self) {
+        let Settling { agent, own, .. } = self;
+        drop(agent);
+        if let Some(own) = own {
+            own.stop().await;
+        }
+    }
 }
 
 fn tip(seq: Seq, settlement: Option<&Settlement>, core: &Consensus) -> Tip {

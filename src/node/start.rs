@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
-    http, reads::Reads, report::Report, rounds, settle, silence, twins, wall_ms,
+    http, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -28,9 +28,10 @@ use crate::{
     http::HttpError,
     ledger::{Ledger, LedgerError, Store},
     mesh::{self, Mesh, MeshConfig, MeshError},
+    settlement::embedded::StartError,
     state::{self, Backend, StateError, StateStore},
     tls::Tls,
-    types::{Hash, NodeKey, Seq, Sig},
+    types::{Execute, Hash, NodeKey, Seq, Sig},
     wire::{self, Hello, PROTOCOL},
 };
 
@@ -113,6 +114,14 @@ pub enum NodeError {
         /// Which key, and why.
         why: String,
     },
+    /// The bus that the node is to run in itself.
+    #[error("cannot run the settlement bus of msb.mode = \"embedded\" (msb.listen in {file})")]
+    OwnBus {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: StartError,
+    },
     /// The HTTP side cannot be set up as the configuration says.
     #[error("{file}: {why}")]
     Http {
@@ -175,6 +184,7 @@ impl NodeError {
             | NodeError::HttpPort(HttpError::PortTaken { .. }) => true,
             NodeError::Mesh(error) => error.is_port_taken(),
             NodeError::Ledger(LedgerError::InUse { .. }) => true,
+            NodeError::OwnBus { source, .. } => source.is_taken(),
             _ => false,
         }
     }
@@ -183,6 +193,7 @@ impl NodeError {
     pub fn is_damage(&self) -> bool {
         match self {
             NodeError::Ledger(error) => error.is_damage(),
+            NodeError::OwnBus { source, .. } => source.is_damage(),
             NodeError::Exec(ExecError::WrongState { .. }) | NodeError::DamagedAlone { .. } => true,
             NodeError::State(StateError::Root { .. } | StateError::Intent { .. }) => true,
             _ => false,
@@ -199,6 +210,7 @@ impl NodeError {
                 | NodeError::Guards { .. }
                 | NodeError::RunAs { .. }
                 | NodeError::Msb { .. }
+                | NodeError::OwnBus { source: StartError::Key(_) | StartError::Differs { .. }, .. }
                 | NodeError::Http { .. }
         )
     }
@@ -342,7 +354,18 @@ impl Node {
         let (state_served_tx, state_served) = mpsc::channel(LINE_MAX);
         let records = diverge::Records::load(&config.dir);
         let ledger = Ledger::start(store)?;
-        let settling = bus.map(|bus| settle::start(bus, &config, core.genesis(), &core, &ledger));
+        let settled_seq = core.summary().settlement.map_or(0, |settlement| settlement.seq);
+        let release = gateway
+            .as_ref()
+            .filter(|_| config.msb.execute == Execute::Settled)
+            .map(|gateway| Release::start(ledger.clone(), gateway.raw(), settled_seq));
+        let settling = match bus {
+            None => None,
+            Some(prepared) => {
+                let bus = settle::open(prepared, &config, core.unl()).await?;
+                Some(settle::start(bus, &config, core.genesis(), &core, &ledger))
+            }
+        };
         let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
@@ -360,6 +383,9 @@ impl Node {
             events,
             told_last: Default::default(),
             ledger,
+            settled_seq,
+            delivered_seq: 0,
+            release,
             settling,
             control: Some(control),
             requests,

@@ -1,6 +1,6 @@
 //! What users ask and are told: inputs in, what became of them, outputs and what proves them.
 //!
-//! Users in raw mode get outputs as they are, at once. For users in signed mode frames are made of them with proofs, one
+//! Users in raw mode get outputs as they are, at once, or (`release`) when they are settled. For users in signed mode frames are made of them with proofs, one
 //! ledger after the other; what is not in memory any more, or would take long, is made beside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,18 +12,18 @@ use super::{Node, NodeError};
 use crate::{
     consensus::{
         Event, LocalInput, LocalRef, Refused, SignedRef, SignedState,
-        header::{ExecResult, Input},
+        header::{ExecResult, Header, Input, Settlement},
         merkle::{self, Tree},
-        messages::ResultCert,
+        messages::{Certificate, Closed, ResultCert},
     },
     gateway::{ErrorCode, GatewayEvent, SessionId},
-    ledger::{Ledger, LedgerError, PastOutputs},
+    ledger::{Ledger, LedgerError, PastOutputs, PastSettlement},
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputState, LedgerFrame, Limits, OutputFrame,
-        OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, StatusFrame, Text, Welcome,
+        OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, Settled, StatusFrame, Text, Welcome,
         proof::{Agreement, OutputProof, texts},
     },
-    types::{Hash, Seq, Status, UserKey},
+    types::{Execute, Hash, Seq, Status, UserKey},
     wire,
 };
 
@@ -41,19 +41,39 @@ const DELIVERIES_IN_MEMORY_MAX: usize = 8;
 /// Bytes of outputs of one ledger that are made into frames on the loop; more are made beside it.
 const FRAMES_BYTES_MAX: usize = 64 << 10;
 
-/// A result of which users in signed mode are to be told.
+/// Something that users in signed mode are to be told of, in order.
 #[derive(Debug)]
-pub(super) struct Delivery {
-    agreed: ResultCert,
-    /// `None` when they must be read.
-    outputs: Option<Outputs>,
-    /// Users with input in that ledger.
-    senders: Vec<UserKey>,
+pub(super) enum Delivery {
+    /// A result that is agreed on.
+    Result {
+        agreed: Box<ResultCert>,
+        /// `None` when they must be read.
+        outputs: Option<Outputs>,
+        /// Users with input in that ledger.
+        senders: Vec<UserKey>,
+    },
+    /// What was put out is final: everybody is told this frame. A range more costs each of them a few hundred bytes, whatever it
+    /// holds.
+    Settled(String),
+}
+
+/// What a node knows of what is final when it makes frames.
+#[derive(Debug, Clone, Copy)]
+struct Finality {
+    execute: Execute,
+    settled_seq: Seq,
+}
+
+impl Finality {
+    /// Whether the outputs of this ledger are, as frames say it.
+    fn of(self, seq: Seq) -> Option<bool> {
+        (self.execute == Execute::Settled).then_some(seq <= self.settled_seq)
+    }
 }
 
 /// Outputs of one ledger, ascending by user, with the leaves of their tree.
 #[derive(Debug)]
-struct Outputs {
+pub(super) struct Outputs {
     outputs: Vec<(UserKey, Bytes)>,
     leaves: Vec<Hash>,
 }
@@ -160,6 +180,8 @@ impl Node {
             seq: summary.seq,
             lcl: Text(summary.lcl),
             time: summary.time_ms / 1000,
+            execute: Text(self.config.msb.execute),
+            settled_seq: self.settled_seq,
             limits: Limits {
                 payload_bytes: self.config.pubmaxsize,
                 messages_per_minute: self.config.pubmaxcpm,
@@ -272,7 +294,7 @@ impl Node {
         let answer = |body| Reply::Answer(Answer { id, body }).to_json();
         let Some(gateway) = &self.gateway else { return };
         let (ledger, told) = (self.ledger.clone(), self.told_tx.clone());
-        let tip_agreed = self.last_agreed.clone();
+        let (tip_agreed, finality) = (self.last_agreed.clone(), self.finality());
         let ledgered = match query {
             Query::Lcl => {
                 let summary = self.core.summary();
@@ -300,7 +322,7 @@ impl Node {
                 Query::Lcl => unreachable!("answered above"),
                 Query::Ledger { seq } => ledger_frame(&ledger, seq).await,
                 Query::Input { nonce } => input_state(&ledger, nonce, ledgered.expect("found above"), tip_agreed).await,
-                Query::Outputs { since } => outputs_page(&ledger, user, since, tip_agreed).await,
+                Query::Outputs { since } => outputs_page(&ledger, user, since, tip_agreed, finality).await,
             };
             let frame = body.map(|body| Reply::Answer(Answer { id, body }).to_json()).unwrap_or_else(|error| {
                 warn!(error = &error as &dyn std::error::Error, "cannot answer a user");
@@ -355,6 +377,8 @@ impl Node {
         self.report.agreed(result);
         self.reads.agreed(result);
         self.settled(result);
+        self.delivered_seq = result.of_seq;
+        self.release();
         self.last_agreed = (!agreed.sigs.is_empty()).then(|| agreed.clone());
         // Not there: executed before a restart, and its sessions ended with that process.
         let kept = self.runs.get_mut(&result.of_seq).map(|kept| {
@@ -393,7 +417,7 @@ impl Node {
                 result.of_seq, result.status
             );
             senders.iter().for_each(|user| gateway.tell(user, ErrorCode::ContractFailed, &why));
-        } else if let Some(outputs) = &outputs {
+        } else if let Some(outputs) = outputs.as_ref().filter(|_| self.release.is_none()) {
             for (user, output) in &outputs.outputs {
                 gateway.deliver(user, output.clone());
             }
@@ -402,11 +426,43 @@ impl Node {
             return;
         }
         let outputs = outputs.filter(|_| self.deliveries.len() < DELIVERIES_IN_MEMORY_MAX);
-        self.deliveries.push_back(Delivery { agreed, outputs, senders });
+        self.enqueue_delivery(Delivery::Result { agreed: Box::new(agreed), outputs, senders });
+    }
+
+    fn enqueue_delivery(&mut self, delivery: Delivery) {
+        self.deliveries.push_back(delivery);
         if self.deliveries.len() > DELIVERIES_MAX {
             self.deliveries.pop_front();
         }
         self.deliver_signed();
+    }
+
+    /// A ledger is closed, and in the database: does it record that more is settled?
+    pub(super) fn look_at_settlement(&mut self, header: &Header, qc: &Certificate) {
+        let Some(settlement) = header.settlement.as_ref().filter(|settlement| settlement.seq > self.settled_seq) else {
+            return;
+        };
+        let first = self.settled_seq + 1;
+        self.settled_seq = settlement.seq;
+        self.release();
+        if self.config.msb.execute == Execute::Settled
+            && self.gateway.as_ref().is_some_and(|gateway| gateway.has_any_signed())
+        {
+            let recorded = Closed { header: header.clone(), qc: qc.clone() };
+            let frame = Reply::Settled(settled(first, settlement, &recorded)).to_json();
+            self.enqueue_delivery(Delivery::Settled(frame));
+        }
+    }
+
+    /// Users in raw mode get what is settled, and this node has.
+    fn release(&self) {
+        if let Some(release) = &self.release {
+            release.up_to(self.settled_seq.min(self.delivered_seq));
+        }
+    }
+
+    fn finality(&self) -> Finality {
+        Finality { execute: self.config.msb.execute, settled_seq: self.settled_seq }
     }
 
     /// Tells users in signed mode of results, one after the other.
@@ -414,8 +470,15 @@ impl Node {
         while !self.delivering
             && let Some(delivery) = self.deliveries.pop_front()
         {
-            let Delivery { agreed, outputs, senders } = delivery;
             let Some(gateway) = &self.gateway else { return };
+            let (agreed, outputs, senders) = match delivery {
+                Delivery::Result { agreed, outputs, senders } => (*agreed, outputs, senders),
+                Delivery::Settled(frame) => {
+                    gateway.say_to_all_signed(frame);
+                    continue;
+                }
+            };
+            let is_final = self.finality().of(agreed.result.of_seq);
             let failed = agreed.result.status != Status::Ok;
             let outputs = if failed { Some(Outputs { outputs: Vec::new(), leaves: Vec::new() }) } else { outputs };
             match outputs {
@@ -425,7 +488,7 @@ impl Node {
                 }
                 Some(outputs) if outputs.bytes() <= FRAMES_BYTES_MAX && !agreed.sigs.is_empty() => {
                     let by = Agreement::by_results(&agreed);
-                    let mut frames = outputs.frames(&agreed, &by, |user| gateway.has_signed(user));
+                    let mut frames = outputs.frames(&agreed, &by, is_final, |user| gateway.has_signed(user));
                     frames.extend(executed(&agreed, Some(&by), &senders));
                     self.say_all(frames);
                 }
@@ -434,7 +497,7 @@ impl Node {
                     let (ledger, told) = (self.ledger.clone(), self.told_tx.clone());
                     let wanted = gateway.signed_users();
                     tokio::spawn(async move {
-                        let made = make_frames(&ledger, agreed, outputs, wanted, senders).await;
+                        let made = make_frames(&ledger, agreed, outputs, wanted, senders, is_final).await;
                         let frames = made.unwrap_or_else(|error| {
                             warn!(error = &error as &dyn std::error::Error, "cannot read outputs to be delivered");
                             Vec::new()
@@ -497,7 +560,13 @@ impl Outputs {
     }
 
     /// One frame for each wanted user with an output.
-    fn frames(self, agreed: &ResultCert, by: &Agreement, wanted: impl Fn(&UserKey) -> bool) -> Vec<(UserKey, String)> {
+    fn frames(
+        self,
+        agreed: &ResultCert,
+        by: &Agreement,
+        is_final: Option<bool>,
+        wanted: impl Fn(&UserKey) -> bool,
+    ) -> Vec<(UserKey, String)> {
         let tree = Tree::new(self.leaves);
         if tree.root() != agreed.result.outputs_root {
             // Not what was agreed on: nothing of it could be proven.
@@ -509,7 +578,7 @@ impl Outputs {
             let proof = OutputProof { agreed: by.clone(), path };
             let result = &agreed.result;
             let payload = Base64(output.to_vec());
-            let frame = OutputFrame { seq: result.of_seq, ledger: Text(result.of_hash), payload, proof };
+            let frame = OutputFrame { seq: result.of_seq, ledger: Text(result.of_hash), payload, is_final, proof };
             (user, Reply::Output(frame).to_json())
         };
         wanted.map(frame).collect()
@@ -523,6 +592,7 @@ async fn make_frames(
     outputs: Option<Outputs>,
     wanted: BTreeSet<UserKey>,
     senders: Vec<UserKey>,
+    is_final: Option<bool>,
 ) -> Result<Vec<(UserKey, String)>, LedgerError> {
     let seq = agreed.result.of_seq;
     let by = match agreed.sigs.is_empty() {
@@ -538,7 +608,7 @@ async fn make_frames(
     };
     let make = move || {
         let mut frames = match (&by, outputs) {
-            (Some(by), Some(outputs)) => outputs.frames(&agreed, by, |user| wanted.contains(user)),
+            (Some(by), Some(outputs)) => outputs.frames(&agreed, by, is_final, |user| wanted.contains(user)),
             _ => Vec::new(),
         };
         frames.extend(executed(&agreed, by.as_ref(), &senders));
@@ -569,7 +639,8 @@ async fn input_state(
         None => InputState::Pending,
         Some(closed) => {
             let run = run_end(ledger, seq, tip.as_ref()).await?;
-            InputState::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run }
+            let settled = ledger.settlements(vec![seq]).await?.first().map(|it| Box::new(past_settled(it)));
+            InputState::Accepted { seq, ledger: Text(closed.qc.vote.ledger_hash), run, settled }
         }
     };
     Ok(AnswerBody::Input { nonce, state })
@@ -590,6 +661,7 @@ async fn outputs_page(
     user: UserKey,
     since: Seq,
     tip: Option<ResultCert>,
+    finality: Finality,
 ) -> Result<AnswerBody, LedgerError> {
     let tip_seq = tip.as_ref().map(|tip| tip.result.of_seq);
     let past = ledger.outputs_since(user, since, tip_seq).await?;
@@ -602,10 +674,13 @@ async fn outputs_page(
         Some(tip) if !told(&past) => ledger.senders(tip.result.of_seq).await?.binary_search(&user).is_ok(),
         _ => false,
     };
+    let seqs = past.outputs.iter().map(|output| output.seq).collect();
+    let settlements = ledger.settlements(seqs).await?.iter().map(past_settled).collect();
     let make = move || {
         let last = tip.as_ref().filter(|_| in_tip).map(|tip| failed_by(&tip.result, Agreement::by_results(tip)));
-        let mut page = past_frames(past, since, tip.as_ref());
+        let mut page = past_frames(past, since, tip.as_ref(), finality);
         page.failed.extend(last);
+        page.settlements = settlements;
         page
     };
     Ok(AnswerBody::Outputs(tokio::task::spawn_blocking(make).await.expect("making frames does not panic")))
@@ -616,7 +691,7 @@ fn failed_by(result: &ExecResult, proof: Agreement) -> Executed {
 }
 
 /// Proves what can be proven; names what this node has another output of, or none, as missing.
-fn past_frames(past: PastOutputs, since: Seq, tip: Option<&ResultCert>) -> OutputsPage {
+fn past_frames(past: PastOutputs, since: Seq, tip: Option<&ResultCert>, finality: Finality) -> OutputsPage {
     let PastOutputs { outputs, mut missing, failed, to, more, kept_from } = past;
     let failed = failed.iter().map(|(_, next)| failed_by(&next.header.result, Agreement::by_header(next))).collect();
     let mut frames = Vec::new();
@@ -632,11 +707,29 @@ fn past_frames(past: PastOutputs, since: Seq, tip: Option<&ResultCert>) -> Outpu
                 seq: past.seq,
                 ledger: Text(result.of_hash),
                 payload: Base64(past.output),
+                is_final: finality.of(past.seq),
                 proof: OutputProof { agreed: by, path: path.into() },
             }),
             _ => missing.push(past.seq),
         }
     }
     missing.sort_unstable();
-    OutputsPage { since, to, more, kept_from, missing, failed, outputs: frames }
+    OutputsPage { since, to, more, kept_from, missing, failed, outputs: frames, settlements: Vec::new() }
+}
+
+fn past_settled(past: &PastSettlement) -> Settled {
+    settled(past.first, &past.settlement, &past.recorded)
+}
+
+/// What a settlement is to users: `recorded` is the ledger that recorded it.
+fn settled(first: Seq, settlement: &Settlement, recorded: &Closed) -> Settled {
+    Settled {
+        first,
+        last: settlement.seq,
+        tx: Text(settlement.tx),
+        ch: Text(settlement.ch),
+        confirmed_length: settlement.confirmed_length,
+        recorded_in: recorded.header.seq,
+        proof: Agreement::by_header(recorded),
+    }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use super::proof::{Agreement, OutputProof, SignedBy};
 use crate::{
     consensus::header::ExecResult,
-    types::{Attempt, Hash, NodeKey, Seq, Sig, Status, WallMs},
+    types::{Attempt, Execute, Hash, NodeKey, Seq, Sig, Status, WallMs},
 };
 
 /// Bytes of a request beside the base64 of its payload; far more than the longest one has.
@@ -260,6 +260,8 @@ pub enum Reply {
     Output(OutputFrame),
     /// The result of a ledger with an input of this user is agreed on; its output, if there is any, came before.
     Executed(Executed),
+    /// The chain records that a range of ledgers is settled: what they put out is final.
+    Settled(Settled),
     /// Of a query.
     Answer(Answer),
     /// What came of a question to the contract.
@@ -296,6 +298,10 @@ pub struct Welcome {
     pub lcl: Text<Hash>,
     /// Its agreed time, in seconds since 1970.
     pub time: u64,
+    /// When an output is final.
+    pub execute: Text<Execute>,
+    /// The last ledger that is settled, as the chain records it; 0 where none is.
+    pub settled_seq: Seq,
     /// What is taken.
     pub limits: Limits,
 }
@@ -391,8 +397,30 @@ pub struct OutputFrame {
     pub ledger: Text<Hash>,
     /// What the contract wrote.
     pub payload: Base64,
+    /// Whether its ledger is settled, in a network where outputs are final only then; absent where they are at once.
+    #[serde(default, rename = "final", skip_serializing_if = "Option::is_none")]
+    pub is_final: Option<bool>,
     /// That a quorum agreed on it.
     pub proof: OutputProof,
+}
+
+/// A range of ledgers that is settled, as the chain records it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// Its first ledger: one behind the last that was settled before. By the node's word.
+    pub first: Seq,
+    /// Its last one. It and all before it are settled.
+    pub last: Seq,
+    /// The transaction on the bus.
+    pub tx: Text<Hash>,
+    /// What that says: the hash of the range's record.
+    pub ch: Text<Hash>,
+    /// Its place in the bus's order.
+    pub confirmed_length: u64,
+    /// The ledger that records it.
+    pub recorded_in: Seq,
+    /// That ledger's header, which a quorum closed.
+    pub proof: Agreement,
 }
 
 /// The result of a ledger is agreed on.
@@ -568,6 +596,9 @@ pub enum InputState {
         /// How its run ended; absent until that is agreed on.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<RunEnd>,
+        /// What settled that ledger; absent until the chain records it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        settled: Option<Box<Settled>>,
     },
     /// Held, and not in a ledger yet.
     Pending,
@@ -593,6 +624,9 @@ pub struct OutputsPage {
     pub failed: Vec<Executed>,
     /// The outputs.
     pub outputs: Vec<OutputFrame>,
+    /// What settled their ledgers, as far as the chain records it, ascending.
+    #[serde(default)]
+    pub settlements: Vec<Settled>,
 }
 
 /// A request was not understood or cannot be answered.

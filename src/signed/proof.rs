@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Base64, OutputFrame, RunEnd, Text, Welcome};
+use super::{Base64, OutputFrame, RunEnd, Settled, Text, Welcome};
 use crate::{
     consensus::{
         UNL_MAX,
@@ -267,6 +267,23 @@ impl Trust {
         }
     }
 
+    /// Whether a quorum recorded that the bus confirmed this: everything but `first`, which no header names.
+    pub fn check_settled(&self, settled: &Settled) -> Result<(), ProofError> {
+        let Agreement::Header { header, attempt, sigs } = &settled.proof else {
+            return Err(ProofError::Other("a result"));
+        };
+        let header = self.closed(header, *attempt, sigs)?;
+        if header.seq != settled.recorded_in {
+            return Err(ProofError::Other("another ledger"));
+        }
+        let said = header.settlement.map(|it| (it.seq, it.tx, it.ch, it.confirmed_length));
+        let claimed = (settled.last, settled.tx.0, settled.ch.0, settled.confirmed_length);
+        match said == Some(claimed) && (1..=settled.last).contains(&settled.first) {
+            true => Ok(()),
+            false => Err(ProofError::Other("another settlement")),
+        }
+    }
+
     /// The result of this ledger that a quorum stands behind.
     fn agreed(&self, seq: Seq, ledger: Hash, agreement: &Agreement) -> Result<ExecResult, ProofError> {
         match agreement {
@@ -276,21 +293,27 @@ impl Trust {
                 Ok(result)
             }
             Agreement::Header { header, attempt, sigs } => {
-                let header: Header = wire::decode(&header.0).map_err(|_| ProofError::Malformed("header"))?;
-                if header.chain_id != self.chain_id {
-                    return Err(ProofError::Other("another chain"));
+                let header = self.closed(header, *attempt, sigs)?;
+                match Some(header.seq) == seq.checked_add(1) && header.parent == ledger {
+                    true => Ok(header.result),
+                    false => Err(ProofError::Other("another ledger")),
                 }
-                if header.unl_hash != self.scope().unl_hash {
-                    return Err(ProofError::Other("a ledger of another UNL"));
-                }
-                if Some(header.seq) != seq.checked_add(1) || header.parent != ledger {
-                    return Err(ProofError::Other("another ledger"));
-                }
-                let vote = Vote { seq: header.seq, attempt: *attempt, ledger_hash: header.hash() };
-                self.signed_by_quorum(&Precommit(vote), sigs)?;
-                Ok(header.result)
             }
         }
+    }
+
+    /// A header of this chain that a quorum of this UNL closed.
+    fn closed(&self, header: &Base64, attempt: Attempt, sigs: &SignedBy) -> Result<Header, ProofError> {
+        let header: Header = wire::decode(&header.0).map_err(|_| ProofError::Malformed("header"))?;
+        if header.chain_id != self.chain_id {
+            return Err(ProofError::Other("another chain"));
+        }
+        if header.unl_hash != self.scope().unl_hash {
+            return Err(ProofError::Other("a ledger of another UNL"));
+        }
+        let vote = Vote { seq: header.seq, attempt, ledger_hash: header.hash() };
+        self.signed_by_quorum(&Precommit(vote), sigs)?;
+        Ok(header)
     }
 
     fn scope(&self) -> Scope {
@@ -398,7 +421,52 @@ mod tests {
     fn output(agreed: Agreement) -> OutputFrame {
         let path = merkle::proof(leaves(), 2).unwrap().into();
         let payload = Base64(b"ccc".to_vec());
-        OutputFrame { seq: 4, ledger: Text(LEDGER), payload, proof: OutputProof { agreed, path } }
+        OutputFrame { seq: 4, ledger: Text(LEDGER), payload, is_final: None, proof: OutputProof { agreed, path } }
+    }
+
+    /// A header that records a settlement, and what a node says of it.
+    fn settled(header: &Header, signers: &[SecretKey]) -> Settled {
+        let (tx, ch) = (Text(Hash([0x54; 32])), Text(Hash([0xc4; 32])));
+        Settled { first: 1, last: 3, tx, ch, confirmed_length: 9, recorded_in: 5, proof: by_header(header, signers) }
+    }
+
+    fn recording() -> Header {
+        let settlement = header::Settlement {
+            seq: 3,
+            ch: Hash([0xc4; 32]),
+            tx: Hash([0x54; 32]),
+            confirmed_length: 9,
+            txv: Hash([0x56; 32]),
+        };
+        Header { settlement: Some(settlement), ..next(result()) }
+    }
+
+    #[test]
+    fn a_settlement_is_what_a_quorum_recorded_in_every_field_but_where_it_begins() {
+        let signers = &nodes(5)[..4];
+        let right = settled(&recording(), signers);
+        assert_eq!(trust().check_settled(&right), Ok(()));
+        assert_eq!(trust().check_settled(&Settled { first: 3, ..right.clone() }), Ok(()), "that is the node's word");
+        for lie in [
+            Settled { first: 0, ..right.clone() },
+            Settled { first: 4, ..right.clone() },
+            Settled { last: 2, ..right.clone() },
+            Settled { tx: Text(Hash([1; 32])), ..right.clone() },
+            Settled { ch: Text(Hash([1; 32])), ..right.clone() },
+            Settled { confirmed_length: 8, ..right.clone() },
+            settled(&next(result()), signers),
+        ] {
+            let other = Err(ProofError::Other("another settlement"));
+            assert_eq!(trust().check_settled(&lie), other, "{lie:?}");
+        }
+        let elsewhere = Settled { recorded_in: 6, ..right.clone() };
+        assert_eq!(trust().check_settled(&elsewhere), Err(ProofError::Other("another ledger")));
+        let by_result = Settled { proof: by_results(&result(), signers), ..right };
+        assert_eq!(trust().check_settled(&by_result), Err(ProofError::Other("a result")));
+        let few = settled(&recording(), &nodes(5)[..3]);
+        assert!(matches!(trust().check_settled(&few), Err(ProofError::TooFew { found: 3, .. })));
+        let foreign = settled(&Header { chain_id: Hash([8; 32]), ..recording() }, signers);
+        assert_eq!(trust().check_settled(&foreign), Err(ProofError::Other("another chain")));
     }
 
     fn both() -> [OutputFrame; 2] {
@@ -559,6 +627,8 @@ mod tests {
             seq: 9,
             lcl: Text(LEDGER),
             time: 1,
+            execute: Text(crate::types::Execute::Closed),
+            settled_seq: 0,
             limits: crate::signed::Limits { payload_bytes: 1, messages_per_minute: None, input_window: 2 },
         }
     }

@@ -215,17 +215,18 @@ pub(super) struct Settings {
     msb: Msb,
 }
 
-/// What of it is about settling: a kind of network, two hashes and three numbers.
+/// What of it is about settling: a kind of network, two hashes, three numbers, and when outputs are final.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Msb {
     network: u8,
     identity: [Hash; 2],
     pace: [u64; 3],
+    execute: u8,
 }
 
 impl Value for Settings {
     fn read(from: &mut Reader) -> Read<Settings> {
-        let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3] };
+        let msb = Msb { network: 0, identity: [Hash::ZERO; 2], pace: [0; 3], execute: 0 };
         let mut settings = Settings { limits: [0; 10], network: false, state: [0; 2], built_in: [0; 5], msb };
         for limit in &mut settings.limits {
             *limit = from.get()?;
@@ -244,6 +245,7 @@ impl Value for Settings {
         for number in &mut settings.msb.pace {
             *number = from.get()?;
         }
+        settings.msb.execute = from.kind("`execute`", 2)?;
         Ok(settings)
     }
 }

@@ -18,7 +18,7 @@ use hotpocket::{
         },
     },
     crypto::SecretKey,
-    types::{Challenge, Hash, LimitKind, NodeKey, Sig, Status, UserKey},
+    types::{Challenge, Execute, Hash, LimitKind, NodeKey, Sig, Status, UserKey},
     wire::{self, Edge, Hello, Refused, WireError},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -72,6 +72,7 @@ fn shared() -> SharedConfig {
         settle_every: 1_000,
         settle_max_delay_s: 600,
         settle_slot_s: 4,
+        execute: Execute::Closed,
     }
 }
 

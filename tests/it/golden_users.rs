@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use hotpocket::{
     consensus::{
-        header::{ExecResult, Genesis, Header},
+        header::{ExecResult, Genesis, Header, Settlement},
         merkle,
         messages::{Certificate, Closed, Precommit, ResultCert, Scope, Signable, Vote},
     },
@@ -12,11 +12,11 @@ use hotpocket::{
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputFrame, InputState, LedgerFrame, Limits,
         OutputFrame, OutputsPage, Query, QueryFrame, ReadFate, ReadFrame, ReadReason, ReadResult, Reason, Reply,
-        Request, RunEnd, StatusFrame, Text, Welcome, parse_request,
+        Request, RunEnd, Settled, StatusFrame, Text, Welcome, parse_request,
         proof::{Agreement, OutputProof, Trust, texts},
         sign_input,
     },
-    types::{Hash, NodeKey, Sig, Status},
+    types::{Execute, Hash, NodeKey, Sig, Status},
     wire,
 };
 
@@ -92,7 +92,23 @@ fn output(agreed: Agreement) -> OutputFrame {
     let index = leaves().iter().position(|leaf| *leaf == mine).expect("among them") as u32;
     let path = merkle::proof(leaves(), index).expect("a leaf").into();
     let payload = Base64(b"an output".to_vec());
-    OutputFrame { seq: 4, ledger: Text(Hash([4; 32])), payload, proof: OutputProof { agreed, path } }
+    OutputFrame { seq: 4, ledger: Text(Hash([4; 32])), payload, is_final: None, proof: OutputProof { agreed, path } }
+}
+
+/// The ledger after [`next`], which records that everything up to ledger 4 is settled.
+fn recording() -> Closed {
+    let settlement =
+        Settlement { seq: 4, ch: Hash([0xc4; 32]), tx: Hash([0x54; 32]), confirmed_length: 30, txv: Hash([0x56; 32]) };
+    let header =
+        Header { seq: 6, parent: next().header.hash(), settlement: Some(settlement), ..next_of(result()).header };
+    let vote = Vote { seq: 6, attempt: 0, ledger_hash: header.hash() };
+    Closed { header, qc: Certificate { vote, sigs: signatures(&Precommit(vote)) } }
+}
+
+fn settled() -> Settled {
+    let (tx, ch) = (Text(Hash([0x54; 32])), Text(Hash([0xc4; 32])));
+    let proof = Agreement::by_header(&recording());
+    Settled { first: 2, last: 4, tx, ch, confirmed_length: 30, recorded_in: 6, proof }
 }
 
 fn by_results() -> OutputFrame {
@@ -126,6 +142,8 @@ fn welcome() -> Welcome {
         seq: 5,
         lcl: Text(next().header.hash()),
         time: 1_700_000_005,
+        execute: Text(Execute::Settled),
+        settled_seq: 1,
         limits: Limits { payload_bytes: 1 << 20, messages_per_minute: Some(100), input_window: 65_536 },
     }
 }
@@ -162,7 +180,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         kept_from: 1,
         missing: vec![5],
         failed: vec![failed(Agreement::by_header(&next_of(failing())))],
-        outputs: vec![output(Agreement::by_header(&next()))],
+        outputs: vec![OutputFrame { is_final: Some(true), ..output(Agreement::by_header(&next())) }],
+        settlements: vec![settled()],
     };
     vec![
         ("welcome", Reply::Welcome(Box::new(welcome()))),
@@ -171,6 +190,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("status-rejected", status(None, rejected)),
         ("output-by-results", Reply::Output(by_results())),
         ("output-by-header", Reply::Output(output(Agreement::by_header(&next())))),
+        ("output-not-final", Reply::Output(OutputFrame { is_final: Some(false), ..by_results() })),
+        ("settled", Reply::Settled(settled())),
         ("executed", Reply::Executed(Executed { seq: 4, ledger: hash, run: RunEnd { proof: None, ..went_well() } })),
         ("executed-failed", Reply::Executed(failed(by_signatures(&failing())))),
         ("answer-lcl", answer(None, AnswerBody::Lcl { seq: 4, ledger: hash, time_ms: 1_700_000_000_000 })),
@@ -186,6 +207,22 @@ fn replies() -> Vec<(&'static str, Reply)> {
                         seq: 4,
                         ledger: hash,
                         run: Some(failed(by_signatures(&failing())).run),
+                        settled: None,
+                    },
+                },
+            ),
+        ),
+        (
+            "answer-input-settled",
+            answer(
+                Some(5),
+                AnswerBody::Input {
+                    nonce: 7,
+                    state: InputState::Accepted {
+                        seq: 4,
+                        ledger: hash,
+                        run: Some(went_well()),
+                        settled: Some(Box::new(settled())),
                     },
                 },
             ),
@@ -239,6 +276,7 @@ fn the_examples_prove_what_they_say() {
             assert_eq!(trust.check_output(&user().user_key(), &output), Ok(()), "{name}");
         }
     }
+    assert_eq!(trust.check_settled(&settled()), Ok(()));
     for proof in [by_signatures(&failing()), Agreement::by_header(&next_of(failing()))] {
         let Executed { seq, ledger, run } = failed(proof);
         assert_eq!(trust.check_run(seq, ledger.0, &run), Ok(true));

@@ -52,15 +52,18 @@ test("an input that is refused rejects with the reason, and another session's wo
   client.close();
 });
 
-test("a word that the client does not know is passed on, and so is that something is settled", async () => {
+test("a word that the client does not know is passed on, and a settlement only when it is proven", async () => {
   let socket;
   const client = await connect("a", key, { WebSocket: network({ a: node((_, from) => (socket = from)) }) });
-  const [unknown, settled] = [heard(client, "frame"), heard(client, "settled")];
+  client.addEventListener("settled", () => assert.fail("nobody signed for it"));
+  const [unknown, notice] = [heard(client, "frame"), heard(client, "notice")];
   client.query("lcl").catch(() => {});
   socket.say({ type: "weather", is: "fine" });
-  socket.say({ type: "settled", seq: 4, more: {} });
+  const { ledger } = await golden("answer-ledger");
+  socket.say({ type: "settled", first: 1, last: 4, tx: ID, ch: ID, confirmed_length: 1, recorded_in: 5, proof: { by: "header", ...ledger } });
   assert.deepEqual(await unknown, { type: "weather", is: "fine" });
-  assert.equal((await settled).seq, 4);
+  assert.match((await notice).message, /records no settlement/);
+  assert.deepEqual(client.nodes, []);
   client.close();
 });
 
@@ -148,7 +151,7 @@ test("an output that comes in several ways, also while older ones are fetched, i
   const output = await golden("output-by-results"), again = await golden("output-by-header"), asked = [], told = [];
   const page = (frame, more) => ({ ...frame, type: "answer", more: false, kept_from: 1, missing: [], failed: [], outputs: [], ...more });
   const WebSocket = network({ a: node((frame, socket) => {
-    if (frame.type === "input") return socket.say({ type: "settled" });
+    if (frame.type === "input") return socket.say({ type: "marker" });
     asked.push(frame.since);
     if (asked.length === 1) {
       socket.say(output);
@@ -161,9 +164,9 @@ test("an output that comes in several ways, also while older ones are fetched, i
   const client = await connect("a", key, { WebSocket, since: 3 });
   client.addEventListener("output", ({ detail }) => told.push([detail.seq, detail.text]));
   await heard(client, "output");
-  const settled = heard(client, "settled");
+  const marker = heard(client, "frame");
   client.submit("x");
-  await settled;
+  await marker;
   assert.deepEqual(told, [[4, "an output"]]);
   assert.deepEqual(asked.slice(0, 2), [3, 3]);
   client.close();

@@ -1,6 +1,6 @@
 // A real network for tests: `hp dev` around test/contract.py. It ends with this process, however that ends.
 
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { copyFile, mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 const START_MS = 60_000;
 const HP = process.env.HP ?? fileURLToPath(new URL("../../../target/debug/hp", import.meta.url));
 
-/** `{urls, stop}` of `count` nodes. */
+/** `{urls, pages, stop}` of `count` nodes: where users connect, and where their pages are, if they have any. */
 export async function start(count) {
   const folder = await mkdtemp(join(tmpdir(), "hotpocket-js-"));
   await mkdir(join(folder, "bin"));
@@ -20,16 +20,16 @@ export async function start(count) {
   const stop = async () => {
     dev.kill("SIGINT");
     await ended;
-    await rm(folder, { recursive: true });
+    await rm(folder, { recursive: true, force: true });
   };
   const said = [];
-  const urls = new Promise((resolve, reject) => {
-    const found = new Set();
+  const nodes = new Promise((resolve, reject) => {
+    const found = new Map();
     for (const stream of [dev.stderr, dev.stdout]) {
       createInterface(stream).on("line", (line) => {
         said.push(line);
-        const url = line.match(/^ *node \d+ +(wss?:\/\/\S+)/)?.[1];
-        if (url && found.add(url).size === count) resolve([...found]);
+        const [, url, place] = line.match(/^ *node \d+ +(wss?:\/\/\S+).* (\/\S+)/) ?? [];
+        if (url && found.set(url, place).size === count) resolve(found);
       });
     }
     const timer = setTimeout(() => reject(new Error(`no network in ${START_MS} ms:\n${said.join("\n")}`)), START_MS);
@@ -37,9 +37,14 @@ export async function start(count) {
     timer.unref();
   });
   try {
-    return { urls: await urls, stop };
+    const found = await nodes;
+    return { urls: [...found.keys()], pages: await Promise.all([...found.values()].map(page)), stop };
   } catch (error) {
     await stop();
     throw error;
   }
 }
+
+const page = (place) => new Promise((resolve, reject) => {
+  execFile(HP, ["status", place, "--json"], (error, stdout) => (error ? reject(error) : resolve(JSON.parse(stdout).http_url)));
+});

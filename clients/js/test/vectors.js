@@ -1,7 +1,7 @@
 // The golden frames of tests/golden/signed, checked as they are and with one thing wrong at a time. Knows neither Node.js
 // nor a browser, so that it runs in both: `read(name)` gives a golden file's object.
 
-import { HotPocketError, checkLedger, checkOutput, checkRun, generateKey, importKey, readWelcome } from "../hotpocket.js";
+import { HotPocketError, checkLedger, checkOutput, checkRun, checkSettled, generateKey, importKey, readWelcome } from "../hotpocket.js";
 import { base64, hex, number, tagged, unbase64, unhex, vec } from "../proof.js";
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
@@ -96,6 +96,16 @@ export function tests(read) {
       await refused(() => checkLedger(trusted, { ...ledger, sigs: ledger.sigs.slice(1) }), "a quorum is 3");
       await refused(() => checkLedger(trusted, { ...ledger, attempt: 0 }), "signature");
       await refused(() => checkLedger(trusted, { ...ledger, header: flip(ledger.header, 182) }), "hash");
+    }],
+    ["a settlement is proven, and no lie about it", async () => {
+      const [trusted, settled] = [await network(), await read("settled")];
+      equal(await checkSettled(trusted, settled), true, "proven");
+      for (const lie of [{ last: 5 }, { tx: "00".repeat(32) }, { ch: "00".repeat(32) }, { confirmed_length: 31 }, { recorded_in: 7 }]) {
+        await refused(() => checkSettled(trusted, { ...settled, ...lie }), "another settlement");
+      }
+      await refused(() => checkSettled(trusted, { ...settled, proof: { ...settled.proof, sigs: settled.proof.sigs.slice(1) } }), "a quorum is 3");
+      const { ledger } = await read("answer-ledger");
+      await refused(() => checkSettled(trusted, { ...settled, proof: ledger }), "records no settlement");
     }],
     ["a welcome must fit its chain's genesis and what the user knows", async () => {
       const welcome = await read("welcome"), { chain, unl } = welcome;

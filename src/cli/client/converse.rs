@@ -154,7 +154,11 @@ impl Purpose for Once {
                 screen.show(&show, latency)?;
                 return Ok(Some(if matches!(show, Show::Answer { .. }) { OK } else { FAILED }));
             }
-            Show::Lcl { .. } | Show::Note(_) => screen.show(&show, latency)?,
+            Show::NotFinal { .. } if !screen.is_json() => screen.note(&show.to_string())?,
+            Show::Settled { .. } if !screen.is_json() => {}
+            Show::Lcl { .. } | Show::Note(_) | Show::NotFinal { .. } | Show::Settled { .. } => {
+                screen.show(&show, latency)?
+            }
         }
         let Some(accepted) = self.accepted else { return Ok(None) };
         // Older ones answer earlier inputs with this key.
@@ -266,7 +270,11 @@ impl Clock {
             Show::Rejected { nonce, .. } => self.inputs.remove(nonce)?,
             Show::Output { seq, .. } => self.ledgers.remove(seq)?,
             Show::Answer { .. } | Show::Lcl { .. } => self.question.take()?,
-            Show::Failed { .. } | Show::NoAnswer { .. } | Show::Note(_) => return None,
+            Show::Failed { .. }
+            | Show::NoAnswer { .. }
+            | Show::Note(_)
+            | Show::NotFinal { .. }
+            | Show::Settled { .. } => return None,
         };
         Some(sent.elapsed())
     }

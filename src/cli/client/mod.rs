@@ -68,7 +68,7 @@ Each line is one input and is sent with the newline at its end, because a contra
 `/help` lists them, `//TEXT` sends /TEXT. On a terminal, outputs are marked with `< `; elsewhere they are written as they are.
 
 --json writes one object a line for all that happens, with an `event`: connected, accepted (nonce, seq, latency_ms), output \
-(seq, text or hex), rejected (nonce, reason, message, advice), failed (seq, status), answer, no_answer, lcl, note, \
+(seq, text or hex), rejected (nonce, reason, message, advice), failed (seq, status), answer, no_answer, not_final, settled, lcl, note, \
 disconnected, error.
 
 Every input is signed with your key and taken at most once, whichever nodes it is sent to. An output is shown when a

@@ -74,7 +74,9 @@ impl Screen {
             }
             Show::Answer { payload, .. } => print_output(&mut self.out, &frame(payload)),
             Show::Accepted { .. } if is_terminal => self.say(Tone::Good, &format!("  {show}{took}")),
-            Show::Accepted { .. } => Ok(()),
+            Show::NotFinal { .. } if is_terminal => self.say(Tone::Odd, &format!("  {show}")),
+            Show::Settled { .. } if is_terminal => self.say(Tone::Good, &format!("  {show}")),
+            Show::Accepted { .. } | Show::NotFinal { .. } | Show::Settled { .. } => Ok(()),
             Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer { .. } => {
                 let advice = advice(show).map(|advice| format!("; {advice}")).unwrap_or_default();
                 self.say(Tone::Bad, &format!("error: {show}{advice}"))
@@ -240,6 +242,10 @@ fn event(show: &Show, latency: Option<Duration>) -> Value {
         }
         Show::Lcl { seq, ledger, time_ms } => {
             json!({ "event": "lcl", "seq": seq, "ledger": ledger.to_string(), "time_ms": time_ms })
+        }
+        Show::NotFinal { seq } => json!({ "event": "not_final", "seq": seq }),
+        Show::Settled { first, last, tx } => {
+            json!({ "event": "settled", "first": first, "last": last, "tx": tx.to_string() })
         }
         Show::Note(message) => json!({ "event": "note", "message": message }),
     };

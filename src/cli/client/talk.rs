@@ -10,7 +10,7 @@ use crate::{
     crypto::SecretKey,
     signed::{
         AnswerBody, Base64, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, ReadFate,
-        ReadFrame, ReadReason, ReadResult, Reason, Reply, Request, StatusFrame, Welcome,
+        ReadFrame, ReadReason, ReadResult, Reason, Reply, Request, Settled, StatusFrame, Welcome,
         proof::{ProofError, Trust},
         sign_input,
     },
@@ -24,12 +24,18 @@ const PENDING_BYTES_MAX: usize = 16 << 20;
 /// Outputs that came while older ones were asked for. Past it they are forgotten, and asked for in turn.
 const HELD_MAX: usize = 256;
 
+/// Ledgers that are remembered as not final. Past it nothing is said of the oldest when it is.
+const NOT_FINAL_MAX: usize = 4_096;
 /// Failed runs that are remembered as shown. Past it an old one may be shown again.
 const FAILED_MAX: usize = 256;
 
 /// What is to be shown to a person, or told to a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Show {
+    /// The output that comes next is not final: its ledger is not settled.
+    NotFinal { seq: Seq },
+    /// What was shown of these ledgers, and was not final, is.
+    Settled { first: Seq, last: Seq, tx: Hash },
     /// A proven output.
     Output { seq: Seq, payload: Vec<u8> },
     /// An input is in this ledger.
@@ -62,6 +68,13 @@ pub(super) enum Untrusted {
     #[error("the node says with a wrong proof that the contract failed in ledger {seq}, which is not believed")]
     Run {
         seq: Seq,
+        #[source]
+        source: ProofError,
+    },
+    /// That ledgers are settled, with a wrong proof.
+    #[error("the node says with a wrong proof that ledgers up to {last} are settled, which is not believed")]
+    Settled {
+        last: Seq,
         #[source]
         source: ProofError,
     },
@@ -103,6 +116,8 @@ pub(super) struct Talk {
     failed: BTreeSet<Seq>,
     /// Held ones were forgotten.
     forgot: bool,
+    /// Ledgers with outputs that were shown and are not final.
+    not_final: BTreeSet<Seq>,
 }
 
 impl Talk {
@@ -126,6 +141,7 @@ impl Talk {
             held: BTreeMap::new(),
             failed: BTreeSet::new(),
             forgot: false,
+            not_final: BTreeSet::new(),
         }
     }
 
@@ -256,6 +272,7 @@ impl Talk {
                     self.cover(seq);
                 }
             }
+            Reply::Settled(settled) => shows.extend(self.settled(&settled)?),
             Reply::Answer(answer) => match answer.body {
                 AnswerBody::Outputs(page) => self.page(page, &mut shows, &mut frames)?,
                 AnswerBody::Lcl { seq, ledger, time_ms } => {
@@ -343,6 +360,18 @@ impl Talk {
         Ok(self.failed.insert(seq).then_some(Show::Failed { seq, status: run.status, proven }))
     }
 
+    /// What to show of a settlement: that what was shown is final now, if something was not.
+    fn settled(&mut self, settled: &Settled) -> Result<Option<Show>, Untrusted> {
+        let Settled { first, last, tx, .. } = *settled;
+        if self.not_final.first().is_none_or(|seq| *seq > last) {
+            return Ok(None);
+        }
+        let trust = self.trust.as_ref().expect("a network said welcome");
+        trust.check_settled(settled).map_err(|source| Untrusted::Settled { last, source })?;
+        self.not_final.retain(|seq| *seq > last);
+        Ok(Some(Show::Settled { first, last, tx: tx.0 }))
+    }
+
     fn page(&mut self, page: OutputsPage, shows: &mut Vec<Show>, frames: &mut Vec<String>) -> Result<(), Untrusted> {
         let since = self.covered.unwrap_or(0);
         for output in page.outputs {
@@ -361,6 +390,9 @@ impl Talk {
             shows.push(Show::Note(format!("this node lacks the outputs of ledgers {}", missing.join(", "))));
         }
         self.release(page.to, shows);
+        for settled in &page.settlements {
+            shows.extend(self.settled(settled)?);
+        }
         self.cover(page.to);
         if page.more && page.to > since {
             frames.push(outputs_since(page.to));
@@ -391,8 +423,15 @@ impl Talk {
     /// Shows what is held of the ledgers up to `to`, unless it was shown.
     fn release(&mut self, to: Seq, shows: &mut Vec<Show>) {
         while let Some(first) = self.held.first_entry().filter(|first| *first.key() <= to) {
-            let OutputFrame { seq, payload, .. } = first.remove();
+            let OutputFrame { seq, payload, is_final, .. } = first.remove();
             if self.covered.is_none_or(|covered| covered < seq) {
+                if is_final == Some(false) {
+                    self.not_final.insert(seq);
+                    if self.not_final.len() > NOT_FINAL_MAX {
+                        self.not_final.pop_first();
+                    }
+                    shows.push(Show::NotFinal { seq });
+                }
                 shows.push(Show::Output { seq, payload: payload.0 });
                 self.cover(seq);
             }
@@ -413,6 +452,10 @@ fn outputs_since(since: Seq) -> String {
 impl std::fmt::Display for Show {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Show::NotFinal { seq } => write!(f, "not final yet: ledger {seq} is not settled"),
+            Show::Settled { first, last, tx } => {
+                write!(f, "final: ledgers {first} to {last} are settled, in transaction {tx}")
+            }
             Show::Output { seq, payload } => write!(f, "{} bytes of ledger {seq}", payload.len()),
             Show::Accepted { seq, .. } => write!(f, "accepted in ledger {seq}"),
             Show::Rejected { nonce, reason, message } => {
@@ -448,9 +491,9 @@ mod tests {
     use super::*;
     use crate::{
         consensus::{
-            header::{ExecResult, Genesis, VERSION},
+            header::{ExecResult, Genesis, Header, Settlement, VERSION},
             merkle,
-            messages::{ResultCert, Scope, Signable},
+            messages::{Certificate, Closed, Precommit, ResultCert, Scope, Signable, Vote},
         },
         signed::{
             Answer, Limits, RunEnd, Text,
@@ -489,6 +532,8 @@ mod tests {
             seq,
             lcl: Text(Hash::ZERO),
             time: 0,
+            execute: Text(crate::types::Execute::Settled),
+            settled_seq: 0,
             limits: Limits { payload_bytes: 100, messages_per_minute: None, input_window: 1_000 },
         }
     }
@@ -510,7 +555,63 @@ mod tests {
         };
         let agreed = agreed(result);
         let path = merkle::proof(vec![leaf], 0).unwrap().into();
-        OutputFrame { seq, ledger: Text(ledger), payload: Base64(text.into()), proof: OutputProof { agreed, path } }
+        let proof = OutputProof { agreed, path };
+        OutputFrame { seq, ledger: Text(ledger), payload: Base64(text.into()), is_final: None, proof }
+    }
+
+    /// That the ledgers up to `last` are settled, as ledger `last` + 2 records it.
+    fn settled(first: Seq, last: Seq) -> Settled {
+        let scope = Scope { chain_id: trust().chain_id(), unl_hash: crate::consensus::header::unl_hash(trust().unl()) };
+        let settlement =
+            Settlement { seq: last, ch: Hash([3; 32]), tx: Hash([4; 32]), confirmed_length: 5, txv: Hash([6; 32]) };
+        let result = ExecResult {
+            of_seq: last + 1,
+            of_hash: Hash::ZERO,
+            state_root: Hash::ZERO,
+            outputs_root: Hash::ZERO,
+            status: Status::Ok,
+            unl_req: None,
+        };
+        let header = Header {
+            ver: VERSION,
+            chain_id: trust().chain_id(),
+            seq: last + 2,
+            parent: Hash::ZERO,
+            time_ms: 0,
+            unl_hash: scope.unl_hash,
+            next_unl_hash: scope.unl_hash,
+            users_root: Hash::ZERO,
+            n_users: 0,
+            inputs_root: Hash::ZERO,
+            n_inputs: 0,
+            inputs_bytes: 0,
+            result,
+            settlement: Some(settlement),
+        };
+        let vote = Vote { seq: last + 2, attempt: 0, ledger_hash: header.hash() };
+        let sigs = vec![(node().node_key(), node().sign(&Precommit(vote).digest(&scope).0))];
+        let proof = Agreement::by_header(&Closed { header, qc: Certificate { vote, sigs } });
+        let (tx, ch) = (Text(Hash([4; 32])), Text(Hash([3; 32])));
+        Settled { first, last, tx, ch, confirmed_length: 5, recorded_in: last + 2, proof }
+    }
+
+    #[test]
+    fn what_is_not_final_is_marked_and_said_to_be_once_it_is_with_proof() {
+        let mut talk = begun();
+        let early = |seq, text| OutputFrame { is_final: Some(false), ..output(seq, text) };
+        let told = shows(&mut talk, Reply::Output(early(11, "a")));
+        let mark = Show::NotFinal { seq: 11 };
+        assert_eq!(told, [mark, Show::Output { seq: 11, payload: b"a".to_vec() }]);
+        let last = OutputFrame { is_final: Some(true), ..output(12, "b") };
+        assert_eq!(shows(&mut talk, Reply::Output(last)), [Show::Output { seq: 12, payload: b"b".to_vec() }]);
+        // Of what came before nobody need be told.
+        assert_eq!(shows(&mut talk, Reply::Settled(settled(1, 10))), []);
+        let mut forged = settled(11, 13);
+        forged.tx = Text(Hash([9; 32]));
+        assert!(matches!(talk.reply(Reply::Settled(forged)), Err(Untrusted::Settled { last: 13, .. })));
+        let is_final = Show::Settled { first: 11, last: 13, tx: Hash([4; 32]) };
+        assert_eq!(shows(&mut talk, Reply::Settled(settled(11, 13))), [is_final]);
+        assert_eq!(shows(&mut talk, Reply::Settled(settled(11, 13))), [], "once");
     }
 
     fn failed(seq: Seq) -> Executed {
@@ -553,7 +654,16 @@ mod tests {
     }
 
     fn page(since: Seq, to: Seq, more: bool, outputs: Vec<OutputFrame>) -> Reply {
-        let page = OutputsPage { since, to, more, kept_from: 1, missing: vec![], failed: vec![], outputs };
+        let page = OutputsPage {
+            since,
+            to,
+            more,
+            kept_from: 1,
+            missing: vec![],
+            failed: vec![],
+            outputs,
+            settlements: vec![],
+        };
         Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
     }
 
@@ -595,8 +705,9 @@ mod tests {
         let reply = status(&talk, nonce, Fate::Accepted { seq, ledger, run: Some(run) });
         assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11, nonce }, shown_failed(11)]);
         let with = |failed: Vec<Executed>| {
+            let (outputs, missing, settlements) = (vec![], vec![], vec![]);
             let page =
-                OutputsPage { since: 10, to: 12, more: false, kept_from: 1, missing: vec![], failed, outputs: vec![] };
+                OutputsPage { since: 10, to: 12, more: false, kept_from: 1, missing, failed, outputs, settlements };
             Reply::Answer(Answer { id: None, body: AnswerBody::Outputs(page) })
         };
         assert_eq!(shows(&mut talk, with(vec![failed(11), failed(12)])), [shown_failed(12)]);

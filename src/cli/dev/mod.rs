@@ -265,7 +265,7 @@ impl Dev {
             if settles {
                 settle(&mut document, *bus_at, bootstrap, contract_id);
             } else {
-                document.set("msb.mode", &quoted("off"));
+                document.set("msb.mode", &quoted("off")).set("msb.execute", &quoted("closed"));
             }
             if let Some(roundtime) = self.roundtime {
                 document.set("roundtime", &roundtime.to_string());

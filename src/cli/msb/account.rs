@@ -32,7 +32,7 @@ pub(super) struct Address {
 
 impl Address {
     pub(super) fn run(self) -> Outcome {
-        answer(&format!("{}\n", self.wallet.address()?))
+        answer(&format!("{}\n", self.wallet.load()?.address()))
     }
 }
 
@@ -47,17 +47,17 @@ struct Whose {
 }
 
 impl Whose {
-    fn address(&self) -> Result<settlement::Address, Failure> {
+    /// The address, and where the folder's node settles, if it is of a folder.
+    fn load(&self) -> Result<(settlement::Address, Option<String>), Failure> {
         match &self.address {
-            None => self.wallet.address(),
-            Some(text) => settlement::Address::parse(text, self.wallet.network_alone()).map_err(|error| {
-                Failure::new(crate::cli::Exit::Usage, anyhow::Error::new(error).context("--address is none"))
-            }),
+            None => self.wallet.load().map(|payer| (payer.address(), payer.url)),
+            Some(text) => {
+                let address = settlement::Address::parse(text, self.wallet.network_alone()).map_err(|error| {
+                    Failure::new(crate::cli::Exit::Usage, anyhow::Error::new(error).context("--address is none"))
+                })?;
+                Ok((address, None))
+            }
         }
-    }
-
-    fn url(&self) -> Result<Option<String>, Failure> {
-        if self.address.is_some() { Ok(None) } else { self.wallet.url() }
     }
 }
 
@@ -84,8 +84,8 @@ pub(super) struct Balance {
 
 impl Balance {
     pub(super) fn run(self) -> Outcome {
-        let address = self.whose.address()?;
-        let client = self.bus.client(address.network(), self.whose.url()?)?;
+        let (address, url) = self.whose.load()?;
+        let client = self.bus.client(address.network(), url)?;
         let (balance, fee) = block_on(balance_and_fee(&client, &address))??;
         if self.json {
             let (balance, fee) = (balance.0.to_string(), fee.0.to_string());
@@ -136,8 +136,8 @@ pub(super) struct Fund {
 
 impl Fund {
     pub(super) fn run(self) -> Outcome {
-        let address = self.whose.address()?;
-        let client = self.bus.client(address.network(), self.whose.url()?)?;
+        let (address, url) = self.whose.load()?;
+        let client = self.bus.client(address.network(), url)?;
         let (balance, fee) = block_on(self.give(&client, &address))??;
         answer(&format!("{address}\n  {}\n", worth(balance, fee)))
     }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::{Instant, sleep};
 
-use super::{Bus, block_on, failure, wallet::Wallet};
+use super::{
+    Bus, block_on, failure,
+    wallet::{Payer, Wallet},
+};
 use crate::{
     cli::{Exit, Failure, Outcome, answer},
     crypto::SecretKey,
@@ -47,11 +50,10 @@ pub(super) struct Deploy {
 
 impl Deploy {
     pub(super) fn run(self) -> Outcome {
-        let (key, network) = self.wallet.key()?;
-        let client = self.bus.client(network, self.wallet.url()?)?;
-        // What the node's settlements will name.
-        let of_node = self.wallet.config()?.map(|config| config.msb.subnet.unwrap_or(config.contract.id));
-        let bs = self.bootstrap.or(of_node).unwrap_or_else(random);
+        let Payer { key, network, subnet, url } = self.wallet.load()?;
+        let client = self.bus.client(network, url)?;
+        // Of a folder, what its node's settlements will name.
+        let bs = self.bootstrap.or(subnet).unwrap_or_else(random);
         block_on(self.deploy(&client, &key, bs))??;
         answer(&format!("{bs}\n"))
     }

@@ -83,7 +83,7 @@ impl Bus {
     /// `configured` is where the folder's node settles, if there is a folder and its node does.
     fn client(&self, network: Network, configured: Option<String>) -> Result<Client, Failure> {
         // The URL itself may hold a password.
-        let from = if self.url.is_some() { "--url" } else { "[msb] url of the folder's cfg/hp.cfg" };
+        let from = if self.url.is_some() { "--url" } else { "[msb] of the folder's cfg/hp.cfg" };
         let Some(url) = self.url.clone().or(configured) else {
             let what =
                 anyhow::anyhow!("which bus? Name it with --url, or in a folder's cfg/hp.cfg ([msb] mode and url)");

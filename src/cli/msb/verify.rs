@@ -5,10 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::chain::Chain;
+use super::{chain::Chain, wallet};
 use crate::{
     cli::{Exit, Failure, Outcome, answer},
-    config::{Config, MsbMode},
+    config::{Config, bus_bootstrap},
     node::settle::network,
     settlement::{
         client::{Client, ClientError},
@@ -112,9 +112,12 @@ impl Verify {
         }
         let url = match &self.url {
             Some(url) => url.clone(),
-            None => match Config::load_of_another(&Config::path(&self.dir)).map(|config| config.msb.mode) {
-                Ok(MsbMode::Http(url)) => url,
-                _ => {
+            None => match Config::load_of_another(&Config::path(&self.dir))
+                .ok()
+                .and_then(|config| wallet::url(&config.msb.mode, &self.dir))
+            {
+                Some(url) => url,
+                None => {
                     let what = anyhow::anyhow!("{} names no bus: give --url, or --offline", self.dir.display());
                     return Err(Failure::new(Exit::Usage, what));
                 }
@@ -136,7 +139,8 @@ impl Verify {
             return Err(wrong(format!("{} is no transaction of type 12", settlement.tx)));
         };
         let contract = chain.genesis.contract_id;
-        let mbs = self.bootstrap.or(chain.settings.msb_bootstrap.0).unwrap_or(tx.mbs);
+        let agreed = bus_bootstrap(chain.settings.msb_network, chain.settings.msb_bootstrap.0);
+        let mbs = self.bootstrap.or(agreed).unwrap_or(tx.mbs);
         let bs = chain.settings.msb_subnet.0.unwrap_or(contract);
         let expected = Tx { txv: tx.txv, iw: contract, ch: settlement.ch, bs, mbs, nonce: nonce(&settlement.ch) };
         if *tx != expected {

@@ -1,16 +1,17 @@
 //! Whose key: a node's, one in a file, or that of a wallet's words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 
-use super::super::{Exit, Failure};
+use super::super::{Exit, Failure, status::ask};
 use crate::{
     config::{Config, MsbMode},
     crypto::SecretKey,
-    node::settle::network,
+    node::{control::Request, settle::network},
     settlement::{self, Network, read_key, read_words},
+    types::Hash,
 };
 
 /// Whose money.
@@ -30,46 +31,62 @@ pub(super) struct Wallet {
     network: Option<Network>,
 }
 
+/// What of a wallet, and of the folder it may be of, a command needs. Read once.
+pub(super) struct Payer {
+    /// The key that pays.
+    pub(super) key: SecretKey,
+    /// The bus's network.
+    pub(super) network: Network,
+    /// The subnet of the folder's contract, if it is a folder.
+    pub(super) subnet: Option<Hash>,
+    /// Where the folder's node settles, if it is a folder and it does.
+    pub(super) url: Option<String>,
+}
+
+impl Payer {
+    pub(super) fn address(&self) -> settlement::Address {
+        settlement::Address::new(self.network, self.key.node_key().0)
+    }
+}
+
 impl Wallet {
-    /// The folder's configuration, if it is a folder.
-    pub(super) fn config(&self) -> Result<Option<Config>, Failure> {
-        match (&self.key_file, &self.mnemonic_file) {
-            (None, None) => Ok(Some(Config::load(&self.dir)?)),
-            _ => Ok(None),
-        }
-    }
-
-    /// The bus on which the folder's node settles, if it is a folder, and the node settles.
-    pub(super) fn url(&self) -> Result<Option<String>, Failure> {
-        Ok(self.config()?.and_then(|config| match config.msb.mode {
-            MsbMode::Http(url) => Some(url),
-            _ => None,
-        }))
-    }
-
     /// For an address that is given as it is, no folder is looked at.
     pub(super) fn network_alone(&self) -> Network {
         self.network.unwrap_or_default()
     }
 
-    /// The key that pays, and its network.
-    pub(super) fn key(&self) -> Result<(SecretKey, Network), Failure> {
-        let config = self.config()?;
-        let configured = config.as_ref().map(|config| network(config.msb.network));
-        let network = self.network.or(configured).unwrap_or_default();
-        let in_config = config.as_ref().and_then(|config| config.msb.key_file.clone());
-        let read = match (&self.key_file, &self.mnemonic_file, in_config, config) {
-            (Some(file), ..) => read_key(file),
-            (None, Some(file), ..) => read_words(file, network),
-            (None, None, Some(file), _) => read_key(&file),
-            (None, None, None, config) => return Ok((config.expect("there is a folder then").secret, network)),
+    /// Reads configuration and key.
+    pub(super) fn load(&self) -> Result<Payer, Failure> {
+        let wrong = |error| Failure::new(Exit::Config, error);
+        let file = match (&self.key_file, &self.mnemonic_file) {
+            (None, None) => return self.of_folder(),
+            (Some(file), _) => read_key(file),
+            (None, Some(file)) => read_words(file, self.network_alone()),
         };
-        let key = read.context("cannot use the wallet").map_err(|error| Failure::new(Exit::Config, error))?;
-        Ok((key, network))
+        let key = file.context("cannot use the wallet").map_err(wrong)?;
+        Ok(Payer { key, network: self.network_alone(), subnet: None, url: None })
     }
 
-    pub(super) fn address(&self) -> Result<settlement::Address, Failure> {
-        let (key, network) = self.key()?;
-        Ok(settlement::Address::new(network, key.node_key().0))
+    fn of_folder(&self) -> Result<Payer, Failure> {
+        let config = Config::load(&self.dir)?;
+        let network = self.network.unwrap_or(network(config.msb.network));
+        let (subnet, url) = (Some(config.subnet()), url(&config.msb.mode, &self.dir));
+        let key = match &config.msb.key_file {
+            None => config.secret,
+            Some(file) => {
+                read_key(file).context("cannot use the wallet").map_err(|error| Failure::new(Exit::Config, error))?
+            }
+        };
+        Ok(Payer { key, network, subnet, url })
+    }
+}
+
+/// Where the bus is that a folder's configuration names. A bus in the node on a port by chance only the node knows: there is
+/// none while it does not run.
+pub(super) fn url(mode: &MsbMode, dir: &Path) -> Option<String> {
+    let of_node = || ask(dir, &Request::Status).ok()?["settlement"]["url"].as_str().map(str::to_owned);
+    match mode {
+        MsbMode::Embedded(listen) if listen.port() == 0 => of_node(),
+        mode => mode.url(),
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
         .routes(routes!(peers))
         .routes(routes!(unl))
         .routes(routes!(rounds))
+        .routes(routes!(log))
         .routes(routes!(evidence))
         .routes(routes!(settlements))
 }
@@ -45,6 +46,14 @@ async fn peers(State(api): State<Api>) -> Reply {
 #[utoipa::path(get, path = "/v1/unl", tag = "node", responses((status = 200, description = "The UNL")))]
 async fn unl(State(api): State<Api>) -> Reply {
     api.ask(Question::Unl).await.map(Fresh)
+}
+
+/// The end of what the contract printed on this node, run after run. Other nodes' runs may print something else.
+#[utoipa::path(get, path = "/v1/contract/log", tag = "node", responses(
+    (status = 200, description = "`{\"streams\": [{\"name\": \"stdout\", \"text\"}, ...]}`, up to 16 KiB of each"),
+))]
+async fn log(State(api): State<Api>) -> Reply {
+    api.ask(Question::Log).await.map(Fresh)
 }
 
 /// What the last 100 rounds took: time per stage, attempts, who was late, execution, bytes.

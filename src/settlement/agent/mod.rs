@@ -56,6 +56,9 @@ const LOOK_MAX: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5_
 const RETRY: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1_000 });
 /// ... and at most.
 const RETRY_MAX: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 30_000 });
+/// Time after which what this node sees is seen by too few, and ledgers that must have been closed meanwhile.
+const ALONE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 20_000 });
+const ALONE_LEDGERS: u64 = 4;
 /// Time between two looks at the balance.
 const BALANCE: Duration = Duration::from_secs(600);
 
@@ -136,6 +139,8 @@ enum About {
     Bus,
     /// The bus lies.
     Lie,
+    /// Too few members see what this node sees.
+    Alone,
     /// The bus refuses what is posted.
     Refused,
     /// The address has not enough.
@@ -162,6 +167,8 @@ struct Worker {
     look_wait: Duration,
     retry_wait: Duration,
     next_balance: Instant,
+    /// What was said last that no ledger has, since when, and the last ledger then.
+    alone: Option<(Settlement, Instant, Seq)>,
     alerts: BTreeMap<About, String>,
     status: Shared,
     drill: Drill,
@@ -192,6 +199,7 @@ impl Worker {
             look_wait: LOOK,
             retry_wait: RETRY,
             next_balance: Instant::now(),
+            alone: None,
             alerts: BTreeMap::new(),
             status,
             drill: Drill::of_environment(),
@@ -326,8 +334,33 @@ impl Worker {
                 None
             }
         };
+        self.watch(vote.as_ref());
         // Each time: what the core dropped, because it was a ledger ahead, it hears again. It has gone when nobody listens.
         let _ = self.said.send(vote).await;
+    }
+
+    /// Notices that ledgers close without what this node says: members that see another bus, or none, would never settle, and
+    /// nobody would know why.
+    fn watch(&mut self, vote: Option<&Settlement>) {
+        let seq = self.tips.borrow().seq;
+        match (vote, &self.alone) {
+            (Some(vote), Some((said, since, first))) if said == vote => {
+                if since.elapsed() < ALONE || seq < first + ALONE_LEDGERS {
+                    return;
+                }
+                let what = format!(
+                    "ledgers close without what this node sees on the bus at {}: too few members see the same. All members \
+                     must settle on one bus; one that a node runs itself (msb.mode = \"embedded\") is that node's alone, unless \
+                     the others name it with msb.mode = \"http\" and msb.url",
+                    self.setup.client.url()
+                );
+                self.alert(About::Alone, what);
+            }
+            (vote, _) => {
+                self.alone = vote.map(|vote| (vote.clone(), Instant::now(), seq));
+                self.clear(About::Alone);
+            }
+        }
     }
 
     /// Something is due: what was done about it before a restart counts on.

@@ -17,7 +17,7 @@ use crate::{
     },
     crypto::SecretKey,
     ledger::{Outputs, Store, Write},
-    types::{Challenge, Hash, NodeKey, Seq, Sig, Status, UserKey},
+    types::{Challenge, Execute, Hash, NodeKey, Seq, Sig, Status, UserKey},
     wire,
 };
 
@@ -75,6 +75,7 @@ pub fn shared() -> SharedConfig {
         settle_every: 1_000,
         settle_max_delay_s: 600,
         settle_slot_s: 4,
+        execute: Execute::Closed,
     }
 }
 

@@ -20,6 +20,7 @@ mod overtime;
 mod reads;
 mod recover;
 mod rows;
+mod settled;
 mod settlement;
 mod signed;
 mod silence;

@@ -118,7 +118,7 @@ fn the_same_signed_bytes_at_three_nodes_at_once_are_executed_once_and_accepted_a
 async fn run_of(user: &mut SignedUser, nonce: u64) -> (Seq, String) {
     until("the input's run is agreed on", async || {
         let AnswerBody::Input { state, .. } = user.ask(Query::Input { nonce }).await else { panic!("another answer") };
-        let InputState::Accepted { seq, ledger, run: Some(run) } = state else { return None };
+        let InputState::Accepted { seq, ledger, run: Some(run), .. } = state else { return None };
         assert_eq!(user.client.trust().check_run(seq, ledger.0, &run), Ok(true));
         Some((seq, run.status))
     })

@@ -382,6 +382,19 @@ async fn a_bus_that_lies_is_told_and_nobody_votes_for_what_it_shows() {
 }
 
 #[tokio::test]
+async fn a_node_whose_bus_too_few_others_see_says_so_until_they_do() {
+    let mut world = World::new(3, Duration::ZERO).await;
+    world.settle(1).await;
+    // As if two members ran buses of their own: what they say is something else.
+    world.nodes[1..].iter_mut().for_each(|node| node.is_heard = false);
+    world.until("an alert", |world| world.alert("too few members see the same")).await;
+    world.nodes.iter_mut().for_each(|node| node.is_heard = true);
+    world.settle(1).await;
+    world.until("no alert", |world| (0..3).all(|at| world.status(at).alerts.is_empty())).await;
+    world.check();
+}
+
+#[tokio::test]
 async fn a_bus_that_hangs_holds_up_no_ledger() {
     let mut world = World::new(3, Duration::ZERO).await;
     world.settle(1).await;
