@@ -8,22 +8,22 @@ import re
 import struct
 
 import websockets
-from proof import HotPocketError, Key, Network, check_ledger, check_output, check_run, read_header, read_welcome, strict, tagged, unbase64, vec, wrong
+from proof import HotPocketError, Key, Network, check_ledger, check_output, check_run, check_settled, read_header, read_welcome, strict, tagged, unbase64, vec, wrong
 from talk import Input, Output, Talk
 
-__all__ = ["Client", "HotPocketError", "Input", "Key", "Network", "Output", "check_ledger", "check_output", "check_run", "connect", "read_header", "read_welcome"]
+__all__ = ["Client", "HotPocketError", "Input", "Key", "Network", "Output", "check_ledger", "check_output", "check_run", "check_settled", "connect", "read_header", "read_welcome"]
 
 PENDING_MAX = 256  # inputs without a word of what became of them; at it submit() refuses
 FRAME_BYTES_MAX = 96 << 20
 OPEN_S, AGAIN_S, PAUSE_S, PAUSE_S_MAX = 10, 1, 0.1, 10
 
 
-async def connect(nodes, key, *, chain=None, unl=None, since=None, on_notice=lambda code, message: None, on_frame=lambda frame: None):
+async def connect(nodes, key, *, chain=None, unl=None, since=None, on_notice=lambda code, message: None, on_frame=lambda frame: None, on_settled=lambda first, last, tx: None):
     """Connects to the first of `nodes` (`ws://`, `wss://`) that answers, and goes on at another one whenever it is lost.
 
     `chain`, `unl`: what is known of the network. `since`: outputs of the ledgers after this one come too. `on_notice` is told what
-    else a person should know, `on_frame` gets the frames that this client does not know, such as `settled`."""
-    client = Client([nodes] if isinstance(nodes, str) else list(nodes), key, chain, unl, since, on_notice, on_frame)
+    else a person should know, `on_settled` which ledgers are settled, proven, and `on_frame` gets the frames that are not known here."""
+    client = Client([nodes] if isinstance(nodes, str) else list(nodes), key, chain, unl, since, on_notice, on_frame, on_settled)
     reasons = []
     for url in list(client.nodes):
         try:
@@ -35,8 +35,8 @@ async def connect(nodes, key, *, chain=None, unl=None, since=None, on_notice=lam
 
 
 class Client(Talk):
-    def __init__(self, nodes, key, chain, unl, since, on_notice, on_frame):
-        super().__init__(key, since, on_notice, on_frame)
+    def __init__(self, nodes, key, chain, unl, since, on_notice, on_frame, on_settled):
+        super().__init__(key, since, on_notice, on_frame, on_settled)
         self.nodes, self.chain, self.unl, self.url, self.welcome = nodes, chain, unl, None, None
         self._questions, self._id, self._sending, self._socket, self._tasks = {}, 0, None, None, []
 

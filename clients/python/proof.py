@@ -273,3 +273,15 @@ def check_run(network, seq, ledger, run):
         return False
     status = _agreed_result(network, seq, ledger, run["proof"])["status"]
     return (run["status"], run["ok"]) == (status, status == "ok") or wrong("the proof is about another end of the run")
+
+
+@strict
+def check_settled(network, settled):
+    """Checks that ledger `recorded_in` records a settlement, a frame of the node."""
+    header = check_ledger(network, settled["proof"])
+    recorded = header["settlement"] or wrong("the ledger records no settlement")
+    claimed = {"seq": settled["last"], **{name: settled[name] for name in ("ch", "tx", "confirmed_length")}}
+    if header["seq"] != settled["recorded_in"] or any(recorded[name] != claimed[name] for name in claimed):
+        wrong("the proof is about another settlement")
+    if not 1 <= settled["first"] <= settled["last"]:
+        wrong("the settlement is of no ledgers")

@@ -4,7 +4,7 @@ ledgers, each once, and only when their proof holds. Used by hotpocket.py."""
 import asyncio
 from dataclasses import dataclass
 
-from proof import HotPocketError, check_output, check_run
+from proof import HotPocketError, check_output, check_run, check_settled
 
 HELD_MAX = 256  # outputs that came while older ones were asked for, and told ones remembered; past it the oldest is forgotten
 OUTPUTS_MAX = 4096  # outputs that nobody has taken from outputs(); past it the oldest is forgotten
@@ -20,6 +20,7 @@ class Output:
     payload: bytes
     signers: int
     members: int
+    final: bool | None = None  # whether its ledger is settled, by this node's word, in a network where that counts; see on_settled
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Input:
 
 
 class Talk:
-    def __init__(self, key, since, on_notice, on_frame):
+    def __init__(self, key, since, on_notice, on_frame, on_settled):
+        self.on_settled = on_settled
         self.key, self.covered, self.on_notice, self.on_frame, self.network, self.seq = key, since, on_notice, on_frame, None, 0
         self._pending, self._waiting, self._held, self._told = {}, {}, {}, {}
         self._later, self._catching, self._forgot, self._outputs = set(), False, False, asyncio.Queue()
@@ -58,6 +60,9 @@ class Talk:
                 self._executed(frame["seq"], frame["ledger"], frame)
         elif kind in ("answer", "read_result"):
             self._answer(frame)
+        elif kind == "settled":
+            check_settled(self.network, frame)
+            self.on_settled(frame["first"], frame["last"], frame["tx"])
         elif kind == "error":
             self.on_notice(str(frame["code"]), str(frame["message"]))
         elif kind != "welcome":
@@ -94,7 +99,7 @@ class Talk:
     def _checked(self, frame):
         payload = check_output(self.network, self.key.public, frame)
         self.seq = max(self.seq, frame["seq"])
-        return Output(frame["seq"], frame["ledger"], payload, len(frame["proof"]["sigs"]), len(self.network.unl))
+        return Output(frame["seq"], frame["ledger"], payload, len(frame["proof"]["sigs"]), len(self.network.unl), frame.get("final"))
 
     def _tell(self, output):
         if output.seq <= self.covered:

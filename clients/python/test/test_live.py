@@ -147,9 +147,9 @@ class TestLive(unittest.IsolatedAsyncioTestCase):
     async def test_frames_that_it_does_not_know_are_passed_on_and_those_that_are_malformed_end_the_connection(self):
         frames = []
         self.client.on_frame = frames.append
-        self.client._frame({"type": "settled", "seq": 1})
-        self.assertEqual(frames, [{"type": "settled", "seq": 1}])
-        for frame in ({"type": "output"}, {"type": "executed", "seq": "x"}, {"type": "status"}, {}):
+        self.client._frame({"type": "of tomorrow", "seq": 1})
+        self.assertEqual(frames, [{"type": "of tomorrow", "seq": 1}])
+        for frame in ({"type": "output"}, {"type": "settled"}, {"type": "executed", "seq": "x"}, {"type": "status"}, {}):
             with self.assertRaises((HotPocketError, KeyError, TypeError)):
                 self.client._frame(frame)
 

@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from proof import HotPocketError, Key, check_ledger, check_output, check_run, read_welcome, tagged, vec  # noqa: E402
+from proof import HotPocketError, Key, check_ledger, check_output, check_run, check_settled, read_welcome, tagged, vec  # noqa: E402
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "tests/golden/signed"
 STRANGER = ["11" * 32, "22" * 64]
@@ -122,6 +122,26 @@ class TestProof(unittest.TestCase):
         self.refused("a quorum is 3", lambda: check_ledger(self.network, {**ledger, "sigs": ledger["sigs"][1:]}))
         self.refused("signature", lambda: check_ledger(self.network, {**ledger, "attempt": 0}))
         self.refused("malformed", lambda: check_ledger(self.network, None))
+
+    def test_a_settlement_is_proven_and_no_lie_about_it(self):
+        frame = read("settled")
+        check_settled(self.network, frame)
+        for part, path, value in [
+            ("another settlement", "last", lambda last: last + 1),
+            ("another settlement", "tx", "05" * 32),
+            ("another settlement", "ch", None),
+            ("another settlement", "confirmed_length", 0),
+            ("another settlement", "recorded_in", lambda seq: seq + 1),
+            ("no ledgers", "first", 0),
+            ("no ledgers", "first", lambda first: first + 3),
+            ("malformed", "first", "1"),
+            ("malformed", "proof", None),
+            ("signature", "proof.attempt", lambda attempt: attempt + 1),
+            ("a quorum is 3", "proof.sigs", []),
+            ("no settlement", "proof", read("answer-ledger")["ledger"]),
+        ]:
+            with self.subTest(path=path):
+                self.refused(part, lambda: check_settled(self.network, at(frame, path, value)), "unproven")
 
     def test_a_welcome_must_fit_its_chains_genesis_and_what_the_user_knows(self):
         welcome = read("welcome")
