@@ -1,159 +1,229 @@
-//! How many users one node holds: memory for each, handshakes a second, and what a flood of bad handshakes does to the rounds.
+//! Many users on one node: how fast they come, what each costs, what they cost a round, and what a flood of people who are
+//! none costs those who are. All on this machine, which has to be the users as well.
 //!
-//! Run by `scripts/bench users [--users N] [--nodes N]`. Node and users share this machine, so that handshakes a second are at
-//! most half of what the node alone could do. Says how many open files the system allows; more users than that do not fit.
+//! Run by `scripts/bench users [--users N]`. Machines are noisy: compare with the anchors and with the round without users.
 
 #[path = "../tests/it/net.rs"]
 #[allow(dead_code)]
 mod net;
 
 use std::{
-    cell::Cell,
-    path::Path,
-    rc::Rc,
+    fs,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use futures::{SinkExt as _, StreamExt as _, future::join_all};
+use futures::{StreamExt as _, stream};
 use hotpocket::{
-    cli::client::{Pins, SignedClient},
-    crypto::SecretKey,
+    cli::client::RawClient,
+    contract::raise_nofile_limit,
+    crypto::{SecretKey, verify},
 };
-use net::Net;
-use tokio::net::TcpStream;
-use tokio_tungstenite::{client_async, tungstenite::Message};
+use net::{Net, TestNode};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
-/// Users that connect at the same time.
+/// Users that come at the same time.
 const AT_ONCE: usize = 64;
-/// Descriptors that this process, and the node, need beside the users'.
+/// Inputs of the user that is measured.
+const INPUTS: usize = 100;
+/// Connections at a time of those who are no users.
+const FLOOD: usize = 256;
+/// Descriptors that each side needs beside those of the users.
 const OTHER_FILES: u64 = 512;
-/// How long rounds are counted.
-const COUNTED: Duration = Duration::from_secs(5);
-/// The longest any part may take.
-const LIMIT: Duration = Duration::from_secs(900);
+/// The longest all of it may take.
+const LIMIT: Duration = Duration::from_secs(1_200);
 
 fn main() {
-    let (mut users, mut nodes) = (15_000_usize, 1_usize);
+    let mut users = 15_000;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match (arg.as_str(), args.next().as_deref().map(str::parse)) {
-            ("--users", Some(Ok(number @ 1..=30_000))) => users = number,
-            ("--nodes", Some(Ok(number @ 1..=7))) => nodes = number,
+            ("--users", Some(Ok(number @ 1..=25_000))) => users = number,
             // Given by `cargo bench`.
             ("--bench", _) => {}
             _ => {
-                eprintln!("error: usage: scripts/bench users [--users N] [--nodes N], up to 30000 and 7");
+                eprintln!("error: usage: scripts/bench users [--users N], from 1 to 25000");
                 std::process::exit(2);
             }
         }
     }
-    let allowed = hotpocket::contract::raise_nofile_limit();
-    println!("open files allowed to a process: {allowed}");
-    let room = usize::try_from(allowed.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
-    if users > room {
-        println!("{users} users do not fit; {room} are taken (see `ulimit -Hn`)");
-        users = room;
+    let files = raise_nofile_limit();
+    let most = files.saturating_sub(OTHER_FILES) as usize;
+    println!("open files a process may have here: {files}");
+    if users > most {
+        println!("that is room for {most} users, not for {users}; raise it (ulimit -Hn) for more");
+        users = most;
     }
-    net::block_on_for(2 * LIMIT, measure(users, nodes));
+    net::block_on_for(LIMIT, measure(users));
 }
 
-async fn measure(users: usize, nodes: usize) {
-    let mut net = Net::new(nodes, Path::new("/bin/true"), |_, config| {
-        config.set("log.level", "\"error\"").set("roundtime", "100");
-        config.set("user.connections_max", "40000").set("user.per_address", "40000");
-    });
-    net.start_all().await;
-    net.closed(3).await;
-    let url = net.nodes[0].url.clone();
-    let empty = memory_kib(&net);
-    let before = rate(&net).await;
-    println!("{nodes} nodes, without users: {} MiB, {before:.1} rounds/s", empty / 1024);
-
-    let began = Instant::now();
-    let left = Rc::new(Cell::new(users));
-    let connecting = (0..AT_ONCE).map(|_| {
-        let (left, url) = (left.clone(), url.clone());
-        async move {
-            let mut mine = Vec::new();
-            while left.get() > 0 {
-                left.set(left.get() - 1);
-                let key = SecretKey::generate();
-                match SignedClient::connect(&url, &key, &Pins::default()).await {
-                    Ok(client) => mine.push(client),
-                    Err(error) => return Err((mine, error)),
-                }
-            }
-            Ok(mine)
-        }
-    });
-    let mut idle = Vec::new();
-    for connected in join_all(connecting).await {
-        match connected {
-            Ok(mine) => idle.extend(mine),
-            Err((mine, error)) => {
-                println!("a user was refused: {error}");
-                idle.extend(mine);
-            }
-        }
+async fn measure(users: usize) {
+    let key = SecretKey::from_seed([1; 32]);
+    let sig = key.sign(&[7; 32]);
+    let started = Instant::now();
+    for _ in 0..1_000 {
+        assert!(verify(&key.node_key().0, &[7; 32], &sig));
     }
-    let took = began.elapsed();
+    println!("ed25519 verify, for comparison       {:>9.1} us", started.elapsed().as_secs_f64() * 1e3);
+
+    let net = Net::up_with(1, net::probe(), |_, config| {
+        config.set("log.level", "\"warn\"");
+        config.set("user.connections_max", &(users + 1_024).to_string());
+        config.set("user.per_address", &(users + 1_024).to_string());
+        config.set("consensus.eager", "true");
+    })
+    .await;
+    let node = &net.nodes[0];
+    println!("input to output, nobody else         {}", times(node).await);
+
+    let before = memory(node);
+    let started = Instant::now();
+    let url = &node.url;
+    let opened: Vec<_> = stream::iter(0..users)
+        .map(async |_| RawClient::connect(url, &SecretKey::generate()).await)
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let took = started.elapsed();
+    let refused = opened.iter().filter(|opened| opened.is_err()).count();
+    if let Some(Err(error)) = opened.iter().find(|opened| opened.is_err()) {
+        println!("{refused} users were refused, one of them: {error:#}");
+    }
+    let open: Vec<RawClient> = opened.into_iter().flatten().collect();
+    println!("{} users came in                    {:>9.1} s", open.len(), took.as_secs_f64());
+    println!("handshakes a second                  {:>9.0}", open.len() as f64 / took.as_secs_f64());
+    let all = open.len() as u64;
+    let status = node
+        .status_where("all users are in the ledger", |status| {
+            status["users"].as_u64().is_some_and(|users| users >= all)
+        })
+        .await;
+    let after = memory(node);
+    println!("memory of the node                   {:>9.1} MiB, before {:.1}", mib(after), mib(before));
     println!(
-        "{} users connected in {took:.1?}: {:.0} handshakes/s",
-        idle.len(),
-        idle.len() as f64 / took.as_secs_f64()
+        "a user                               {:>9.1} KiB",
+        (after.saturating_sub(before)) as f64 / 1024.0 / all as f64
     );
-    let full = memory_kib(&net);
-    let each = full.saturating_sub(empty) as f64 / idle.len().max(1) as f64;
-    println!("with them: {} MiB, {each:.1} KiB for each", full / 1024);
-    println!("rounds/s with them idle        {:.1}", rate(&net).await);
+    println!("the last run                         {}", status["last_run"]);
+    println!("input to output, beside them         {}", times(node).await);
+    drop(open);
+    node.status_where("they are gone", |status| status["users"] == 0).await;
 
-    let (over, refused) = (Cell::new(false), Cell::new(0_u64));
-    let flood = join_all((0..AT_ONCE).map(|_| async {
-        while !over.get() {
-            if bad_handshake(&url).await.is_some() {
-                refused.set(refused.get() + 1);
-            }
+    let flood = Flood::begin(node);
+    println!("input to output, beside a flood      {}", times(node).await);
+    println!("wrong handshakes a second            {:>9.0}", flood.end());
+    println!("input to output, behind it           {}", times(node).await);
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+/// Bytes of memory that the process holds now.
+fn memory(node: &TestNode) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// How long one user's inputs take, one after the other.
+async fn times(node: &TestNode) -> String {
+    let mut user = node.user().await;
+    user.ask("warm up").await;
+    let mut times = Vec::with_capacity(INPUTS);
+    for at in 0..INPUTS {
+        let sent = Instant::now();
+        user.ask(&format!("input {at}")).await;
+        times.push(sent.elapsed());
+    }
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+    format!("{:>9.2} ms p50, {:.2} p95, {:.2} at most", at(50), at(95), at(100))
+}
+
+/// Many who connect, answer the challenge with a signature that is none, and come again.
+struct Flood {
+    over: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+    begun: Instant,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Flood {
+    fn begin(node: &TestNode) -> Flood {
+        let (over, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let address: SocketAddr = node.url.trim_start_matches("ws://").parse().expect("an address");
+        let thread = {
+            let (over, count) = (Arc::clone(&over), Arc::clone(&count));
+            thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async {
+                    let one = async |_: usize| {
+                        while !over.load(Ordering::Relaxed) {
+                            if wrong(address).await.is_ok() {
+                                count.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                    };
+                    futures::future::join_all((0..FLOOD).map(one)).await;
+                });
+            })
+        };
+        Flood { over, count, begun: Instant::now(), thread }
+    }
+
+    /// How many a second there were.
+    fn end(self) -> f64 {
+        let rate = self.count.load(Ordering::Relaxed) as f64 / self.begun.elapsed().as_secs_f64();
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the flood ends");
+        rate
+    }
+}
+
+/// One handshake with a wrong signature, up to the refusal.
+async fn wrong(address: SocketAddr) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream
+        .write_all(
+            b"GET / HTTP/1.1\r\nHost: node\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        )
+        .await?;
+    let mut heard = Vec::new();
+    let challenge = loop {
+        let mut buffer = [0; 1024];
+        let got = stream.read(&mut buffer).await?;
+        if got == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-    }));
-    let counted = async {
-        let meanwhile = rate(&net).await;
-        over.set(true);
-        meanwhile
+        heard.extend_from_slice(&buffer[..got]);
+        let text = String::from_utf8_lossy(&heard);
+        if let Some((_, rest)) = text.split_once("\"challenge\":\"")
+            && rest.len() >= 33
+        {
+            break rest[..32].to_owned();
+        }
     };
-    let (_, meanwhile) = futures::future::join(flood, counted).await;
-    let per_s = refused.get() as f64 / COUNTED.as_secs_f64();
-    println!("rounds/s in a flood of bad handshakes {meanwhile:.1}; {per_s:.0} of these a second were refused");
-}
-
-/// A helo whose signature is wrong; `None` unless the node says so.
-async fn bad_handshake(url: &str) -> Option<()> {
-    let stream = TcpStream::connect(url.strip_prefix("ws://")?).await.ok()?;
-    let (mut websocket, _) = client_async(url, stream).await.ok()?;
-    let Message::Text(offer) = websocket.next().await?.ok()? else { return None };
-    let offer: serde_json::Value = serde_json::from_str(&offer).ok()?;
-    let key = SecretKey::generate().user_key().to_string();
-    let helo = serde_json::json!({
-        "type": "helo", "challenge": offer["challenge"], "sig": "00".repeat(64), "pubkey": key, "mode": "signed",
-    });
-    websocket.send(Message::text(helo.to_string())).await.ok()?;
-    let Message::Text(answer) = websocket.next().await?.ok()? else { return None };
-    answer.contains("bad_sig").then_some(())
-}
-
-/// What the first node has in memory.
-fn memory_kib(net: &Net) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", net.nodes[0].pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line of it");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
-async fn seq(net: &Net) -> u64 {
-    net.nodes[0].status().await.and_then(|status| status["seq"].as_u64()).expect("a status")
-}
-
-/// Rounds a second of the first node from now on.
-async fn rate(net: &Net) -> f64 {
-    let (from, began) = (seq(net).await, Instant::now());
-    net::until_within(LIMIT, "time passes", async || (began.elapsed() >= COUNTED).then_some(())).await;
-    (seq(net).await - from) as f64 / began.elapsed().as_secs_f64()
+    let key = SecretKey::from_seed([5; 32]);
+    let helo = format!(
+        "{{\"type\":\"helo\",\"challenge\":\"{challenge}\",\"sig\":\"{}\",\"pubkey\":\"{}\",\"timestamp\":0}}",
+        key.sign(b"another text"),
+        key.user_key()
+    );
+    let len = u16::try_from(helo.len()).expect("a short text").to_be_bytes();
+    // A frame of text whose mask is zero.
+    let mut frame = vec![0x81, 0x80 | 126, len[0], len[1], 0, 0, 0, 0];
+    frame.extend_from_slice(helo.as_bytes());
+    stream.write_all(&frame).await?;
+    while stream.read(&mut [0; 1024]).await? > 0 {}
+    Ok(())
 }

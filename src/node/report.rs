@@ -410,6 +410,7 @@ impl Node {
         status["joining"] = joining(&summary);
         status["settlement"] = self.settling_status();
         status["msb"] = self.msb_identity();
+        status["user_tls"] = self.config.user.tls.is_some().into();
         status["http_url"] = json!(self.http_url());
         status["tls"] = json!(self.config.user.tls.is_some());
         status

@@ -2,6 +2,7 @@
 
 mod author;
 mod bus;
+mod bytes;
 mod chain;
 mod cli;
 mod cluster;

@@ -117,7 +117,8 @@ Examples:
   hp msb fund mynode --url http://127.0.0.1:5000 --amount 10
   hp msb fund --address trac1... --url http://127.0.0.1:5000 --amount 0.5
 
-Works with a bus that `hp msb serve` runs on this machine, whose money is nobody's. For a real one it says what to do.
+Works with a bus that `hp msb serve`, or a node in itself, runs on this machine: its money is nobody's. For a real one it says
+what to do.
 
 Exit codes: 0 done, 1 not done, 6 no answer in time.";
 

@@ -28,7 +28,7 @@ Examples:
   hp msb deploy mynode --url http://127.0.0.1:5000 --bootstrap HASH    this one
 
 A subnet's bootstrap (`bs`) is what all settlements of a contract name. It is deployed once, for a fee of 0.03 TNK. Works with
-a bus that `hp msb serve` runs; for a real one it says what to do.
+a bus that `hp msb serve`, or a node in itself, runs; for a real one it says what to do.
 
 Exit codes: 0 deployed, 1 not deployed, 6 no answer in time.";
 

@@ -85,8 +85,10 @@ impl Bus {
         // The URL itself may hold a password.
         let from = if self.url.is_some() { "--url" } else { "[msb] of the folder's cfg/hp.cfg" };
         let Some(url) = self.url.clone().or(configured) else {
-            let what =
-                anyhow::anyhow!("which bus? Name it with --url, or in a folder's cfg/hp.cfg ([msb] mode and url)");
+            let what = anyhow::anyhow!(
+                "which bus? Name it with --url, or in a folder's cfg/hp.cfg ([msb] mode and url); one in a node that listens \
+                 on port 0 is found while that node runs"
+            );
             return Err(Failure::new(Exit::Usage, what));
         };
         let client = Client::new(&url, network).map_err(|error: UrlError| {

@@ -70,12 +70,8 @@ export function startConsole({ status, open }) {
 
   // The node's own user port, at the host that this page came from.
   function userPort() {
-    const now = status();
-    const port = now?.ports?.users ?? now?.user_address;
-    const number = String(port ?? "").match(/(\d+)\/?$/)?.[1];
-    if (!number) return "";
-    const secure = now?.ports?.users_tls ?? String(port).startsWith("wss:");
-    return `${secure || location.protocol === "https:" ? "wss" : "ws"}://${location.hostname}:${number}`;
+    const port = String(status()?.user_address ?? "").match(/:(\d+)$/)?.[1];
+    return port ? `${status().user_tls ? "wss" : "ws"}://${location.hostname}:${port}` : "";
   }
 
   const url = h("input", { id: "node-url", autocomplete: "off", spellcheck: "false", inputmode: "url" });
@@ -182,6 +178,7 @@ export function startConsole({ status, open }) {
     sent.output.then((output) => {
       if (!output) return shown.mark("", "no output");
       shown.marks.insertBefore(h("span", { class: "tag ok proven" }, `proven by ${output.signers} of ${output.members} members`), shown.marks.lastChild);
+      if (output.final === false) shown.waits = shown.mark("warn", "not final until it is settled");
       shown.element.append(answer(output.payload));
     }, (error) => {
       if (error.code !== "contract_failed") return;
@@ -214,7 +211,10 @@ export function startConsole({ status, open }) {
   function settled({ last, tx }) {
     for (const [at, sent] of entries) {
       if (at > last) continue;
-      sent.forEach((shown) => shown.mark("ok settled", `settled in ${short(tx)}`));
+      for (const shown of sent) {
+        shown.waits?.remove();
+        shown.mark("ok settled", `settled in ${short(tx)}`);
+      }
       entries.delete(at);
     }
   }
