@@ -393,6 +393,8 @@ pub struct Msb {
     pub settle_slot_ms: u64,
     /// Where the key that pays is, if it is not the node's own.
     pub key_file: Option<PathBuf>,
+    /// Certificate authorities that are believed over https, instead of the system's.
+    pub ca_file: Option<PathBuf>,
     /// When users' outputs are final. [`Execute::Settled`] never without a bus.
     pub execute: Execute,
 }

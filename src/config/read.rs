@@ -411,6 +411,7 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
         settle_max_delay_ms: table.number("settle_max_delay_s", 1..=1 << 32, 600)? * 1_000,
         settle_slot_ms: table.number("settle_slot_s", 3..=3_600, 4)? * 1_000,
         key_file: table.path("key_file")?.map(|name| dir.join(name)),
+        ca_file: table.path("ca_file")?.map(|name| dir.join(name)),
         execute,
     })
 }

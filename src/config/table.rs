@@ -86,6 +86,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "settle_slot_s",
             "execute",
             "key_file",
+            "ca_file",
         ],
     ),
     (
