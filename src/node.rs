@@ -15,6 +15,7 @@ mod events;
 mod exec;
 mod guards;
 mod http;
+mod metrics;
 pub mod offline;
 mod party_line;
 mod pins;
@@ -57,6 +58,7 @@ use self::{
     control::{Asked, Control},
     exec::{Ended, ExecError, Executor},
     party_line::PartyLine,
+    rounds::Part,
     users::{Delivery, Told},
 };
 use crate::{
@@ -167,6 +169,8 @@ pub struct Node {
     batch: Vec<Write>,
     /// The commit that the effects wait for.
     committing: Option<oneshot::Receiver<Result<(), LedgerError>>>,
+    /// When that began.
+    commit_began: Instant,
     timers: BTreeMap<Timer, MonoMs>,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<()>>,
@@ -214,6 +218,7 @@ pub struct Node {
     /// What the last rounds took.
     rounds: rounds::Rounds,
     traffic: rounds::Traffic,
+    metrics: metrics::Metrics,
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
@@ -380,6 +385,7 @@ impl Node {
         let effects = self.core.on(event, at / 1_000, wall);
         (self.traffic.sent_bytes, self.traffic.sent_frames) = self.mesh.sent();
         let seen = self.rounds.see(&effects, at, wall, self.traffic);
+        self.measure(seen);
         if seen.moved || is_shown {
             self.changed();
         }
@@ -388,6 +394,21 @@ impl Node {
         self.effects.extend(effects);
         self.tell_stage();
         self.perform()
+    }
+
+    /// Has what was seen of the rounds counted.
+    fn measure(&self, seen: rounds::Seen) {
+        for round in self.rounds.last(seen.closed) {
+            self.metrics.closed(round);
+        }
+        for (seq, part) in [(seen.ran, Part::Executing), (seen.agreed, Part::Result)] {
+            let round = seq.and_then(|seq| self.rounds.of(seq));
+            self.metrics.stage(part, round.and_then(|round| round.took(part)));
+        }
+        if let Some(round) = self.rounds.overdue().filter(|_| seen.closed == 1) {
+            let missing = round.late().filter(|(_, _, by)| by.is_none());
+            missing.for_each(|(node, vote, _)| self.metrics.missing(&node, vote));
+        }
     }
 
     /// Something became otherwise that people are shown.
@@ -452,7 +473,9 @@ impl Node {
                 return Ok(());
             }
         };
-        self.rounds.heard(peer, &message, self.micros());
+        if let Some(vote) = self.rounds.heard(peer, &message, self.micros()) {
+            self.metrics.late(&peer, vote);
+        }
         if self.core.is_redundant(&message) {
             return Ok(());
         }
@@ -589,7 +612,8 @@ impl Node {
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
-                self.rounds.ran(&ran);
+                let run = self.rounds.ran(&ran);
+                self.metrics.ran(&run);
                 self.events.tell("run", || self.report.last_run().cloned().unwrap_or_default());
                 let seq = ran.result.of_seq;
                 let outputs: Vec<(UserKey, Vec<u8>)> = ran.outputs;
@@ -663,6 +687,7 @@ impl Node {
 
     fn committed(&mut self, done: Result<(), LedgerError>) -> Result<(), NodeError> {
         self.committing = None;
+        self.metrics.committed(self.commit_began.elapsed());
         done?;
         self.perform()
     }
@@ -723,6 +748,7 @@ impl Node {
         self.gather_batch();
         if !self.batch.is_empty() {
             self.committing = Some(self.ledger.commit(std::mem::take(&mut self.batch)));
+            self.commit_began = Instant::now();
         }
     }
 
@@ -842,6 +868,7 @@ impl Node {
     /// The run of a ledger has no effect: its state is put back, its outputs are dropped.
     fn undo(&mut self, seq: Seq, state_root: Hash, senders: Vec<UserKey>) {
         self.report.timed_out(seq);
+        self.metrics.timed_out();
         self.batch.push(Write::Outputs { seq, outputs: Vec::new() });
         let kept = self.runs.entry(seq).or_insert_with(|| Kept::new(senders));
         kept.outputs.clear();

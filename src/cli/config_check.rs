@@ -1,11 +1,17 @@
-//! `hp config check`: is the configuration right, what does it tolerate, and what is odd about it.
+//! `hp config check`: is the configuration right, what does it tolerate, and what is odd about it. `hp config show`: what
+//! holds.
 
-use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Subcommand;
 
 use super::{Outcome, answer};
-use crate::config::{self, Format, MsbMode, PeerAddr};
+use crate::config::{self, Format, MsbMode, PeerAddr, Shown};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,6 +19,15 @@ Examples:
   cd mynode && hp config check
 
 Prints `ok`, what the UNL tolerates, and a line for everything odd; exit code 3 and the reason if it is wrong.";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  hp config show mynode                     what the file sets
+  hp config show --effective mynode         every key, also those that have their default
+  hp config show --effective --json mynode  for programs
+
+Behind each key: where its value comes from, and `shared` where it must be alike on every node. Secrets are not shown: the
+secret key, the contract's environment, passwords in addresses.";
 
 /// Look at a configuration.
 #[derive(Debug, clap::Args)]
@@ -30,11 +45,27 @@ enum Command {
         #[arg(default_value = ".")]
         dir: PathBuf,
     },
+    /// Show the keys of cfg/hp.cfg with their values.
+    #[command(after_help = SHOW_EXAMPLES)]
+    Show {
+        /// The contract folder.
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+        /// Every key, also those that the file leaves to their default.
+        #[arg(long)]
+        effective: bool,
+        /// As a list of JSON objects
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl Config {
     pub(super) fn run(self) -> Outcome {
-        let Command::Check { dir } = self.command;
+        let dir = match self.command {
+            Command::Check { dir } => dir,
+            Command::Show { dir, effective, json } => return show(&dir, effective, json),
+        };
         let config = config::Config::load(&dir)?;
         let mut text = format!("ok\n{}\n", config.tolerance());
         for note in odd(&config).into_iter().chain(odd_binary(&config)) {
@@ -42,6 +73,48 @@ impl Config {
         }
         answer(&text)
     }
+}
+
+fn show(dir: &Path, effective: bool, json: bool) -> Outcome {
+    let (text, config) = config::Config::load_text(dir)?;
+    let mut keys = config::shown(&text, &config);
+    keys.retain(|key| effective || key.is_set);
+    if json {
+        let keys: Vec<serde_json::Value> = keys
+            .iter()
+            .map(|key| {
+                serde_json::json!({
+                    "key": key.key(), "value": key.value, "set": key.is_set, "shared": key.is_shared, "line": key.line,
+                })
+            })
+            .collect();
+        return answer(&format!("{}\n", serde_json::Value::from(keys)));
+    }
+    answer(&shown_text(&config.file, &keys))
+}
+
+/// Keys as a file would have them, each with where its value comes from.
+fn shown_text(file: &Path, keys: &[Shown]) -> String {
+    let mut text = format!("# {}\n", file.display());
+    let mut table = "";
+    for key in keys {
+        if key.table != table {
+            table = key.table;
+            text.push_str(&format!("\n[{table}]\n"));
+        }
+        let code = match &key.value {
+            Some(value) => format!("{} = {value}", key.name),
+            None => format!("# {} has no value", key.name),
+        };
+        let from = match (key.is_set, key.line) {
+            (true, Some(line)) => format!("line {line}"),
+            (true, None) => "set".to_owned(),
+            (false, _) => "default".to_owned(),
+        };
+        let shared = if key.is_shared { ", shared" } else { "" };
+        text.push_str(&format!("{code:<40}  # {from}{shared}\n"));
+    }
+    text
 }
 
 /// What is allowed but perhaps not meant.

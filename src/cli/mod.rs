@@ -15,6 +15,7 @@ mod new;
 mod progress;
 mod recover;
 mod rekey;
+mod reload;
 mod replay;
 mod run;
 mod scratch;
@@ -238,31 +239,42 @@ pub fn answer(text: &str) -> Outcome {
 /// `level` is for Hot Pocket itself; libraries tell errors alone, for what they warn of is usual on a network. The environment variable RUST_LOG, if it is set and makes
 /// sense, decides instead.
 pub fn start_logging(level: LogLevel, format: LogFormat) {
-    start_logging_above(level, format, MultiProgress::with_draw_target(ProgressDrawTarget::hidden()));
+    let _ = start_logging_above(level, format, MultiProgress::with_draw_target(ProgressDrawTarget::hidden()));
 }
 
-/// The same, above bars that are drawn meanwhile.
-fn start_logging_above(level: LogLevel, format: LogFormat, bars: MultiProgress) {
-    let level = match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
+/// Takes another level for the log that was started; whether it could.
+type SetLevel = Box<dyn Fn(LogLevel) -> bool + Send>;
+
+/// What is logged at a level, where RUST_LOG does not say otherwise.
+fn filter(level: LogLevel) -> EnvFilter {
+    let level = level.name();
     let ours = EnvFilter::new(format!("error,hotpocket={level},hp={level}"));
-    let filter = match std::env::var_os("RUST_LOG") {
+    match std::env::var_os("RUST_LOG") {
         Some(value) if !value.is_empty() => EnvFilter::try_from_default_env().unwrap_or(ours),
         _ => ours,
-    };
+    }
+}
+
+/// The same as [`start_logging`], above bars that are drawn meanwhile; and by what the level is changed later.
+fn start_logging_above(level: LogLevel, format: LogFormat, bars: MultiProgress) -> SetLevel {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(level)).with_ansi(colours);
     let builder = builder.with_writer(progress::AboveBars(bars));
     // Fails if a subscriber is set already; then that one stays.
-    let _ = match format {
-        LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
+    match format {
+        LogFormat::Text => {
+            let builder = builder.with_target(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            let _ = builder.try_init();
+            Box::new(move |level| handle.reload(filter(level)).is_ok())
+        }
+        LogFormat::Json => {
+            let builder = builder.json().with_filter_reloading();
+            let handle = builder.reload_handle();
+            let _ = builder.try_init();
+            Box::new(move |level| handle.reload(filter(level)).is_ok())
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{Exit, Failure, Outcome, answer, progress, recover, start_logging_above};
+use super::{Exit, Failure, Outcome, answer, progress, recover, reload::Reload, start_logging_above};
 use crate::{
     config::Config,
     contract,
@@ -31,8 +31,8 @@ Examples:
   hp mynode                         the same
   RUST_LOG=debug hp run mynode      with a line for each message
 
-Ctrl-C or SIGTERM ends it; what was agreed on is kept, and the next start goes on from there. SIGHUP makes it read the
-certificates of its ports again.
+Ctrl-C or SIGTERM ends it; what was agreed on is kept, and the next start goes on from there. SIGHUP makes it read
+`[log] level` and the certificates of its ports again.
 
 Logs go to stderr. RUST_LOG, if set, decides over `[log] level`.
 
@@ -58,16 +58,17 @@ impl Run {
             return Err(Failure::new(Exit::Config, anyhow::anyhow!(what)));
         }
         let bars = MultiProgress::new();
-        start_logging_above(config.log.level, config.log.format, bars.clone());
+        let set_level = start_logging_above(config.log.level, config.log.format, bars.clone());
+        let reload = Reload::new(&config, set_level);
         // One thread for network and consensus: waking another costs more than most of the work.
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-        let outcome = runtime.block_on(self.node(config, bars));
+        let outcome = runtime.block_on(self.node(config, bars, reload));
         runtime.shutdown_timeout(END_TIME);
         outcome
     }
 
-    async fn node(&self, config: Config, bars: MultiProgress) -> Outcome {
+    async fn node(&self, config: Config, bars: MultiProgress, mut reload: Reload) -> Outcome {
         let stop = Stop::watch().context("cannot watch for signals")?;
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
         contract::adopt_orphans().context("cannot take over what a dead launcher leaves")?;
@@ -87,6 +88,7 @@ impl Run {
         let mut hangups = signal(SignalKind::hangup()).context("cannot watch for SIGHUP")?;
         let reloading = tokio::spawn(async move {
             while hangups.recv().await.is_some() {
+                reload.configuration();
                 reload_tls(&ports);
             }
         });

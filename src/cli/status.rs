@@ -1,4 +1,7 @@
-//! `hp status`: asks a running node where it stands.
+//! `hp status`: asks running nodes where they stand, once, or as long as somebody looks (`watch`).
+
+mod view;
+mod watch;
 
 use std::{
     io,
@@ -18,25 +21,79 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 const EXAMPLES: &str = "\
 Examples:
   hp status mynode                                where does the node stand?
-  hp status mynode --json | jq .seq               for programs";
+  hp status mynode --json | jq .seq               for programs
+  hp status mynode --watch                        as it changes, in this terminal
+  hp status alice bob carol --watch               several nodes of this machine
+  hp status alice bob --watch --json              a line for each change
+  hp status mynode --metrics                      what Prometheus would read
+
+With several folders --json prints one object a line, with `folder`. In a pipe --watch prints a line for each change.
+
+Exit code 6 when a node does not answer.";
 
 /// Show where a running node stands.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Status {
-    /// The contract folder of the node
+    /// The contract folders of the nodes
     #[arg(default_value = ".")]
-    dir: PathBuf,
-    /// As one JSON object
+    dirs: Vec<PathBuf>,
+    /// As one JSON object, or one a line
     #[arg(long)]
     json: bool,
+    /// Go on showing it as it changes
+    #[arg(short, long)]
+    watch: bool,
+    /// Show the metrics instead, as Prometheus reads them
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    metrics: bool,
 }
 
 impl Status {
     pub(super) fn run(self) -> Outcome {
-        let status = ask(&self.dir, &Request::Status)?;
-        if self.json { answer(&format!("{status}\n")) } else { answer(&text(&status)) }
+        if self.watch {
+            return watch::watch(self.dirs, self.json);
+        }
+        let mut last = Ok(());
+        for dir in &self.dirs {
+            let shown = self.show(dir);
+            // The others may be up.
+            if let (Err(Failure { error: Some(error), .. }), true) = (&shown, self.dirs.len() > 1) {
+                eprintln!("error: {error:#}");
+                last = shown.map_err(|failure| Failure::told(failure.exit));
+            } else {
+                shown?;
+            }
+        }
+        last
     }
+
+    fn show(&self, dir: &Path) -> Outcome {
+        if self.metrics {
+            let metrics = ask(dir, &Request::Metrics)?;
+            return answer(metrics["text"].as_str().unwrap_or_default());
+        }
+        let status = ask(dir, &Request::Status)?;
+        match (self.json, self.dirs.len()) {
+            (true, 1) => answer(&format!("{status}\n")),
+            (true, _) => answer(&format!("{}\n", named(status, &folder_name(dir)))),
+            (false, 1) => answer(&text(&status)),
+            (false, _) => answer(&format!("{}\n{}\n", folder_name(dir), text(&status))),
+        }
+    }
+}
+
+/// With the folder that it is of, where there are several.
+fn named(mut status: Value, name: &str) -> Value {
+    if let Some(status) = status.as_object_mut() {
+        status.insert("folder".to_owned(), name.into());
+    }
+    status
+}
+
+/// As an operator names a node.
+fn folder_name(dir: &Path) -> String {
+    dir.display().to_string()
 }
 
 /// Asks the node that runs in a folder.
@@ -46,23 +103,31 @@ pub(super) fn ask(dir: &Path, request: &Request) -> Result<Value, Failure> {
     let asked = async { tokio::time::timeout(ANSWER_TIME, control::ask(dir, request)).await };
     match runtime.block_on(asked) {
         Ok(answer) => answer.map_err(|error| failure(dir, error)),
-        Err(_) => {
-            let (dir, after) = (dir.display(), ANSWER_TIME.as_secs());
-            let what = anyhow::anyhow!("the node in {dir} runs, but does not answer within {after} s");
-            Err(Failure::new(Exit::NoAnswer, what))
-        }
+        Err(_) => Err(Failure::new(Exit::NoAnswer, anyhow::anyhow!(stands_still(dir, ANSWER_TIME)))),
     }
 }
 
-fn failure(dir: &Path, error: io::Error) -> Failure {
+/// Of a node that takes a connection and says nothing.
+fn stands_still(dir: &Path, after: Duration) -> String {
+    format!("the node in {} runs, but does not answer within {} s", dir.display(), after.as_secs())
+}
+
+/// Why a node cannot be asked.
+fn no_answer(dir: &Path, error: &io::Error) -> String {
     let path = control::path(dir);
-    let nobody = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-    let what = if nobody {
-        format!("no node runs in {} (nobody answers at {})", dir.display(), path.display())
-    } else {
-        format!("cannot ask the node at {}", path.display())
-    };
-    let exit = if nobody { Exit::NoAnswer } else { Exit::Failed };
+    match is_nobody(error) {
+        true => format!("no node runs in {} (nobody answers at {})", dir.display(), path.display()),
+        false => format!("cannot ask the node at {}", path.display()),
+    }
+}
+
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+fn failure(dir: &Path, error: io::Error) -> Failure {
+    let exit = if is_nobody(&error) { Exit::NoAnswer } else { Exit::Failed };
+    let what = no_answer(dir, &error);
     Failure::new(exit, anyhow::Error::new(error).context(what))
 }
 

@@ -4,13 +4,14 @@
 //! `cfg/hp.cfg`, the documented example, which `hp new` fills in. The prototype's JSON has the same keys.
 //!
 //! In here: `tree` reads both notations, `table` gives typed values and errors of one table, `read` makes the
-//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place.
+//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place, `show` says what holds.
 
 mod edit;
 mod peer;
 mod quorum;
 mod read;
 mod shared;
+mod show;
 mod table;
 mod tree;
 
@@ -32,6 +33,7 @@ pub use self::{
     edit::{Document, Recovered, quoted, recovered, rekeyed},
     quorum::Tolerance,
     shared::{SharedConfig, caps},
+    show::{Shown, shown},
     tree::Format,
 };
 use crate::{
@@ -331,6 +333,8 @@ pub struct Log {
     pub level: LogLevel,
     /// How a line looks.
     pub format: LogFormat,
+    /// Files kept of each of stdout and stderr of the contract, the one that is written among them.
+    pub contract_files: usize,
 }
 
 /// Importance of a log event.
@@ -346,6 +350,19 @@ pub enum LogLevel {
     Debug,
     /// Everything.
     Trace,
+}
+
+impl LogLevel {
+    /// As the file writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
 }
 
 /// How a line of the log looks.
@@ -376,6 +393,8 @@ pub struct Msb {
     pub settle_slot_ms: u64,
     /// Where the key that pays is, if it is not the node's own.
     pub key_file: Option<PathBuf>,
+    /// Certificate authorities that are believed over https, instead of the system's.
+    pub ca_file: Option<PathBuf>,
     /// When users' outputs are final. [`Execute::Settled`] never without a bus.
     pub execute: Execute,
 }

@@ -372,6 +372,7 @@ fn log(table: &Table<'_>) -> Result<Log, ConfigError> {
     Ok(Log {
         level: table.choice("level", LEVELS, Some(LogLevel::Info))?,
         format: table.choice("format", FORMATS, Some(LogFormat::Text))?,
+        contract_files: size(table.number("contract_files", 1..=1_000, 4)?),
     })
 }
 
@@ -410,6 +411,7 @@ fn msb(table: &Table<'_>, dir: &Path) -> Result<Msb, ConfigError> {
         settle_max_delay_ms: table.number("settle_max_delay_s", 1..=1 << 32, 600)? * 1_000,
         settle_slot_ms: table.number("settle_slot_s", 3..=3_600, 4)? * 1_000,
         key_file: table.path("key_file")?.map(|name| dir.join(name)),
+        ca_file: table.path("ca_file")?.map(|name| dir.join(name)),
         execute,
     })
 }

@@ -71,7 +71,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         &["inputs", "connections_max", "per_address", "queue_kb", "reads_max", "read_time_s", "tls_cert", "tls_key"],
     ),
     ("mesh", &["admit", "max_connections"]),
-    ("log", &["level", "format"]),
+    ("log", &["level", "format", "contract_files"]),
     (
         "msb",
         &[
@@ -86,6 +86,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "settle_slot_s",
             "execute",
             "key_file",
+            "ca_file",
         ],
     ),
     (

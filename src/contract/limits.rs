@@ -32,6 +32,8 @@ pub struct Limits {
     pub output_user_bytes_max: u64,
     /// Bytes of stdout, and of stderr, that are kept in the log; the rest is read and dropped.
     pub log_bytes_max: u64,
+    /// Files of the log of each of them, the one that is written among them; 1 at least.
+    pub log_files: usize,
     /// Bytes the contract may write to the party line; past it the run is killed with `Limit(Npl)`. Also what one peer
     /// may send; past it its messages are ignored.
     pub npl_bytes_max: u64,
@@ -51,6 +53,7 @@ impl Default for Limits {
             output_bytes_max: 64 * MIB,
             output_user_bytes_max: 16 * MIB,
             log_bytes_max: MIB,
+            log_files: 4,
             npl_bytes_max: 16 * MIB,
         }
     }

@@ -14,7 +14,7 @@ use std::{
 
 use crate::types::Seq;
 
-/// A log file that would grow past this becomes `<name>.1`, in place of the one before, and a new one begins.
+/// A log file that would grow past this becomes `<name>.1`, that one `<name>.2` and so on, and a new one begins.
 const FILE_BYTES_MAX: u64 = 8 << 20;
 
 /// Pieces waiting for the disk, of up to 64 KiB each. Past it pieces are dropped, and counted in the log.
@@ -43,8 +43,15 @@ enum Job {
     Flush(#[expect(dead_code, reason = "dropping it is the message")] SyncSender<()>),
 }
 
+/// Where a log is, and how many files of each stream are kept there.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) dir: Arc<Path>,
+    pub(super) files: usize,
+}
+
 struct Piece {
-    dir: Arc<Path>,
+    place: Place,
     stream: Stream,
     bytes: Vec<u8>,
 }
@@ -72,7 +79,7 @@ impl LogQueue {
 /// One stream of one run on its way to the log.
 pub(super) struct StreamLog {
     queue: LogQueue,
-    dir: Arc<Path>,
+    place: Place,
     stream: Stream,
     seq: Seq,
     begun: bool,
@@ -83,8 +90,8 @@ pub(super) struct StreamLog {
 }
 
 impl StreamLog {
-    pub(super) fn new(queue: LogQueue, dir: Arc<Path>, stream: Stream, seq: Seq, bytes_max: u64) -> StreamLog {
-        StreamLog { queue, dir, stream, seq, begun: false, mid_line: false, left: bytes_max, dropped: 0 }
+    pub(super) fn new(queue: LogQueue, place: Place, stream: Stream, seq: Seq, bytes_max: u64) -> StreamLog {
+        StreamLog { queue, place, stream, seq, begun: false, mid_line: false, left: bytes_max, dropped: 0 }
     }
 
     /// Takes what the contract wrote; keeps the part within the bounds. A run that writes nothing leaves no line.
@@ -122,7 +129,7 @@ impl StreamLog {
     }
 
     fn send(&mut self, bytes: Vec<u8>) -> bool {
-        let piece = Piece { dir: Arc::clone(&self.dir), stream: self.stream, bytes };
+        let piece = Piece { place: self.place.clone(), stream: self.stream, bytes };
         self.queue.0.try_send(Job::Write(piece)).is_ok()
     }
 }
@@ -160,11 +167,12 @@ fn write_all(jobs: &Receiver<Job>) {
     let mut healthy = true;
     for job in jobs {
         let Job::Write(piece) = job else { continue };
-        let path = piece.dir.join(piece.stream.file_name());
-        let key = (piece.dir, piece.stream);
+        let Place { dir, files: kept } = piece.place;
+        let path = dir.join(piece.stream.file_name());
+        let key = (dir, piece.stream);
         // Kept open from ledger to ledger; taken out so that a failure opens it anew.
         let open = files.remove(&key);
-        match append(&path, open, &piece.bytes) {
+        match append(&path, kept, open, &piece.bytes) {
             Ok(file) => {
                 files.insert(key, file);
                 healthy = true;
@@ -183,20 +191,43 @@ fn write_all(jobs: &Receiver<Job>) {
     }
 }
 
-fn append(path: &Path, open: Option<LogFile>, bytes: &[u8]) -> io::Result<LogFile> {
+fn append(path: &Path, kept: usize, open: Option<LogFile>, bytes: &[u8]) -> io::Result<LogFile> {
     let mut log = match open {
         Some(log) => log,
         None => open_log(path)?,
     };
     if log.bytes > 0 && log.bytes + bytes.len() as u64 > FILE_BYTES_MAX {
-        let mut old = path.to_owned().into_os_string();
-        old.push(".1");
-        fs::rename(path, PathBuf::from(old))?;
+        rotate(path, kept)?;
         log = open_log(path)?;
     }
     log.file.write_all(bytes)?;
     log.bytes += bytes.len() as u64;
     Ok(log)
+}
+
+/// Makes room for a new file, and leaves so many together with it.
+fn rotate(path: &Path, kept: usize) -> io::Result<()> {
+    let numbered = |number: usize| match number {
+        0 => path.to_owned(),
+        number => {
+            let mut name = path.to_owned().into_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        }
+    };
+    // More of them may be left of a time when more were kept.
+    let mut last = kept.saturating_sub(1);
+    while numbered(last).exists() {
+        fs::remove_file(numbered(last))?;
+        last += 1;
+    }
+    for number in (0..kept.saturating_sub(1)).rev() {
+        match fs::rename(numbered(number), numbered(number + 1)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn open_log(path: &Path) -> io::Result<LogFile> {
@@ -214,7 +245,8 @@ mod tests {
 
     fn log(dir: &Path, bytes_max: u64) -> (StreamLog, Receiver<Job>) {
         let (sender, receiver) = sync_channel(QUEUE_PIECES_MAX);
-        (StreamLog::new(LogQueue(sender), dir.into(), Stream::Stdout, 7, bytes_max), receiver)
+        let place = Place { dir: dir.into(), files: 2 };
+        (StreamLog::new(LogQueue(sender), place, Stream::Stdout, 7, bytes_max), receiver)
     }
 
     #[test]
@@ -264,14 +296,32 @@ mod tests {
     }
 
     #[test]
-    fn a_full_file_is_kept_once_under_another_name() {
+    fn a_full_file_is_kept_under_another_name_and_so_many_of_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stdout.log");
         let big = vec![b'x'; FILE_BYTES_MAX as usize - 1];
-        let log = append(&path, None, &big).unwrap();
-        let log = append(&path, Some(log), b"yz").unwrap();
-        append(&path, Some(log), b"!").unwrap();
+        let names = || {
+            let mut names: Vec<String> = fs::read_dir(dir.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let log = append(&path, 3, None, &big).unwrap();
+        let log = append(&path, 3, Some(log), b"yz").unwrap();
+        append(&path, 3, Some(log), b"!").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"yz!");
         assert_eq!(fs::metadata(dir.path().join("stdout.log.1")).unwrap().len(), FILE_BYTES_MAX - 1);
+        for round in 0..3 {
+            append(&path, 3, None, &big).unwrap();
+            append(&path, 3, None, format!("{round}").as_bytes()).unwrap();
+        }
+        assert_eq!(names(), ["stdout.log", "stdout.log.1", "stdout.log.2"]);
+        // Fewer from now on: those of before go too.
+        fs::write(dir.path().join("stdout.log.3"), "old").unwrap();
+        append(&path, 1, None, &big).unwrap();
+        append(&path, 1, None, b"alone").unwrap();
+        assert_eq!((names(), fs::read(&path).unwrap()), (vec!["stdout.log".to_owned()], b"alone".to_vec()));
     }
 }

@@ -1,16 +1,12 @@
 //! Where the bytes go that a contract writes: logs, users, the party line; and which limit they go over.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    path::Path,
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 use super::{
     Limits, NplOut, RunSpec,
-    log::{LogQueue, Stream, StreamLog},
+    log::{LogQueue, Place, Stream, StreamLog},
     npl,
     pipes::{CONTROL, NPL_OUT, STDERR, STDOUT, USERS_OUT},
     request::CONTROL_BYTES_MAX,
@@ -39,9 +35,9 @@ pub(super) struct Sinks {
 
 impl Sinks {
     pub(super) fn new(spec: &RunSpec, log: LogQueue) -> Sinks {
-        let dir: Arc<Path> = spec.log_dir.as_path().into();
+        let place = Place { dir: spec.log_dir.as_path().into(), files: spec.limits.log_files };
         let log_of =
-            |stream| StreamLog::new(log.clone(), Arc::clone(&dir), stream, spec.facts.seq, spec.limits.log_bytes_max);
+            |stream| StreamLog::new(log.clone(), place.clone(), stream, spec.facts.seq, spec.limits.log_bytes_max);
         Sinks {
             limits: spec.limits.clone(),
             own: spec.facts.pubkey,

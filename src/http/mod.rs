@@ -139,6 +139,8 @@ pub enum Question {
     Unl,
     /// What the last rounds took.
     Rounds,
+    /// What Prometheus reads: a text.
+    Metrics,
     /// What nodes have signed twice.
     Evidence,
     /// Where settling stands, and what was settled.

@@ -52,6 +52,8 @@ pub enum Request {
         /// Another number than the node's is answered at once.
         after: u64,
     },
+    /// What Prometheus reads, as one text.
+    Metrics,
     /// Who decides, and who votes for which change of that.
     Unl,
     /// Vote for a change of the UNL.

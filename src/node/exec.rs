@@ -208,6 +208,7 @@ impl Executor {
             env: contract.env.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
             limits: Limits {
                 processes: reads::beside(contract.processes, config.user.reads_max),
+                log_files: config.log.contract_files,
                 ..limits_of(contract)
             },
             quota: quota_of(contract),
@@ -750,6 +751,7 @@ pub(super) fn limits_of(contract: &config::Contract) -> Limits {
         output_bytes_max: contract.output_bytes,
         output_user_bytes_max: contract.output_user_bytes,
         log_bytes_max: contract.log_bytes,
+        log_files: Limits::default().log_files,
         npl_bytes_max: crate::config::caps::NPL_LEDGER_BYTES_MAX,
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Node, NodeError, control, events::Events, rounds};
+use super::{Node, NodeError, control, events::Events, metrics::Metrics, rounds};
 use crate::{
     config::{Config, MsbMode, TlsFiles},
     contract,
@@ -72,6 +72,7 @@ struct Door {
     dir: PathBuf,
     asks: mpsc::Sender<Asked>,
     events: Events,
+    metrics: Metrics,
     status: Known,
     unl: Known,
     rounds: Known,
@@ -83,6 +84,7 @@ pub(super) fn start(
     config: &Config,
     tls: Option<Tls>,
     events: &Events,
+    metrics: &Metrics,
 ) -> Result<(Option<Http>, mpsc::Receiver<Asked>), NodeError> {
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     let Some(listen) = config.http.listen else { return Ok((None, asked)) };
@@ -100,6 +102,7 @@ pub(super) fn start(
         dir: config.dir.clone(),
         asks,
         events: events.clone(),
+        metrics: metrics.clone(),
         status: Known::default(),
         unl: Known::default(),
         rounds: Known::default(),
@@ -177,6 +180,12 @@ impl Door {
             }
             Question::Unl => Ok((*self.known(Want::Unl).await?).clone()),
             Question::Rounds => Ok((*self.known(Want::Rounds).await?).clone()),
+            Question::Metrics => {
+                let (metrics, status) = (self.metrics.clone(), self.known(Want::Status).await?);
+                // It reads files.
+                let text = spawn_blocking(move || metrics.text(&status)).await;
+                text.map(Value::String).map_err(|_| Failure::internal())
+            }
             Question::Evidence => {
                 let status = self.known(Want::Status).await?;
                 Ok(json!({ "evidence": status["evidence"], "liars": status["liars"] }))

@@ -335,6 +335,7 @@ impl Node {
                     "direction": link.direction.to_string(),
                     "rtt_us": link.rtt.map(|rtt| rtt.as_micros()),
                     "member": self.core.unl().contains(&link.peer),
+                    "seq": self.rounds.tip_of(&link.peer),
                 })
             })
             .collect();
@@ -404,8 +405,17 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["queues"] = json!({
+            "effects": self.effects.len(), "effects_bytes": self.effects_bytes, "jobs": self.jobs.len(),
+            "deliveries": self.deliveries.len(), "overflows": self.mesh.vote_overflows(),
+        });
+        status["traffic"] = json!({
+            "received_bytes": self.traffic.received_bytes, "received_frames": self.traffic.received_frames,
+            "sent_bytes": self.traffic.sent_bytes, "sent_frames": self.traffic.sent_frames,
+        });
         status["change"] = json!(*self.changes.borrow());
         status["rounds"] = self.rounds.json(rounds::ROUNDS_SHOWN);
+        status["round_times_ms"] = self.rounds.times_ms();
         status["rounds_per_s"] = json!(self.rounds.per_s(self.micros()).map(|per_s| (per_s * 100.0).round() / 100.0));
         status["joining"] = joining(&summary);
         status["settlement"] = self.settling_status();

@@ -31,6 +31,8 @@ use crate::{
 
 /// Closed ledgers that are remembered; the oldest make room.
 pub(super) const ROUNDS_MAX: usize = 100;
+/// A vote that has not come so many ledgers later is missing.
+const MISSING_AFTER: usize = 4;
 /// Rounds shown in the status.
 pub(super) const ROUNDS_SHOWN: usize = 10;
 
@@ -272,6 +274,8 @@ pub(super) struct Rounds {
     me: NodeKey,
     /// Members but this node, ascending.
     others: Vec<NodeKey>,
+    /// The last ledger that each of them has closed, by what it said.
+    tips: Vec<Seq>,
     now: Round,
     /// Of the ledger after it: votes of nodes that are ahead.
     next: Round,
@@ -286,6 +290,9 @@ pub(super) struct Seen {
     pub closed: usize,
     /// Whether the round went on in any way.
     pub moved: bool,
+    /// The ledger whose run this node has a result of now, and the one whose result is agreed on now.
+    pub ran: Option<Seq>,
+    pub agreed: Option<Seq>,
 }
 
 impl Rounds {
@@ -295,12 +302,14 @@ impl Rounds {
         let (mut now, mut next) = (Round::new(), Round::new());
         now.reset(tip + 1, &others);
         next.reset(tip + 2, &others);
-        Rounds { me, others, now, next, done: VecDeque::with_capacity(ROUNDS_MAX + 1) }
+        Rounds { me, tips: vec![0; others.len()], others, now, next, done: VecDeque::with_capacity(ROUNDS_MAX + 1) }
     }
 
     /// The UNL in force is another.
     pub fn set_unl(&mut self, unl: &[NodeKey]) {
-        self.others = unl.iter().copied().filter(|node| *node != self.me).collect();
+        let others: Vec<NodeKey> = unl.iter().copied().filter(|node| *node != self.me).collect();
+        self.tips = others.iter().map(|node| self.tip_of(node).unwrap_or(0)).collect();
+        self.others = others;
         for round in [&mut self.now, &mut self.next] {
             let known = std::mem::take(&mut round.arrived);
             let of = |node: &NodeKey| known.iter().find(|(other, _)| other == node).map(|(_, arrived)| *arrived);
@@ -308,24 +317,30 @@ impl Rounds {
         }
     }
 
-    /// A peer's message came over its own link. Whoever says more than once counts with the first.
-    pub fn heard(&mut self, peer: NodeKey, message: &Message, at: Micros) {
+    /// A peer's message came over its own link. Whoever says more than once counts with the first. Tells of a vote that is
+    /// late.
+    pub fn heard(&mut self, peer: NodeKey, message: &Message, at: Micros) -> Option<Vote> {
         let (from, vote, seq) = match message {
             Message::Novel(novel) => (novel.from, Vote::Novel, novel.body.seq),
             Message::Prevote(vote) => (vote.from, Vote::Prevote, vote.body.0.seq),
             Message::Precommit(vote) => (vote.from, Vote::Precommit, vote.body.0.seq),
             Message::Result(result) => (result.from, Vote::Result, result.body.of_seq),
-            _ => return,
+            _ => return None,
         };
         if from != peer {
-            return;
+            return None;
         }
-        let Some(round) = self.round(seq) else { return };
-        // Of a member: the list is short, and in order.
-        if let Ok(member) = round.arrived.binary_search_by_key(&from, |(node, _)| *node) {
-            let arrived = &mut round.arrived[member].1[vote as usize];
-            *arrived = at.min(*arrived);
+        if let Ok(member) = self.others.binary_search(&from) {
+            // A vote for a ledger says that the one before is closed.
+            let closed = if vote == Vote::Result { seq } else { seq.saturating_sub(1) };
+            self.tips[member] = closed.max(self.tips[member]);
         }
+        let round = self.round(seq)?;
+        // The list is short, and in order.
+        let member = round.arrived.binary_search_by_key(&from, |(node, _)| *node).ok()?;
+        let is_late = at > round.decided(vote);
+        let arrived = &mut round.arrived[member].1[vote as usize];
+        (std::mem::replace(arrived, at.min(*arrived)) == NEVER && is_late).then_some(vote)
     }
 
     fn round(&mut self, seq: Seq) -> Option<&mut Round> {
@@ -358,14 +373,19 @@ impl Rounds {
                     }
                     Record::Bare(ledger) => self.pass(ledger.header.seq, at, traffic),
                     Record::Result(result) => {
-                        if let Some(round) = self.round(result.body.of_seq) {
-                            round.ran = at.min(round.ran);
+                        if let Some(round) = self.round(result.body.of_seq).filter(|round| round.ran == NEVER) {
+                            round.ran = at;
+                            seen.ran = Some(round.seq);
                         }
                     }
                     Record::Input(_) | Record::Forget(_) => continue,
                     _ => {}
                 },
-                Effect::Deliver(agreed) => self.agreed(agreed, at),
+                Effect::Deliver(agreed) => {
+                    if self.agreed(agreed, at) {
+                        seen.agreed = Some(agreed.result.of_seq);
+                    }
+                }
                 Effect::Diverged { .. } | Effect::Split(_) | Effect::SplitHealed(_) | Effect::SyncState { .. } => {}
                 _ => continue,
             }
@@ -421,22 +441,34 @@ impl Rounds {
     }
 
     /// The run of a ledger ended.
-    pub fn ran(&mut self, ran: &Ran) {
+    pub fn ran(&mut self, ran: &Ran) -> Run {
         let run = Run::of(ran);
         if let Some(round) = self.round(ran.result.of_seq) {
             round.run = Some(run);
         }
+        run
     }
 
-    fn agreed(&mut self, agreed: &ResultCert, at: Micros) {
-        if let Some(round) = self.round(agreed.result.of_seq) {
-            round.agreed = at.min(round.agreed);
-        }
+    /// Whether that is new.
+    fn agreed(&mut self, agreed: &ResultCert, at: Micros) -> bool {
+        let Some(round) = self.round(agreed.result.of_seq).filter(|round| round.agreed == NEVER) else { return false };
+        round.agreed = at;
+        true
     }
 
     /// The last ledgers, newest last.
     pub fn last(&self, count: usize) -> impl DoubleEndedIterator<Item = &Round> {
         self.done.range(self.done.len().saturating_sub(count)..)
+    }
+
+    /// The round of this ledger, if it is one of the last.
+    pub fn of(&self, seq: Seq) -> Option<&Round> {
+        self.done.iter().rev().find(|round| round.seq == seq)
+    }
+
+    /// The one whose votes that have not come are missing, now that another is closed.
+    pub fn overdue(&self) -> Option<&Round> {
+        self.done.len().checked_sub(MISSING_AFTER).map(|at| &self.done[at])
     }
 
     /// Closed ledgers a second, over the last ones; `None` before there are two.
@@ -446,6 +478,17 @@ impl Rounds {
         let rounds = self.done.len() as u64 - 1;
         let seconds = Duration::from_micros(last.max(now.saturating_sub(mean(last - first, rounds))) - first);
         (rounds > 0 && !seconds.is_zero()).then(|| rounds as f64 / seconds.as_secs_f64())
+    }
+
+    /// The last ledger that a member has closed, by what it said; `None` before it said anything, and of others.
+    pub fn tip_of(&self, node: &NodeKey) -> Option<Seq> {
+        let member = self.others.binary_search(node).ok()?;
+        Some(self.tips[member]).filter(|tip| *tip > 0)
+    }
+
+    /// From each closed ledger to the next, newest last.
+    pub fn times_ms(&self) -> Value {
+        self.done.iter().filter_map(Round::whole).map(millis).collect()
     }
 
     /// The last of them for people and programs, newest last. The newest has everybody's votes with it.
@@ -575,13 +618,14 @@ mod tests {
             let vote = signed(ME, Prevote(ballot(7, attempt)));
             see(&mut rounds, Effect::Persist(Record::Prevote(vote, candidate(7))), at);
         }
-        assert_eq!(see(&mut rounds, precommit(7, 1), 10_000), Seen { closed: 0, moved: true });
-        assert_eq!(see(&mut rounds, closed(7, 1), 10_500), Seen { closed: 1, moved: true });
+        let moved = Seen { moved: true, ..Seen::default() };
+        assert_eq!(see(&mut rounds, precommit(7, 1), 10_000), moved);
+        assert_eq!(see(&mut rounds, closed(7, 1), 10_500), Seen { closed: 1, ..moved });
         see(&mut rounds, Effect::Persist(Record::Result(Box::new(signed(ME, result(7))))), 20_500);
         let agreed = Box::new(ResultCert { result: result(7), sigs: Vec::new() });
-        see(&mut rounds, Effect::Deliver(agreed.clone()), 21_000);
+        assert_eq!(see(&mut rounds, Effect::Deliver(agreed.clone()), 21_000), Seen { agreed: Some(7), ..moved });
         // The next header says it once more.
-        see(&mut rounds, Effect::Deliver(agreed), 30_000);
+        assert_eq!(see(&mut rounds, Effect::Deliver(agreed), 30_000), moved);
         let took = |part| rounds.last(1).next().unwrap().took(part).map(|took| took.as_micros());
         assert_eq!(
             Part::ALL.map(took),
@@ -636,7 +680,11 @@ mod tests {
             see(&mut rounds, closed(seq, 0), at + 5_000);
         }
         // A vote may come when the ledger is closed for long.
-        rounds.heard(SLOW, &Message::Precommit(signed(SLOW, Precommit(ballot(7, 0)))), 106_000);
+        let late = Message::Precommit(signed(SLOW, Precommit(ballot(7, 0))));
+        assert_eq!(rounds.heard(SLOW, &late, 106_000), Some(Vote::Precommit));
+        assert_eq!(rounds.heard(SLOW, &late, 107_000), None, "told once");
+        assert_eq!(rounds.overdue().map(|round| round.seq), None);
+        assert_eq!([QUICK, SLOW, DEAD, ME].map(|node| rounds.tip_of(&node)), [Some(7), Some(7), None, None]);
         let late = |seq| {
             let round = rounds.done.iter().find(|round| round.seq == seq).unwrap();
             let of = |kind: Vote| round.late().filter(move |(_, vote, _)| *vote == kind);
@@ -660,6 +708,7 @@ mod tests {
         assert_eq!(seqs, (207..307).collect::<Vec<Seq>>());
         assert_eq!(rounds.last(2).map(|round| round.seq).collect::<Vec<_>>(), [305, 306]);
         assert_eq!(rounds.per_s(3_000_000), Some(100.0));
+        assert_eq!(rounds.overdue().map(|round| round.seq), Some(303));
         assert!(rounds.per_s(60_000_000).unwrap() < 2.0, "a network that stands still");
         let shown = rounds.json(1);
         assert!(shown[0]["stages_ms"]["novel"].is_null(), "others closed it");

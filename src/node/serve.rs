@@ -203,6 +203,15 @@ impl Node {
 
     pub(super) fn on_request(&mut self, asked: control::Asked) -> Result<(), NodeError> {
         let control::Asked { request, answer } = asked;
+        if let Request::Metrics = request {
+            let (metrics, status) = (self.metrics.clone(), self.status());
+            // It reads files.
+            tokio::task::spawn_blocking(move || {
+                // Whoever asked may be gone.
+                let _ = answer.send(json!({ "text": metrics.text(&status) }));
+            });
+            return Ok(());
+        }
         if let Request::CopyState { to } = request {
             if self.core.lacks_state_since_join() {
                 // Whoever asked may be gone.
@@ -222,7 +231,9 @@ impl Node {
             Request::Unl => Ok(self.unl_status()),
             Request::UnlVote(vote) => self.unl_vote(&vote)?.map(|()| self.unl_status()),
             Request::UnlWithdraw => self.unl_withdraw()?.map(|()| self.unl_status()),
-            Request::CopyState { .. } | Request::HoldRuns => unreachable!("answered when it is done"),
+            Request::CopyState { .. } | Request::Metrics | Request::HoldRuns => {
+                unreachable!("answered when it is done")
+            }
         };
         let value = done.unwrap_or_else(|Refused { why, danger }| json!({ "error": why, "danger": danger }));
         self.answers.push((answer, value));

@@ -19,7 +19,7 @@ use crate::{
     settlement::{
         Address, Amount, Network,
         agent::{Agent, ReadHeaders, Setup, Tip},
-        client::Client,
+        client::{Authorities, Client},
         embedded::{Embedded, Options},
         read_key,
         schedule::Pace,
@@ -83,7 +83,10 @@ pub(super) fn prepare(config: &Config) -> Result<Option<Prepared>, NodeError> {
 }
 
 fn client(config: &Config, url: &str) -> Result<Client, NodeError> {
-    Client::new(url, network(config.msb.network))
+    let authorities = config.msb.ca_file.as_deref().map(Authorities::read).transpose();
+    let authorities =
+        authorities.map_err(|error| wrong(config, format!("msb.ca_file: {:#}", anyhow::Error::new(error))))?;
+    Client::trusting(url, network(config.msb.network), authorities.as_ref())
         .map_err(|error| wrong(config, format!("msb.url: {:#}", anyhow::Error::new(error))))
 }
 

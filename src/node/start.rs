@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
-    http, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, wall_ms,
+    http, metrics, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -331,7 +331,8 @@ impl Node {
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
         let (gateway, gateway_events) = start_gateway(&config, user_tls.clone()).await?;
         let events = Events::new(config.http.listen.is_some());
-        let (http, http_asks) = http::start(&config, http_tls.clone(), &events)?;
+        let metrics = metrics::Metrics::new(&config.dir);
+        let (http, http_asks) = http::start(&config, http_tls.clone(), &events, &metrics)?;
         let (changes, changed) = watch::channel(0);
         let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
@@ -406,6 +407,7 @@ impl Node {
             persists: 0,
             batch: Vec::new(),
             committing: None,
+            commit_began: Instant::now(),
             timers: Default::default(),
             jobs: VecDeque::new(),
             running: None,
@@ -441,6 +443,7 @@ impl Node {
             report,
             rounds,
             traffic: Default::default(),
+            metrics,
             records,
             _lock: lock,
         };

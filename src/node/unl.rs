@@ -46,6 +46,7 @@ impl Node {
         self.mesh.set_unl(unl.iter().copied().filter(|node| *node != me).collect());
         self.twins.keep(unl);
         self.rounds.set_unl(unl);
+        self.metrics.members_changed();
         if *change == UnlChange::Remove(me) {
             warn!(seq, "this node is no member any more: it follows as an observer");
         }

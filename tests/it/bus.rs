@@ -26,10 +26,11 @@ use hotpocket::{
     types::{Hash, Seq},
     wire,
 };
+use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -37,6 +38,7 @@ use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::net::{Net, TestNode, probe, until};
 
@@ -172,6 +174,20 @@ pub struct Bus {
     _folder: TempDir,
 }
 
+/// A TLS server before a bus, until it is dropped.
+pub struct Front {
+    pub url: String,
+    /// Who issued its certificate.
+    pub ca_pem: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// A settlement, as the chain has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -281,6 +297,43 @@ impl Bus {
             self.embedded = Some(Embedded::start(self.options.clone()).await.expect("a bus"));
         }
         self.way.mend().await;
+    }
+
+    /// A TLS server before the way to it, for `localhost`.
+    pub async fn front(&self) -> Front {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let ca_pem = params.self_signed(&key).expect("signed").pem();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &issuer).expect("signed").der().clone();
+        let secret = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring speaks them")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], secret)
+            .expect("a pair");
+        let (acceptor, to) = (TlsAcceptor::from(Arc::new(config)), self.way.address);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("https://localhost:{}", listener.local_addr().expect("an address").port());
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    // Who does not believe the certificate ends it.
+                    let Ok(mut from) = acceptor.accept(stream).await else { return };
+                    let Ok(mut to) = TcpStream::connect(to).await else { return };
+                    let _ = copy_bidirectional(&mut from, &mut to).await;
+                });
+            }
+        });
+        Front { url, ca_pem, task }
     }
 
     /// Where nodes find it.

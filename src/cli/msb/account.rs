@@ -3,7 +3,10 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{Bus, block_on, failure, wallet::Wallet};
+use super::{
+    Bus, block_on, failure,
+    wallet::{Configured, Wallet},
+};
 use crate::{
     cli::{Failure, Outcome, answer},
     settlement::{
@@ -47,10 +50,10 @@ struct Whose {
 }
 
 impl Whose {
-    /// The address, and where the folder's node settles, if it is of a folder.
-    fn load(&self) -> Result<(settlement::Address, Option<String>), Failure> {
+    /// The address, and how the folder's node reaches its bus, if it is of a folder.
+    fn load(&self) -> Result<(settlement::Address, Option<Configured>), Failure> {
         match &self.address {
-            None => self.wallet.load().map(|payer| (payer.address(), payer.url)),
+            None => self.wallet.load().map(|payer| (payer.address(), payer.bus)),
             Some(text) => {
                 let address = settlement::Address::parse(text, self.wallet.network_alone()).map_err(|error| {
                     Failure::new(crate::cli::Exit::Usage, anyhow::Error::new(error).context("--address is none"))
@@ -84,8 +87,8 @@ pub(super) struct Balance {
 
 impl Balance {
     pub(super) fn run(self) -> Outcome {
-        let (address, url) = self.whose.load()?;
-        let client = self.bus.client(address.network(), url)?;
+        let (address, configured) = self.whose.load()?;
+        let client = self.bus.client(address.network(), configured)?;
         let (balance, fee) = block_on(balance_and_fee(&client, &address))??;
         if self.json {
             let (balance, fee) = (balance.0.to_string(), fee.0.to_string());
@@ -137,8 +140,8 @@ pub(super) struct Fund {
 
 impl Fund {
     pub(super) fn run(self) -> Outcome {
-        let (address, url) = self.whose.load()?;
-        let client = self.bus.client(address.network(), url)?;
+        let (address, configured) = self.whose.load()?;
+        let client = self.bus.client(address.network(), configured)?;
         let (balance, fee) = block_on(self.give(&client, &address))??;
         answer(&format!("{address}\n  {}\n", worth(balance, fee)))
     }

@@ -50,8 +50,8 @@ pub(super) struct Deploy {
 
 impl Deploy {
     pub(super) fn run(self) -> Outcome {
-        let Payer { key, network, subnet, url } = self.wallet.load()?;
-        let client = self.bus.client(network, url)?;
+        let Payer { key, network, subnet, bus } = self.wallet.load()?;
+        let client = self.bus.client(network, bus)?;
         // Of a folder, what its node's settlements will name.
         let bs = self.bootstrap.or(subnet).unwrap_or_else(random);
         block_on(self.deploy(&client, &key, bs))??;

@@ -11,16 +11,17 @@ mod status;
 mod verify;
 mod wallet;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 pub(super) use self::status::line;
+use self::wallet::Configured;
 use super::{Exit, Failure, Outcome};
 use crate::settlement::{
     Network,
-    client::{Client, ClientError, UrlError},
+    client::{Authorities, Client, ClientError, UrlError},
 };
 
 const EXAMPLES: &str = "\
@@ -74,14 +75,38 @@ struct Bus {
     /// The bus: http://HOST:PORT or https://HOST [default: that of the folder's cfg/hp.cfg]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
     /// Seconds to wait for an answer
     #[arg(long, value_name = "S", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 }
 
+/// Who is believed over https.
+#[derive(Debug, Args)]
+struct Trust {
+    /// Certificates (PEM) of those who issue the bus's, with https [default: those of the folder's cfg/hp.cfg, or the system's]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+impl Trust {
+    /// `configured` stands for a file that is not given.
+    fn authorities(&self, configured: Option<PathBuf>) -> Result<Option<Authorities>, Failure> {
+        let (from, file) = match (&self.ca_file, configured) {
+            (Some(file), _) => ("--ca-file", file.clone()),
+            (None, Some(file)) => ("[msb] ca_file of the folder's cfg/hp.cfg", file),
+            (None, None) => return Ok(None),
+        };
+        let read = Authorities::read(&file).with_context(|| format!("{from} cannot be used"));
+        read.map(Some).map_err(|error| Failure::new(Exit::Config, error))
+    }
+}
+
 impl Bus {
-    /// `configured` is where the folder's node settles, if there is a folder and its node does.
-    fn client(&self, network: Network, configured: Option<String>) -> Result<Client, Failure> {
+    /// `configured` is how the folder's node reaches its bus, if there is a folder and its node settles.
+    fn client(&self, network: Network, configured: Option<Configured>) -> Result<Client, Failure> {
+        let (configured, ca_file) = configured.map_or((None, None), |bus| (Some(bus.url), bus.ca_file));
         // The URL itself may hold a password.
         let from = if self.url.is_some() { "--url" } else { "[msb] of the folder's cfg/hp.cfg" };
         let Some(url) = self.url.clone().or(configured) else {
@@ -91,7 +116,8 @@ impl Bus {
             );
             return Err(Failure::new(Exit::Usage, what));
         };
-        let client = Client::new(&url, network).map_err(|error: UrlError| {
+        let authorities = self.trust.authorities(ca_file)?;
+        let client = Client::trusting(&url, network, authorities.as_ref()).map_err(|error: UrlError| {
             Failure::new(Exit::Usage, anyhow::Error::new(error).context(format!("{from} does not name a bus")))
         })?;
         Ok(client.with_timeout(Duration::from_secs(self.timeout)))

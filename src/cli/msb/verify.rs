@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::{chain::Chain, wallet};
+use super::{Trust, chain::Chain, wallet};
 use crate::{
     cli::{Exit, Failure, Outcome, answer},
     config::{Config, bus_bootstrap},
@@ -46,6 +46,8 @@ pub(super) struct Verify {
     /// The bus [default: that of DIR/cfg/hp.cfg]
     #[arg(long, conflicts_with = "offline")]
     url: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
     /// The bus's bootstrap [default: what the chain's nodes agreed on]
     #[arg(long, value_name = "HASH")]
     bootstrap: Option<Hash>,
@@ -110,20 +112,17 @@ impl Verify {
         if self.offline {
             return Ok(None);
         }
-        let url = match &self.url {
-            Some(url) => url.clone(),
-            None => match Config::load_of_another(&Config::path(&self.dir))
-                .ok()
-                .and_then(|config| wallet::url(&config.msb.mode, &self.dir))
-            {
-                Some(url) => url,
-                None => {
-                    let what = anyhow::anyhow!("{} names no bus: give --url, or --offline", self.dir.display());
-                    return Err(Failure::new(Exit::Usage, what));
-                }
-            },
+        let of_folder = Config::load_of_another(&Config::path(&self.dir)).ok();
+        let of_folder = of_folder.and_then(|config| wallet::configured(&config.msb, &self.dir));
+        let (configured, ca_file) = of_folder.map_or((None, None), |bus| (Some(bus.url), bus.ca_file));
+        let Some(url) = self.url.clone().or(configured) else {
+            let what = anyhow::anyhow!("{} names no bus: give --url, or --offline", self.dir.display());
+            return Err(Failure::new(Exit::Usage, what));
         };
-        let client = Client::new(&url, network(chain.settings.msb_network)).context("--url")?;
+        // Whose configuration is read as another one's, its paths are as they are written.
+        let authorities = self.trust.authorities(ca_file.map(|file| self.dir.join(file)))?;
+        let client = Client::trusting(&url, network(chain.settings.msb_network), authorities.as_ref());
+        let client = client.context("--url")?;
         Ok(Some(client.with_timeout(ANSWER_TIME)))
     }
 

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::super::{Exit, Failure, status::ask};
 use crate::{
-    config::{Config, MsbMode},
+    config::{Config, Msb, MsbMode},
     crypto::SecretKey,
     node::{control::Request, settle::network},
     settlement::{self, Network, read_key, read_words},
@@ -39,8 +39,15 @@ pub(super) struct Payer {
     pub(super) network: Network,
     /// The subnet of the folder's contract, if it is a folder.
     pub(super) subnet: Option<Hash>,
-    /// Where the folder's node settles, if it is a folder and it does.
-    pub(super) url: Option<String>,
+    /// How the folder's node reaches its bus, if it is a folder and it settles.
+    pub(super) bus: Option<Configured>,
+}
+
+/// How a folder's node reaches its bus.
+pub(super) struct Configured {
+    pub(super) url: String,
+    /// Who is believed over https, if not whom the system believes.
+    pub(super) ca_file: Option<PathBuf>,
 }
 
 impl Payer {
@@ -64,29 +71,30 @@ impl Wallet {
             (None, Some(file)) => read_words(file, self.network_alone()),
         };
         let key = file.context("cannot use the wallet").map_err(wrong)?;
-        Ok(Payer { key, network: self.network_alone(), subnet: None, url: None })
+        Ok(Payer { key, network: self.network_alone(), subnet: None, bus: None })
     }
 
     fn of_folder(&self) -> Result<Payer, Failure> {
         let config = Config::load(&self.dir)?;
         let network = self.network.unwrap_or(network(config.msb.network));
-        let (subnet, url) = (Some(config.subnet()), url(&config.msb.mode, &self.dir));
+        let (subnet, bus) = (Some(config.subnet()), configured(&config.msb, &self.dir));
         let key = match &config.msb.key_file {
             None => config.secret,
             Some(file) => {
                 read_key(file).context("cannot use the wallet").map_err(|error| Failure::new(Exit::Config, error))?
             }
         };
-        Ok(Payer { key, network, subnet, url })
+        Ok(Payer { key, network, subnet, bus })
     }
 }
 
 /// Where the bus is that a folder's configuration names. A bus in the node on a port by chance only the node knows: there is
 /// none while it does not run.
-pub(super) fn url(mode: &MsbMode, dir: &Path) -> Option<String> {
+pub(super) fn configured(msb: &Msb, dir: &Path) -> Option<Configured> {
     let of_node = || ask(dir, &Request::Status).ok()?["settlement"]["url"].as_str().map(str::to_owned);
-    match mode {
+    let url = match &msb.mode {
         MsbMode::Embedded(listen) if listen.port() == 0 => of_node(),
         mode => mode.url(),
-    }
+    };
+    Some(Configured { url: url?, ca_file: msb.ca_file.clone() })
 }

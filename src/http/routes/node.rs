@@ -1,11 +1,15 @@
 //! The node itself: where it stands, whom it is linked with, who decides.
 
-use axum::extract::State;
+use axum::{
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::http::{
     Question,
-    answer::{Fresh, Reply},
+    answer::{Failure, Fresh, Reply},
     api::Api,
 };
 
@@ -16,6 +20,7 @@ pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
         .routes(routes!(peers))
         .routes(routes!(unl))
         .routes(routes!(rounds))
+        .routes(routes!(metrics))
         .routes(routes!(log))
         .routes(routes!(evidence))
         .routes(routes!(settlements))
@@ -60,6 +65,18 @@ async fn log(State(api): State<Api>) -> Reply {
 #[utoipa::path(get, path = "/v1/rounds", tag = "node", responses((status = 200, description = "`{\"rounds\": [...]}`, the newest last")))]
 async fn rounds(State(api): State<Api>) -> Reply {
     api.ask(Question::Rounds).await.map(Fresh)
+}
+
+/// What Prometheus reads: names `hotpocket_*`, with units.
+#[utoipa::path(get, path = "/metrics", tag = "node", responses(
+    (status = 200, description = "Metrics, as OpenMetrics text", content_type = "application/openmetrics-text"),
+))]
+async fn metrics(State(api): State<Api>) -> Result<Response, Failure> {
+    const KIND: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let text = api.ask(Question::Metrics).await?;
+    let text = text.as_str().unwrap_or_default().to_owned();
+    let headers = [(header::CONTENT_TYPE, KIND), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    Ok((headers, text).into_response())
 }
 
 /// Nodes that have signed two different messages for one slot, as this node can prove.

@@ -23,7 +23,9 @@ pub enum UrlError {
     #[error("a URL of {0} bytes is too long")]
     TooLong(usize),
     /// The machine has no certificates to check others with, for example.
-    #[error("cannot prepare encrypted connections")]
+    #[error(
+        "cannot prepare encrypted connections (are the system's certificates installed? `[msb] ca_file` names others)"
+    )]
     Tls(#[source] reqwest::Error),
 }
 
@@ -41,6 +43,14 @@ pub enum ClientError {
         text: String,
         /// What the embedded bus says beyond the real one.
         reason: Option<String>,
+    },
+    /// Who answers is not shown to be the bus. Nothing was asked.
+    #[error("{route}: the bus's certificate is refused: {what}")]
+    Certificate {
+        /// Method and URL, without a password.
+        route: String,
+        /// What is wrong with it, and what to do.
+        what: String,
     },
     /// No connection, or it broke.
     #[error("{route}: the bus cannot be reached")]

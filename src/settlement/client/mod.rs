@@ -7,6 +7,7 @@ mod answers;
 mod error;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 pub use self::{
     answers::{About, Account, Broadcast, Details, HashAt, Payloads, View},
     error::{ClientError, UrlError},
+    trust::{Authorities, AuthoritiesError},
 };
 use super::{Address, Amount, Network, tx::Landed};
 use crate::types::Hash;
@@ -58,8 +60,13 @@ pub struct Client {
 
 impl Client {
     /// For the bus at this URL: `http://` or `https://`, perhaps with a path, and with a user's name and password that
-    /// are sent and never shown.
+    /// are sent and never shown. Over https it believes whom the system believes.
     pub fn new(url: &str, network: Network) -> Result<Client, UrlError> {
+        Client::trusting(url, network, None)
+    }
+
+    /// The same; over https it believes these authorities alone, if there are any.
+    pub fn trusting(url: &str, network: Network, authorities: Option<&Authorities>) -> Result<Client, UrlError> {
         let base = base_url(url)?;
         // Of the process, and the first one stays: there is no other here.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -72,6 +79,8 @@ impl Client {
         if base.scheme() == "http" {
             // The machine's certificates are not needed, and need not be there.
             http = http.no_proxy().tls_certs_only([]);
+        } else if let Some(Authorities(certificates)) = authorities {
+            http = http.tls_certs_only(certificates.iter().cloned());
         }
         let http = http.build().map_err(UrlError::Tls)?;
         Ok(Client { http, base, network, timeout: ANSWER_TIME })
@@ -216,7 +225,9 @@ impl Client {
         let failed = |error: reqwest::Error| {
             // It would show the whole URL.
             let source = error.without_url();
-            if source.is_timeout() {
+            if let Some(what) = trust::certificate_fault(&source) {
+                ClientError::Certificate { route: route.clone(), what }
+            } else if source.is_timeout() {
                 ClientError::Timeout { route: route.clone(), after: self.timeout }
             } else {
                 ClientError::Unreachable { route: route.clone(), source }

@@ -273,6 +273,114 @@ async fn https_does_not_fall_back_to_plain_text() {
     assert!(fake.heads().iter().all(|head| !head.contains("GET")), "nothing was asked in the open");
 }
 
+/// An authority of one's own.
+struct Authority {
+    certificate: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    folder: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), certificate.pem()).unwrap();
+        Authority { certificate, issuer: rcgen::Issuer::new(params, key), folder }
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// A server before `plain` with a certificate for this name, which ends with this year. Its address.
+    async fn front(&self, name: &str, year: i32, plain: &Fake) -> std::net::SocketAddr {
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(year, 1, 1));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        let secret = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], secret)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let to = plain.url.strip_prefix("http://").unwrap().to_owned();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, to) = (acceptor.clone(), to.clone());
+                tokio::spawn(async move {
+                    // Who refuses the certificate ends it.
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let mut plain = TcpStream::connect(to).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut plain).await;
+                });
+            }
+        });
+        address
+    }
+}
+
+#[tokio::test]
+async fn over_https_who_is_not_shown_to_be_the_bus_is_asked_nothing_and_said_why() {
+    let fake = Fake::start(|_| reply("200 OK", r#"{"fee":"30000000000000000"}"#)).await;
+    let (ours, another) = (Authority::new(), Authority::new());
+    let right = ours.front("127.0.0.1", 2100, &fake).await;
+    let other_name = ours.front("bus.example.org", 2100, &fake).await;
+    let old = ours.front("127.0.0.1", 2021, &fake).await;
+    let trusted = Authorities::read(&ours.file()).unwrap();
+    let client = |address: std::net::SocketAddr, authorities: Option<&Authorities>| {
+        Client::trusting(&format!("https://{address}"), Network::Mainnet, authorities).unwrap()
+    };
+    let unknown =
+        "nobody who is trusted here issued it; if that is a private authority, name its certificate in `[msb] ca_file`";
+    for (address, authorities, why) in [
+        (right, None, unknown),
+        (right, Some(Authorities::read(&another.file()).unwrap()), unknown),
+        (other_name, Some(trusted.clone()), "see that the URL has the name that the certificate is for"),
+        (old, Some(trusted.clone()), "its owner must renew it, unless the clock here is wrong"),
+    ] {
+        let told = client(address, authorities.as_ref()).broadcast("e30=").await.unwrap_err();
+        assert!(matches!(&told, ClientError::Certificate { what, .. } if what.ends_with(why)), "{told:?}");
+        assert!(told.to_string().starts_with(&format!("POST https://{address}/v1/broadcast-transaction: the bus's")));
+    }
+    assert_eq!(fake.heads(), [""; 0]);
+    // The one that is it, over one connection.
+    let client = client(right, Some(&trusted));
+    for _ in 0..3 {
+        assert_eq!(client.fee().await.unwrap().to_string(), "0.03 TNK");
+    }
+    assert_eq!((fake.heads().len(), fake.connections.load(Ordering::Relaxed)), (3, 1));
+    assert!(ours.certificate.der() != another.certificate.der());
+}
+
+#[test]
+fn a_file_that_names_nobody_to_believe_is_refused_with_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    let told = |text: &[u8]| {
+        std::fs::write(&file, text).unwrap();
+        let error = anyhow::Error::new(Authorities::read(&file).unwrap_err());
+        assert!(error.to_string().contains("ca.pem"), "{error}");
+        format!("{error:#}")
+    };
+    assert!(told(b"").contains("there is no certificate in it"));
+    assert!(told(b"hello").contains("there is no certificate in it"));
+    assert!(
+        told(b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n").contains("cannot read its certificates")
+    );
+    assert!(told(&vec![b'x'; (1 << 20) + 1]).contains("longer than"));
+    assert!(Authorities::read(folder.path()).unwrap_err().to_string().starts_with("cannot read "));
+    assert!(Authorities::read(&folder.path().join("none")).unwrap_err().to_string().starts_with("cannot read "));
+}
+
 #[test]
 fn what_is_no_url_of_a_bus_is_refused() {
     let told = |url: &str| Client::new(url, Network::Mainnet).unwrap_err().to_string();

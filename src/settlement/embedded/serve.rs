@@ -42,8 +42,11 @@ const CONNECTION_TIME: Duration = Duration::from_secs(600);
 /// Bytes of a body that is too long which are read and thrown away, so that its sender hears why. Past it the connection breaks.
 const DRAINED_BYTES_MAX: usize = 8 << 20;
 
-/// Bytes that all bodies being read may have together. Past it, a body waits until another one is done with.
+/// Bytes that all long bodies being read may have together. Past it, a long one waits until another one is done with.
 const BODIES_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of a body that waits for no other: those of all connections are two megabytes. An operation has less.
+const SHORT_BODY_BYTES_MAX: usize = 16 << 10;
 
 /// Accepts connections until it is dropped, and its connections with it.
 pub(super) async fn serve(listener: TcpListener, bus: Arc<Bus>) {
@@ -100,8 +103,12 @@ async fn respond(
     let (parts, body) = request.into_parts();
     let (bytes_max, too_long) = route.body_bytes_max();
     let announced = body.size_hint().upper().unwrap_or(u64::MAX).min(bytes_max as u64);
-    let room = u32::try_from(announced).expect("bodies are small");
-    let _room = bodies.acquire_many(room).await.expect("it is never closed");
+    let announced = u32::try_from(announced).expect("bodies are small");
+    // Who sends a long one slowly holds up none of those who send what is usual.
+    let _room = match announced as usize > SHORT_BODY_BYTES_MAX {
+        true => Some(bodies.acquire_many(announced).await.expect("it is never closed")),
+        false => None,
+    };
     let body = match timeout(BODY_TIME, read_body(body, bytes_max)).await {
         Ok(Read::Whole(body)) => body,
         Ok(Read::TooLong) => return Ok(closing(response(route, 413, error_text(too_long)))),

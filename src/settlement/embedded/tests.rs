@@ -721,6 +721,21 @@ async fn what_was_confirmed_is_there_after_any_end_and_the_port_too() {
     }
 }
 
+#[tokio::test]
+async fn long_bodies_that_come_slowly_hold_up_nobody_with_a_short_one() {
+    let ground = Ground::new().await;
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(ground.bus.address()).await.unwrap();
+        let head = "POST /v1/broadcast-transaction HTTP/1.1\r\nHost: bus\r\nContent-Length: 2000000\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    let signed = ground.signed(1, 1).await;
+    let hasty = ground.client.clone().with_timeout(Duration::from_secs(10));
+    hasty.broadcast(&signed.payload()).await.unwrap();
+}
+
 async fn refused_start(options: &Options) -> String {
     let error = Embedded::start(options.clone()).await.expect_err("it must not start");
     anyhow::Error::new(error).chain().map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ")

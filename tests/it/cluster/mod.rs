@@ -28,6 +28,7 @@ mod state;
 mod surroundings;
 mod sync;
 mod torture;
+mod watch;
 mod weather;
 
 use nix::sys::signal::Signal;

@@ -4,7 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use hotpocket::settlement::{client::Client, embedded::Hook};
+use hotpocket::{
+    config::quoted,
+    settlement::{client::Client, embedded::Hook},
+};
 
 use crate::{
     bus::{Bus, alerted, drill, last_step, posted, step, unalerted},
@@ -292,5 +295,38 @@ fn a_bus_that_takes_questions_and_never_answers_delays_no_ledger() {
         assert!(hanging < 3 * usual + Duration::from_secs(2), "{hanging:?}, and {usual:?} with an answering bus");
         bus.way.be_silent(false);
         bus.settled(&net).await;
+    });
+}
+
+#[test]
+fn a_bus_with_a_private_authority_is_believed_by_who_was_given_its_certificate_and_refused_before() {
+    block_on(async {
+        let Some(bus) = Bus::start().await else { return };
+        let front = bus.front().await;
+        let mut net = Net::new(1, echo(), |_, document| {
+            bus.configure(document);
+            document.set("msb.url", &quoted(&front.url));
+        });
+        bus.fund(&net).await;
+        net.start_all().await;
+        let node = &mut net.nodes[0];
+        let alerts = alerted(node, "the bus's certificate is refused: nobody who is trusted here issued it").await;
+        assert!(alerts.len() == 1 && alerts[0].contains("name its certificate in `[msb] ca_file`"), "{alerts:?}");
+        assert_eq!(bus.way.counts().requests, 0, "nothing is asked of who is not the bus");
+        let balance = node.call(&["msb", "balance"]).await;
+        assert!(balance.code == Some(1) && balance.err.contains("ca_file"), "{}", balance.err);
+
+        node.kill().await;
+        std::fs::write(node.dir.join("cfg/msb-ca.pem"), &front.ca_pem).expect("written");
+        node.edit_config(|text| text.replace("# ca_file = ", "ca_file = "));
+        node.start().await;
+        unalerted(node).await;
+        let mut user = node.user().await;
+        user.ask("hello").await;
+        assert_eq!(bus.settled(&net).await.len(), 1);
+        for asked in [["msb", "balance"], ["msb", "verify"]] {
+            let told = net.nodes[0].call(&asked).await;
+            assert_eq!(told.code, Some(0), "{}", told.err);
+        }
     });
 }
