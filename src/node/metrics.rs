@@ -254,9 +254,6 @@ const GAUGES: &[Row] = &[
     ("split", "1 while no result can reach a quorum", NO_UNIT, |it| flag(it["split"] == true)),
     ("halted", "1 while results differ and none has a quorum", NO_UNIT, |it| flag(it["halted"].is_u64())),
     ("silent", "1 while this node signs nothing", NO_UNIT, |it| flag(it["silent"].is_object())),
-    ("paused", "1 while this node neither votes nor runs, because the disk is nearly full", NO_UNIT, |it| {
-        flag(it["disk"]["paused"] == true)
-    }),
     ("alerts", "Alerts that stand", NO_UNIT, |it| length(&it["alerts"])),
     ("evidence_kinds", "Kinds of messages that nodes signed twice, differently", NO_UNIT, |it| length(&it["evidence"])),
     ("liars", "Nodes that sent false ledgers", NO_UNIT, |it| length(&it["liars"])),
@@ -410,7 +407,7 @@ mod tests {
             "attempt": 2, "rounds_per_s": 1.5, "unl": ["aa", "bb"], "live": ["aa"], "suspects": ["bb"], "quorum": 2,
             "links": [{"peer": "0123456789ab", "rtt_us": 1500, "member": true}, {"peer": "cc", "rtt_us": null}],
             "users": 3, "local_users": 1, "pool": 4, "synced": true, "diverged": false, "split": false, "halted": 8,
-            "silent": {}, "disk": {"paused": false}, "alerts": ["look"], "evidence": [], "liars": [],
+            "silent": {}, "alerts": ["look"], "evidence": [], "liars": [],
             "queues": {"effects": 1, "effects_bytes": 2, "jobs": 3, "deliveries": 4, "overflows": 5},
             "fetching_state": {"bytes": 6}, "up_s": 60,
             "settlement": {
@@ -453,7 +450,6 @@ mod tests {
         for line in [
             "hotpocket_ledger_seq 7.0",
             "hotpocket_halted 1.0",
-            "hotpocket_paused 0.0",
             "hotpocket_members_live 1.0",
             "hotpocket_oldest_unsettled_seconds 2.5",
             "hotpocket_outputs_total 2",

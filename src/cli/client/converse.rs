@@ -1,9 +1,13 @@
 //! A conversation in signed mode over whichever of several nodes answers: the loop around [`Talk`].
 
-use std::{collections::VecDeque, io, pin::pin, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    pin::pin,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{
     signal::unix::Signal,
@@ -13,18 +17,17 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{
-    FAILED, Frame, INTERRUPTED, NO_ANSWER, OK,
+    FAILED, INTERRUPTED, NO_ANSWER, OK,
     connection::{ClientError, close},
     keys::Nonces,
+    prompt::{HELP, Typed, read_input},
+    screen::{Network, Screen},
     servers::Servers,
     signed::{Pins, SignedClient, recv},
     talk::{Show, Talk},
-    terminal::{LINE_BYTES_MAX, Line, print_output, show_output},
+    terminal::{LINE_BYTES_MAX, Line},
 };
-use crate::{
-    crypto::SecretKey,
-    types::{Seq, UserKey},
-};
+use crate::{crypto::SecretKey, types::Seq};
 
 /// How often what a node had no room for is sent again, and the result of a ledger is asked for.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -38,8 +41,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Outputs that came before the word of acceptance, of which the oldest are forgotten.
 const EARLY_MAX: usize = 16;
-/// How a line begins that is a question, where somebody types.
-const QUESTION: &[u8] = b"/read ";
+/// Ledgers whose outputs are measured from the input. Past it the oldest are not.
+const MEASURED_MAX: usize = 256;
 /// Frames on their way to the node. Past it the loop goes on receiving before it sends more.
 const SENDING_MAX: usize = 16;
 
@@ -54,6 +57,9 @@ pub(super) struct Setup {
     pub(super) timeout: Duration,
     /// Whom to believe behind `wss://`.
     pub(super) servers: Servers,
+    /// The file of the key, if it has one.
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) screen: Screen,
 }
 
 /// Which node is talked to, and which one comes next.
@@ -81,22 +87,32 @@ pub(super) enum Say {
     Input(Vec<u8>),
     /// A question to the contract.
     Question(Vec<u8>),
+    /// For the last closed ledger.
+    Lcl,
+    /// Nothing: where the conversation stands is to be shown.
+    Standing,
+    /// Nothing: whose key it is is to be shown.
+    Key,
+    /// Nothing, and nothing more: the conversation ends, whatever is owed.
+    Quit,
+    /// The same, by Ctrl-C.
+    Interrupt,
 }
 
 /// What a conversation is about.
 trait Purpose {
-    /// Something to be sent, when there is room; `None` when nothing will come any more.
-    async fn next(&mut self) -> anyhow::Result<Option<Say>>;
+    /// Something to be sent, when there is room; `None` when nothing will come any more. May be dropped while it waits.
+    async fn next(&mut self, screen: &mut Screen) -> anyhow::Result<Option<Say>>;
     /// Something to be shown. The exit code when that was the last.
-    fn show(&mut self, show: Show) -> anyhow::Result<Option<i32>>;
+    fn show(&mut self, show: Show, latency: Option<Duration>, screen: &mut Screen) -> anyhow::Result<Option<i32>>;
     /// The exit code when all inputs were sent and have had their answers; `None` to go on.
     fn settled(&self) -> Option<i32>;
 }
 
 /// One input or question, one answer.
-pub(super) async fn once(setup: Setup, say: Say, interrupts: Signal, out: &mut impl io::Write) -> anyhow::Result<i32> {
+pub(super) async fn once(setup: Setup, say: Say, interrupts: Signal) -> anyhow::Result<i32> {
     let deadline = Instant::now() + setup.timeout;
-    let purpose = Once { say: Some(say), accepted: None, early: Vec::new(), out };
+    let purpose = Once { say: Some(say), accepted: None, early: Vec::new() };
     talk(setup, purpose, interrupts, Some(deadline), true).await
 }
 
@@ -106,53 +122,54 @@ pub(super) async fn lines(
     setup: Setup,
     lines: mpsc::Receiver<Line>,
     interrupts: Signal,
-    out: &mut impl io::Write,
-    terminal: bool,
     typed: bool,
 ) -> anyhow::Result<i32> {
-    let purpose = Lines { lines, out, terminal, typed, refused: false };
+    let purpose = Lines { lines, typed, refused: false };
     talk(setup, purpose, interrupts, None, false).await
 }
 
-struct Once<'a, W> {
+struct Once {
     say: Option<Say>,
     accepted: Option<Seq>,
     /// Outputs that came before the word in which ledger the input is: after a change of nodes they may.
-    early: Vec<(Seq, Vec<u8>)>,
-    out: &'a mut W,
+    early: Vec<(Seq, Show, Option<Duration>)>,
 }
 
-impl<W: io::Write> Purpose for Once<'_, W> {
-    async fn next(&mut self) -> anyhow::Result<Option<Say>> {
+impl Purpose for Once {
+    async fn next(&mut self, _: &mut Screen) -> anyhow::Result<Option<Say>> {
         Ok(self.say.take())
     }
 
-    fn show(&mut self, show: Show) -> anyhow::Result<Option<i32>> {
+    fn show(&mut self, show: Show, latency: Option<Duration>, screen: &mut Screen) -> anyhow::Result<Option<i32>> {
         match show {
-            Show::Accepted { seq } => self.accepted = Some(seq),
-            Show::Output { seq, payload } => {
+            Show::Accepted { seq, .. } => {
+                self.accepted = Some(seq);
+                if screen.is_json() {
+                    screen.show(&show, latency)?;
+                }
+            }
+            Show::Output { seq, .. } => {
                 if self.early.len() == EARLY_MAX {
                     self.early.remove(0);
                 }
-                self.early.push((seq, payload));
+                self.early.push((seq, show, latency));
             }
-            Show::Answer { payload, .. } => {
-                print_output(self.out, &frame(payload))?;
-                return Ok(Some(OK));
+            Show::Answer { .. } | Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer { .. } => {
+                screen.show(&show, latency)?;
+                return Ok(Some(if matches!(show, Show::Answer { .. }) { OK } else { FAILED }));
             }
-            Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer(_) => {
-                eprintln!("{show}");
-                return Ok(Some(FAILED));
+            Show::NotFinal { .. } if !screen.is_json() => screen.note(&show.to_string())?,
+            Show::Settled { .. } if !screen.is_json() => {}
+            Show::Lcl { .. } | Show::Note(_) | Show::NotFinal { .. } | Show::Settled { .. } => {
+                screen.show(&show, latency)?
             }
-            Show::Note(_) | Show::NotFinal { .. } => eprintln!("{show}"),
-            Show::Settled { .. } => {}
         }
         let Some(accepted) = self.accepted else { return Ok(None) };
         // Older ones answer earlier inputs with this key.
-        self.early.retain(|(seq, _)| *seq >= accepted);
+        self.early.retain(|(seq, ..)| *seq >= accepted);
         match (!self.early.is_empty()).then(|| self.early.remove(0)) {
-            Some((_, payload)) => {
-                print_output(self.out, &frame(payload))?;
+            Some((_, show, latency)) => {
+                screen.show(&show, latency)?;
                 Ok(Some(OK))
             }
             None => Ok(None),
@@ -165,58 +182,67 @@ impl<W: io::Write> Purpose for Once<'_, W> {
     }
 }
 
-struct Lines<'a, W> {
+struct Lines {
     lines: mpsc::Receiver<Line>,
-    out: &'a mut W,
-    terminal: bool,
     typed: bool,
     refused: bool,
 }
 
-impl<W: io::Write> Purpose for Lines<'_, W> {
-    async fn next(&mut self) -> anyhow::Result<Option<Say>> {
+impl Purpose for Lines {
+    async fn next(&mut self, screen: &mut Screen) -> anyhow::Result<Option<Say>> {
         loop {
-            match self.lines.recv().await {
-                Some(Line::Input(line)) if self.typed && line.starts_with(QUESTION) => {
-                    return Ok(Some(Say::Question(line[QUESTION.len()..].to_vec())));
-                }
-                Some(Line::Input(mut input)) => {
-                    // A contract gets the inputs of a ledger joined: a line has to bring its end along.
-                    input.push(b'\n');
-                    return Ok(Some(Say::Input(input)));
-                }
+            let typed = match self.lines.recv().await {
+                Some(Line::Input(line)) if self.typed => Typed::of(line),
+                Some(Line::Input(line)) => Typed::Input(line),
                 Some(Line::TooLong(bytes)) => {
-                    eprintln!("error: a line of {bytes} bytes was skipped, at most {LINE_BYTES_MAX} are sent");
+                    screen.error(&format!(
+                        "error: a line of {bytes} bytes was skipped, at most {LINE_BYTES_MAX} are sent"
+                    ))?;
+                    continue;
                 }
+                Some(Line::Interrupted) => return Ok(Some(Say::Interrupt)),
                 Some(Line::Broken(error)) => return Err(error).context("cannot read the input"),
                 None => return Ok(None),
-            }
+            };
+            return Ok(Some(match typed {
+                Typed::Input(mut input) => {
+                    // A contract gets the inputs of a ledger joined: a line has to bring its end along.
+                    input.push(b'\n');
+                    Say::Input(input)
+                }
+                Typed::Read(text) => Say::Question(text),
+                Typed::Lcl => Say::Lcl,
+                Typed::Status => Say::Standing,
+                Typed::Key => Say::Key,
+                Typed::Quit => Say::Quit,
+                Typed::File(path) => match read_input(&path) {
+                    Ok(input) => {
+                        screen.note(&format!("  {} bytes of {}", input.len(), path.display()))?;
+                        Say::Input(input)
+                    }
+                    Err(error) => {
+                        screen.error(&format!("error: {error:#}"))?;
+                        continue;
+                    }
+                },
+                Typed::Help => {
+                    HELP.lines().try_for_each(|line| screen.note(line))?;
+                    continue;
+                }
+                Typed::Unknown(line) => {
+                    let what = format!(
+                        "error: there is no command {line:?}; /help lists them, //... sends an input with a slash"
+                    );
+                    screen.error(&what)?;
+                    continue;
+                }
+            }));
         }
     }
 
-    fn show(&mut self, show: Show) -> anyhow::Result<Option<i32>> {
-        match show {
-            Show::Output { payload, .. } if self.terminal => show_output(self.out, &frame(payload))?,
-            Show::Output { payload, .. } => print_output(self.out, &frame(payload))?,
-            Show::Answer { ref payload, .. } => {
-                let payload = frame(payload.clone());
-                if self.terminal {
-                    eprintln!("  {show}, by this node's word");
-                    show_output(self.out, &payload)?;
-                } else {
-                    print_output(self.out, &payload)?;
-                }
-            }
-            Show::Accepted { .. } | Show::NotFinal { .. } | Show::Settled { .. } if self.terminal => {
-                eprintln!("  {show}");
-            }
-            Show::Accepted { .. } | Show::NotFinal { .. } | Show::Settled { .. } => {}
-            Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer(_) => {
-                self.refused = true;
-                eprintln!("error: {show}");
-            }
-            Show::Note(_) => eprintln!("{show}"),
-        }
+    fn show(&mut self, show: Show, latency: Option<Duration>, screen: &mut Screen) -> anyhow::Result<Option<i32>> {
+        self.refused |= matches!(show, Show::Rejected { .. } | Show::Failed { .. } | Show::NoAnswer { .. });
+        screen.show(&show, latency)?;
         Ok(None)
     }
 
@@ -225,10 +251,36 @@ impl<W: io::Write> Purpose for Lines<'_, W> {
     }
 }
 
-fn frame(payload: Vec<u8>) -> Frame {
-    match String::from_utf8(payload) {
-        Ok(text) => Frame::Text(text),
-        Err(error) => Frame::Binary(Bytes::from(error.into_bytes())),
+/// When inputs were sent, to say how long what came of them took.
+#[derive(Default)]
+struct Clock {
+    inputs: BTreeMap<u64, Instant>,
+    ledgers: BTreeMap<Seq, Instant>,
+    question: Option<Instant>,
+}
+
+impl Clock {
+    /// How long it was from sending to what is shown.
+    fn latency(&mut self, show: &Show) -> Option<Duration> {
+        let sent = match show {
+            Show::Accepted { seq, nonce } => {
+                let sent = self.inputs.remove(nonce)?;
+                self.ledgers.entry(*seq).or_insert(sent);
+                if self.ledgers.len() > MEASURED_MAX {
+                    self.ledgers.pop_first();
+                }
+                sent
+            }
+            Show::Rejected { nonce, .. } => self.inputs.remove(nonce)?,
+            Show::Output { seq, .. } => self.ledgers.remove(seq)?,
+            Show::Answer { .. } | Show::Lcl { .. } => self.question.take()?,
+            Show::Failed { .. }
+            | Show::NoAnswer { .. }
+            | Show::Note(_)
+            | Show::NotFinal { .. }
+            | Show::Settled { .. } => return None,
+        };
+        Some(sent.elapsed())
     }
 }
 
@@ -239,7 +291,12 @@ async fn talk(
     deadline: Option<Instant>,
     quiet: bool,
 ) -> anyhow::Result<i32> {
-    let Setup { urls, key, nonces, pins, since, timeout, servers } = setup;
+    let Setup { urls, key, nonces, pins, since, timeout, key_file, mut screen, servers } = setup;
+    let whose = match &key_file {
+        Some(file) => format!("  {} in {}", key.user_key(), file.display()),
+        None => format!("  {}, of this process alone", key.user_key()),
+    };
+    let mut clock = Clock::default();
     let mut nodes = Nodes { urls, key: key.clone(), pins, servers, timeout, at: 0 };
     let mut talk = Talk::new(key, nonces, since);
     let mut reading = true;
@@ -250,40 +307,51 @@ async fn talk(
     let mut over = pin!(over);
     loop {
         let connected = tokio::select! {
-            connected = nodes.connect(first) => connected,
+            connected = nodes.connect(first, &mut screen) => connected,
             () = &mut over => Err(nodes.no_answer()),
             _ = interrupts.recv() => return Ok(INTERRUPTED),
         };
         let client = match connected {
             Ok(client) => client,
-            Err(error) => return nodes.none(error, &talk),
+            Err(error) => return nodes.none(error, &talk, &mut screen),
         };
         let frames = match talk.welcome(client.welcome(), client.trust()) {
             Ok(frames) => frames,
             Err(error) => {
-                eprintln!("{}: {error}", nodes.url());
+                screen.lost(nodes.url(), &error.to_string(), None)?;
                 nodes.drop_current()?;
                 continue;
             }
         };
-        if !quiet {
-            nodes.tell_connected(&client, first);
+        if !quiet || screen.is_json() {
+            nodes.tell_connected(&client, first, &mut screen)?;
         }
         first = false;
-        let mut line = Connection { talk: &mut talk, purpose: &mut purpose, reading: &mut reading };
+        let mut line = Connection {
+            talk: &mut talk,
+            purpose: &mut purpose,
+            reading: &mut reading,
+            screen: &mut screen,
+            clock: &mut clock,
+            whose: &whose,
+            url: nodes.url(),
+        };
         let end = tokio::select! {
-            end = line.run(client, frames.into(), nodes.urls.len() > 1, timeout) => end?,
-            () = &mut over => End::Done({
-                eprintln!("{}", nodes.no_answer());
-                NO_ANSWER
-            }),
-            _ = interrupts.recv() => End::Done(INTERRUPTED),
+            end = line.run(client, frames.into(), nodes.urls.len() > 1, timeout) => Some(end?),
+            () = &mut over => None,
+            _ = interrupts.recv() => Some(End::Done(INTERRUPTED)),
         };
         match end {
-            End::Done(code) => return Ok(code),
-            End::Lost(error) => {
-                eprintln!("{}: {error:#}", nodes.url());
+            Some(End::Done(code)) => return Ok(code),
+            Some(End::Lost(error)) => {
+                let left = nodes.url().to_owned();
                 nodes.at += 1;
+                let next = (nodes.urls.len() > 1).then(|| nodes.url());
+                screen.lost(&left, &format!("{error:#}"), next)?;
+            }
+            None => {
+                screen.error(&nodes.no_answer().to_string())?;
+                return Ok(NO_ANSWER);
             }
         }
     }
@@ -295,7 +363,7 @@ impl Nodes {
     }
 
     /// The next node that takes the connection. At the start each is tried once; later, until the time is over.
-    async fn connect(&mut self, first: bool) -> Result<SignedClient, ClientError> {
+    async fn connect(&mut self, first: bool, screen: &mut Screen) -> Result<SignedClient, ClientError> {
         let deadline = Instant::now() + self.timeout;
         let mut pause = PAUSE;
         let each = if self.urls.len() > 1 { CONNECT_TIME.min(self.timeout) } else { self.timeout };
@@ -313,7 +381,8 @@ impl Nodes {
                 return Err(error);
             }
             if self.urls.len() > 1 && first {
-                eprintln!("{error}; trying the next node");
+                // Nobody may be there to read it.
+                let _ = screen.note(&format!("{error}; trying the next node"));
             }
             self.at += 1;
             if all_tried {
@@ -339,33 +408,28 @@ impl Nodes {
         ClientError::Timeout { url: self.url().to_owned(), after }
     }
 
-    fn none(&self, error: ClientError, talk: &Talk) -> anyhow::Result<i32> {
+    fn none(&self, error: ClientError, talk: &Talk, screen: &mut Screen) -> anyhow::Result<i32> {
         if talk.pending() > 0 {
-            eprintln!("{} inputs have had no answer; they may be taken all the same", talk.pending());
+            screen.note(&format!("{} inputs have had no answer; they may be taken all the same", talk.pending()))?;
         }
         match error {
             ClientError::Timeout { .. } => {
-                eprintln!("{error}");
+                screen.error(&error.to_string())?;
                 Ok(NO_ANSWER)
             }
             error => Err(error.into()),
         }
     }
 
-    fn tell_connected(&self, client: &SignedClient, first: bool) {
-        let user: UserKey = client.user();
-        eprintln!("connected to {} as {user}", self.url());
-        if !first {
-            return;
-        }
+    fn tell_connected(&self, client: &SignedClient, is_first: bool, screen: &mut Screen) -> anyhow::Result<()> {
         let trust = client.trust();
-        let (quorum, members) = (trust.quorum(), trust.unl().len());
+        let (chain, quorum, members) = (trust.chain_id().to_string(), trust.quorum(), trust.unl().len());
         let by_whom = match (&self.pins.chain, &self.pins.unl) {
-            (_, Some(_)) => "the members are those of --unl".to_owned(),
-            (Some(_), None) => "the members are those of --chain".to_owned(),
-            (None, None) => format!("who they are this node says; --chain {} pins them", trust.chain_id()),
+            (_, Some(_)) => "the members are those of --unl",
+            (Some(_), None) => "the members are those of --chain",
+            (None, None) => &format!("who they are this node says; --chain {chain} pins them"),
         };
-        eprintln!("outputs are shown when {quorum} of {members} members signed for them; {by_whom}");
+        screen.connected(self.url(), client.user(), &Network { chain, quorum, members, by_whom, is_first })
     }
 }
 
@@ -375,6 +439,11 @@ struct Connection<'a, P> {
     purpose: &'a mut P,
     /// Whether more inputs may come.
     reading: &'a mut bool,
+    screen: &'a mut Screen,
+    clock: &'a mut Clock,
+    /// What `/key` says.
+    whose: &'a str,
+    url: &'a str,
 }
 
 impl<P: Purpose> Connection<'_, P> {
@@ -421,7 +490,8 @@ impl<P: Purpose> Connection<'_, P> {
                     outgoing.extend(frames);
                     let mut done = None;
                     for show in shows {
-                        done = done.or(self.purpose.show(show)?);
+                        let latency = self.clock.latency(&show);
+                        done = done.or(self.purpose.show(show, latency, self.screen)?);
                     }
                     if let Some(code) = done {
                         break End::Done(code);
@@ -432,10 +502,33 @@ impl<P: Purpose> Connection<'_, P> {
                     // The writer's error is the connection's, which receiving tells better.
                     Err(_) => outgoing.clear(),
                 },
-                say = self.purpose.next(), if *self.reading && self.talk.has_room() && outgoing.is_empty() => {
+                say = self.purpose.next(self.screen), if *self.reading && self.talk.has_room() && outgoing.is_empty() => {
                     match say? {
-                        Some(Say::Input(input)) => outgoing.push_back(self.talk.input(input)?),
-                        Some(Say::Question(question)) => outgoing.push_back(self.talk.question(question)),
+                        Some(Say::Input(input)) => {
+                            outgoing.push_back(self.talk.input(input)?);
+                            let nonce = self.talk.last_nonce().expect("just sent");
+                            self.clock.inputs.insert(nonce, Instant::now());
+                        }
+                        Some(Say::Question(question)) => {
+                            outgoing.push_back(self.talk.question(question));
+                            self.clock.question = Some(Instant::now());
+                        }
+                        Some(Say::Lcl) => {
+                            outgoing.push_back(self.talk.ask_lcl());
+                            self.clock.question = Some(Instant::now());
+                        }
+                        Some(Say::Standing) => {
+                            self.screen.note(&format!("  connected to {}; {}", self.url, self.talk.standing()))?;
+                        }
+                        Some(Say::Key) => self.screen.note(self.whose)?,
+                        Some(Say::Quit) => {
+                            if self.talk.pending() > 0 {
+                                let pending = self.talk.pending();
+                                self.screen.note(&format!("{pending} inputs are in no ledger yet, and may be taken later"))?;
+                            }
+                            break End::Done(self.purpose.settled().unwrap_or(OK));
+                        }
+                        Some(Say::Interrupt) => break End::Done(INTERRUPTED),
                         None => *self.reading = false,
                     }
                     heard = Instant::now();
@@ -446,7 +539,9 @@ impl<P: Purpose> Connection<'_, P> {
                         break End::Lost(anyhow::anyhow!("no word for {} s", silence.as_secs_f64()));
                     }
                     let (pending, time) = (self.talk.pending(), wait.as_secs_f64());
-                    eprintln!("no answer to all lines within {time} s; {pending} are in no ledger yet, and may be taken later");
+                    self.screen.error(&format!(
+                        "no answer to all lines within {time} s; {pending} are in no ledger yet, and may be taken later"
+                    ))?;
                     break End::Done(NO_ANSWER);
                 }
             }

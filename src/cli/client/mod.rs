@@ -2,12 +2,15 @@
 //!
 //! In signed mode unless told otherwise: inputs are signed one by one, outputs are shown when a quorum's signatures prove
 //! them. Reading order: this file, `connection` (the handshake, raw frames), `signed` (signed frames), `talk` (what is
-//! owed to whom), `converse` (the loop over several nodes), `raw`, `terminal`, `keys`.
+//! owed to whom), `converse` (the loop over several nodes), `screen` (how it is shown), `prompt` (where it is typed), `raw`,
+//! `terminal`, `keys`.
 
 mod connection;
 mod converse;
 mod keys;
+mod prompt;
 mod raw;
+mod screen;
 mod servers;
 mod signed;
 mod talk;
@@ -34,6 +37,8 @@ pub use self::{
 use self::{
     converse::Say,
     keys::{Nonces, default_key_path, load_key},
+    prompt::{Prompt, read_input},
+    screen::{Form, Screen},
     terminal::read_lines,
 };
 use super::{Exit, Failure, Outcome};
@@ -58,10 +63,16 @@ Examples:
   hp client 127.0.0.1:8080 --once hello           one input, one answer
   hp client 127.0.0.1:8080 --read hello           one question to the contract, without a ledger
   hp client wss://10.0.0.1:8080 --ca tls.crt      over TLS, with the certificate of this file
+  hp client 127.0.0.1:8080 --send photo.jpg       a file as one input, one answer
   hp client 10.0.0.1:8080,10.0.0.2:8080           two nodes: when one dies, the other goes on
 
 Each line is one input and is sent with the newline at its end, because a contract gets the inputs of a ledger joined.
---once and --read send exactly TEXT. Where lines are typed, `/read TEXT` asks the contract TEXT, as --read does. On a terminal, outputs are marked with `< `; elsewhere they are written as they are.
+--once, --read and --send send exactly what they are given. Where lines are typed, those that begin with a slash are commands: \
+`/help` lists them, `//TEXT` sends /TEXT. On a terminal, outputs are marked with `< `; elsewhere they are written as they are.
+
+--json writes one object a line for all that happens, with an `event`: connected, accepted (nonce, seq, latency_ms), output \
+(seq, text or hex), rejected (nonce, reason, message, advice), failed (seq, status), answer, no_answer, not_final, settled, lcl, note, \
+disconnected, error.
 
 Every input is signed with your key and taken at most once, whichever nodes it is sent to. An output is shown when a
 quorum of the network's members signed for it. Who they are the node says, unless you do: --chain pins the network with
@@ -91,6 +102,13 @@ pub struct ClientArgs {
     /// proves it. Uses a throw-away key unless --key is given
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with_all = ["raw", "once", "since"])]
     read: Option<String>,
+    /// Send this file (- is stdin) as one input, print the answer alone, and exit; uses a throw-away key unless --key is
+    /// given
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "once", "read", "since"])]
+    send: Option<PathBuf>,
+    /// Write all that happens as one JSON object a line
+    #[arg(long, conflicts_with = "raw")]
+    json: bool,
     /// Seconds to wait for an answer, or for a node when none can be reached
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -136,7 +154,7 @@ pub(super) fn main(args: ClientArgs) -> Outcome {
 
 /// Runs `hp client` within a runtime. Returns the exit code; the reason was told.
 pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
-    let is_one = args.once.is_some() || args.read.is_some();
+    let is_one = args.once.is_some() || args.read.is_some() || args.send.is_some();
     let path = match &args.key {
         Some(path) => Some(path.clone()),
         None if is_one => None,
@@ -146,7 +164,7 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
         Some(path) => load_key(path)?,
         None => SecretKey::generate(),
     };
-    if args.raw { run_raw(&args, &key).await } else { run_signed(&args, key, Nonces::of(path.as_deref())).await }
+    if args.raw { run_raw(&args, &key).await } else { run_signed(&args, key, path).await }
 }
 
 async fn run_raw(args: &ClientArgs, key: &SecretKey) -> anyhow::Result<i32> {
@@ -172,26 +190,38 @@ async fn run_raw(args: &ClientArgs, key: &SecretKey) -> anyhow::Result<i32> {
     }
 }
 
-async fn run_signed(args: &ClientArgs, key: SecretKey, nonces: Nonces) -> anyhow::Result<i32> {
+async fn run_signed(args: &ClientArgs, key: SecretKey, key_file: Option<PathBuf>) -> anyhow::Result<i32> {
     let interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
     let pins = Pins { chain: args.chain, unl: (!args.unl.is_empty()).then(|| args.unl.clone()) };
-    let mut out = io::stdout();
-    let setup = converse::Setup {
-        urls: args.all_urls(),
-        key,
-        nonces,
-        pins,
-        since: args.since,
-        timeout: args.timeout,
-        servers: args.servers()?,
-    };
     let input = args.once.as_ref().map(|text| Say::Input(text.clone().into_bytes()));
     let question = args.read.as_ref().map(|text| Say::Question(text.clone().into_bytes()));
-    match input.or(question) {
-        Some(say) => converse::once(setup, say, interrupts, &mut out).await,
-        None => {
-            let (terminal, typed) = (out.is_terminal(), io::stdin().is_terminal());
-            converse::lines(setup, read_lines(), interrupts, &mut out, terminal, typed).await
+    let file = args.send.as_deref().map(read_input).transpose()?.map(Say::Input);
+    let one = input.or(question).or(file);
+    // Beside the key, as it belongs to whoever has it.
+    let history = key_file.as_ref().map(|file| file.with_extension("history"));
+    // The terminal is as it was when this is dropped.
+    let mut prompt = if one.is_none() && !args.json { Prompt::open(history) } else { None };
+    let screen = match &prompt {
+        Some(prompt) => Screen::above(prompt.above.clone()),
+        None if args.json => Screen::standard(Form::Json),
+        None if one.is_none() && io::stdout().is_terminal() => Screen::standard(Form::Terminal),
+        None => Screen::standard(Form::Plain),
+    };
+    let nonces = Nonces::of(key_file.as_deref());
+    let (urls, since, timeout) = (args.all_urls(), args.since, args.timeout);
+    let servers = args.servers()?;
+    let setup = converse::Setup { urls, key, nonces, pins, since, timeout, servers, key_file, screen };
+    match (one, &mut prompt) {
+        (Some(say), _) => converse::once(setup, say, interrupts).await,
+        (None, Some(prompt)) => {
+            let (_, none) = tokio::sync::mpsc::channel(1);
+            let typed = std::mem::replace(&mut prompt.lines, none);
+            converse::lines(setup, typed, interrupts, true).await
+        }
+        (None, None) => {
+            // Commands are for people; a program's lines are inputs, whatever they begin with.
+            let typed = io::stdin().is_terminal() && !args.json;
+            converse::lines(setup, read_lines(), interrupts, typed).await
         }
     }
 }

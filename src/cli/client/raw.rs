@@ -98,6 +98,8 @@ pub(super) async fn converse(
                     Line::TooLong(bytes) => {
                         eprintln!("error: a line of {bytes} bytes was skipped, at most {LINE_BYTES_MAX} are sent");
                     }
+                    // Only a prompt gives it, and there is none in raw mode.
+                    Line::Interrupted => break,
                     Line::Broken(error) => return Err(error).context("cannot read the input"),
                 }
             }

@@ -14,7 +14,7 @@ use crate::{
         proof::{ProofError, Trust},
         sign_input,
     },
-    types::{Hash, Seq},
+    types::{Hash, Seq, WallMs},
 };
 
 /// Inputs without a word of what became of them. At it no further line is taken.
@@ -39,15 +39,17 @@ pub(super) enum Show {
     /// A proven output.
     Output { seq: Seq, payload: Vec<u8> },
     /// An input is in this ledger.
-    Accepted { seq: Seq },
+    Accepted { seq: Seq, nonce: u64 },
     /// An input was not taken and will not be sent again.
     Rejected { nonce: u64, reason: Reason, message: String },
     /// What the contract answered to a question, by this node's word.
     Answer { seq: Seq, payload: Vec<u8> },
-    /// A question got no answer.
-    NoAnswer(String),
+    /// A question got no answer. No reason: the contract failed.
+    NoAnswer { reason: Option<ReadReason>, message: String },
     /// The contract failed in a ledger with an input of ours.
     Failed { seq: Seq, status: String, proven: bool },
+    /// The last closed ledger, by this node's word.
+    Lcl { seq: Seq, ledger: Hash, time_ms: WallMs },
     /// Anything else that a person should know.
     Note(String),
 }
@@ -188,6 +190,26 @@ impl Talk {
         Ok(frame)
     }
 
+    /// The number of the last input.
+    pub(super) fn last_nonce(&self) -> Option<u64> {
+        self.pending.last_key_value().map(|(nonce, _)| *nonce)
+    }
+
+    /// Asks for the last closed ledger: the frame to be sent now. Not sent again.
+    pub(super) fn ask_lcl(&self) -> String {
+        Request::Query(QueryFrame { id: None, query: Query::Lcl }).to_json()
+    }
+
+    /// What is owed, in words.
+    pub(super) fn standing(&self) -> String {
+        let (seq, inputs, questions) = (self.seq, self.pending.len(), self.questions.len());
+        format!(
+            "the last ledger heard of is {seq}; {inputs} inputs are in no ledger yet, {} ledgers with inputs have no result yet, \
+             {questions} questions have no answer yet",
+            self.unsettled.len()
+        )
+    }
+
     /// A question to the contract: the frame to be sent now, and again until there is an answer.
     pub(super) fn question(&mut self, payload: Vec<u8>) -> String {
         let id = self.next_question;
@@ -251,11 +273,14 @@ impl Talk {
                 }
             }
             Reply::Settled(settled) => shows.extend(self.settled(&settled)?),
-            Reply::Answer(answer) => {
-                if let AnswerBody::Outputs(page) = answer.body {
-                    self.page(page, &mut shows, &mut frames)?;
+            Reply::Answer(answer) => match answer.body {
+                AnswerBody::Outputs(page) => self.page(page, &mut shows, &mut frames)?,
+                AnswerBody::Lcl { seq, ledger, time_ms } => {
+                    self.seq = self.seq.max(seq);
+                    shows.push(Show::Lcl { seq, ledger: ledger.0, time_ms });
                 }
-            }
+                AnswerBody::Ledger { .. } | AnswerBody::Input { .. } => {}
+            },
             Reply::ReadResult(result) => shows.extend(self.answered(result)),
             Reply::Error(error) => shows.push(Show::Note(format!("{}: {}", error.code, error.message))),
             Reply::Welcome(_) => {}
@@ -273,7 +298,7 @@ impl Talk {
         match fate {
             Fate::Accepted { seq, ledger, run } => {
                 self.seq = self.seq.max(seq);
-                shows.push(Show::Accepted { seq });
+                shows.push(Show::Accepted { seq, nonce });
                 // One that was sent again may have been run long ago.
                 if let Some(run) = run {
                     shows.extend(self.fail(Executed { seq, ledger, run })?);
@@ -309,10 +334,11 @@ impl Talk {
                 let is_new = self.questions_later.insert(id);
                 return is_new.then(|| Show::Note(format!("{}: {message}; trying again", reason.name())));
             }
-            ReadFate::Refused { reason, message } => Show::NoAnswer(format!("{}: {message}", reason.name())),
-            ReadFate::Failed { seq, run, .. } => {
-                Show::NoAnswer(format!("the contract failed on the state after ledger {seq} ({run})"))
-            }
+            ReadFate::Refused { reason, message } => Show::NoAnswer { reason: Some(reason), message },
+            ReadFate::Failed { seq, run, .. } => Show::NoAnswer {
+                reason: None,
+                message: format!("the contract failed on the state after ledger {seq} ({run})"),
+            },
             ReadFate::Ok { seq, payload, .. } => Show::Answer { seq, payload: payload.0 },
         };
         self.pending_bytes -= frame.len();
@@ -431,7 +457,7 @@ impl std::fmt::Display for Show {
                 write!(f, "final: ledgers {first} to {last} are settled, in transaction {tx}")
             }
             Show::Output { seq, payload } => write!(f, "{} bytes of ledger {seq}", payload.len()),
-            Show::Accepted { seq } => write!(f, "accepted in ledger {seq}"),
+            Show::Accepted { seq, .. } => write!(f, "accepted in ledger {seq}"),
             Show::Rejected { nonce, reason, message } => {
                 write!(f, "input {nonce} rejected ({}): {message}", reason.name())
             }
@@ -443,7 +469,18 @@ impl std::fmt::Display for Show {
                 )
             }
             Show::Answer { seq, payload } => write!(f, "{} bytes from the state after ledger {seq}", payload.len()),
-            Show::NoAnswer(why) => write!(f, "no answer to a question ({why})"),
+            Show::NoAnswer { reason: Some(reason), message } => {
+                write!(f, "no answer to a question ({}: {message})", reason.name())
+            }
+            Show::NoAnswer { reason: None, message } => write!(f, "no answer to a question ({message})"),
+            Show::Lcl { seq, ledger, time_ms } => {
+                write!(
+                    f,
+                    "ledger {seq}, hash {ledger}, time {}.{:03}, by this node's word",
+                    time_ms / 1_000,
+                    time_ms % 1_000
+                )
+            }
             Show::Note(text) => f.write_str(text),
         }
     }
@@ -652,7 +689,7 @@ mod tests {
         });
         assert_eq!(shows(&mut talk, other), []);
         let reply = accepted(&talk, nonce, 11);
-        assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11 }]);
+        assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11, nonce }]);
         assert_eq!((talk.pending(), talk.is_settled()), (0, false));
         assert_eq!(shows(&mut talk, Reply::Executed(failed(11))), [shown_failed(11)]);
         assert!(talk.is_settled());
@@ -666,7 +703,7 @@ mod tests {
         // Sent again to a node that has run it long ago.
         let Executed { seq, ledger, run } = failed(11);
         let reply = status(&talk, nonce, Fate::Accepted { seq, ledger, run: Some(run) });
-        assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11 }, shown_failed(11)]);
+        assert_eq!(shows(&mut talk, reply), [Show::Accepted { seq: 11, nonce }, shown_failed(11)]);
         let with = |failed: Vec<Executed>| {
             let (outputs, missing, settlements) = (vec![], vec![], vec![]);
             let page =

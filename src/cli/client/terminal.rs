@@ -61,6 +61,8 @@ pub(super) fn show_output(out: &mut impl io::Write, frame: &Frame) -> anyhow::Re
 pub(super) enum Line {
     Input(Vec<u8>),
     TooLong(u64),
+    /// Ctrl-C, where a terminal gives keys instead of signals.
+    Interrupted,
     Broken(io::Error),
 }
 
@@ -131,6 +133,7 @@ mod tests {
             lines.push(match line {
                 Line::Input(bytes) => String::from_utf8(bytes).unwrap(),
                 Line::TooLong(bytes) => format!("{bytes} bytes"),
+                Line::Interrupted => "interrupted".to_owned(),
                 Line::Broken(error) => error.to_string(),
             });
         }

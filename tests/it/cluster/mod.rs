@@ -3,6 +3,7 @@
 mod backup;
 mod bad_input;
 mod catchup;
+mod client;
 mod crowd;
 mod dev;
 mod divergence;

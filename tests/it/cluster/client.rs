@@ -1,0 +1,135 @@
+//! `hp client` at a terminal, and for a program.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    os::fd::{AsFd as _, OwnedFd},
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::Instant,
+};
+
+use nix::{
+    pty::{Winsize, openpty},
+    sys::termios::{LocalFlags, tcgetattr},
+};
+use serde_json::Value;
+
+use crate::net::{DEADLINE, Net, block_on, call, hp};
+
+#[test]
+fn a_program_gets_one_object_a_line_for_all_that_happens_and_may_send_a_file() {
+    block_on(async {
+        let net = Net::up(1).await;
+        let url = net.nodes[0].url.as_str();
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("input");
+        std::fs::write(&file, "hello").expect("written");
+        let path = file.to_str().expect("UTF-8");
+        let sent = call(&["client", url, "--send", path, "--timeout", "50"]).await;
+        assert_eq!((sent.code, sent.out.as_str()), (Some(0), "5 5\n"), "{}", sent.err);
+
+        let told = call(&["client", url, "--send", path, "--json", "--timeout", "50"]).await;
+        let events: Vec<Value> = told.out.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+        let kinds: Vec<&str> = events.iter().map(|event| event["event"].as_str().expect("a word")).collect();
+        assert_eq!((told.code, kinds), (Some(0), vec!["connected", "accepted", "output"]), "{}", told.err);
+        assert_eq!((&events[0]["members"], &events[0]["url"]), (&1.into(), &url.into()));
+        assert_eq!((&events[1]["seq"], &events[2]["text"]), (&events[2]["seq"], &"5 10".into()));
+        assert!(events[1]["latency_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{}", events[1]);
+
+        let failed = call(&["client", url, "--once", "fail", "--json", "--timeout", "50"]).await;
+        let last: Value = serde_json::from_str(failed.out.lines().last().expect("a line")).expect("an object");
+        assert_eq!((failed.code, &last["event"], &last["proven"]), (Some(1), &"failed".into(), &true.into()));
+        let missing = call(&["client", url, "--send", "/no/such/file"]).await;
+        assert_eq!(missing.code, Some(1));
+        assert!(missing.err.contains("/no/such/file"), "{}", missing.err);
+    });
+}
+
+/// What a program shows on a terminal, and keys for it.
+struct Screen {
+    keys: File,
+    shown: mpsc::Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Screen {
+    fn types(&mut self, line: &str) {
+        self.keys.write_all(format!("{line}\r").as_bytes()).expect("typed");
+    }
+
+    /// Waits until this is shown, behind what was waited for before.
+    fn shows(&mut self, words: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.seen.contains(words) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let more = self.shown.recv_timeout(left).unwrap_or_else(|_| panic!("no {words:?} in {:?}", self.seen));
+            self.seen += &String::from_utf8_lossy(&more);
+        }
+        self.seen = self.seen.split_once(words).expect("it is there").1.to_owned();
+    }
+}
+
+#[test]
+fn a_person_types_lines_and_commands_and_has_the_terminal_back_at_the_end() {
+    block_on(async {
+        let net = Net::up(1).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = folder.path().join("my.key");
+        let size = Winsize { ws_row: 40, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+        let terminal = openpty(&size, None).expect("a terminal");
+        let end = || -> OwnedFd { terminal.slave.try_clone().expect("another end") };
+        let mut client = Command::new(hp())
+            .args(["client", &net.nodes[0].url, "--key", key.to_str().expect("UTF-8"), "--timeout", "50"])
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .stdin(Stdio::from(end()))
+            .stdout(Stdio::from(end()))
+            .stderr(Stdio::from(end()))
+            .spawn()
+            .expect("hp starts");
+        let mut from = File::from(terminal.master.try_clone().expect("another end"));
+        let (sender, shown) = mpsc::channel();
+        // Ends with the terminal.
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(bytes @ 1..) = from.read(&mut piece) {
+                if sender.send(piece[..bytes].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut screen = Screen { keys: File::from(terminal.master), shown, seen: String::new() };
+        // The test is a thread of the runtime's, which only waits here.
+        screen.shows("connected to ws://");
+        screen.shows("> ");
+        screen.types("hello");
+        screen.shows("\x1b[32m  accepted in ledger ");
+        screen.shows("< 6 6");
+        screen.types("/read hello");
+        screen.shows("by this node's word");
+        screen.shows("< 5 11");
+        screen.types("/lcl");
+        screen.shows("  ledger ");
+        screen.types("/nope");
+        screen.shows("there is no command \"/nope\"");
+        screen.types("//x");
+        screen.shows("< 3 9");
+        screen.types("fail");
+        screen.shows("the contract failed in ledger");
+        screen.shows("> ");
+        screen.types("/key");
+        screen.shows("my.key");
+        let is_line_wise =
+            |fd: &OwnedFd| tcgetattr(fd.as_fd()).expect("a terminal").local_flags.contains(LocalFlags::ICANON);
+        assert!(!is_line_wise(&terminal.slave), "keys come one by one while a line is typed");
+        screen.types("/quit");
+        client.wait().expect("it ends");
+        assert!(is_line_wise(&terminal.slave), "the terminal is as it was");
+        let history = std::fs::read_to_string(folder.path().join("my.history")).expect("a history");
+        assert!(history.contains("hello\n/read hello\n/lcl\n"), "{history}");
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = folder.path().join("my.history").metadata().expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    });
+}
