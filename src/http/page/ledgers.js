@@ -13,7 +13,7 @@ const U64 = (value) => Number.isSafeInteger(value);
 export function startLedgers({ get, status }) {
   const known = new Map();
   const dialog = $("ledger");
-  let newest = 0, opened = 0;
+  let newest = 0, opened = 0, shown = false;
 
   async function refresh() {
     try {
@@ -67,6 +67,7 @@ export function startLedgers({ get, status }) {
 
   async function detail(which) {
     const mine = ++opened, place = $("ledger-body");
+    shown = true;
     say($("ledger-title"), /^\d+$/.test(which) ? `Ledger ${count(Number(which))}` : `Ledger ${short(which)}`);
     empty(place, "Asking the node.");
     if (!dialog.open) dialog.showModal();
@@ -112,14 +113,18 @@ export function startLedgers({ get, status }) {
   const route = () => {
     const which = location.hash.match(/^#ledger\/([0-9a-f]{1,64})$/)?.[1];
     if (which) detail(which);
-    else if (dialog.open) dialog.close();
+    else if (dialog.open) leave();
   };
-  dialog.addEventListener("close", () => {
+  // All at once: the event of a closed dialog comes later, when another ledger may have been asked for.
+  const leave = () => {
     opened += 1;
+    shown = false;
     if (location.hash.startsWith("#ledger/")) history.replaceState(null, "", location.pathname);
-  });
-  dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
-  $("ledger-close").addEventListener("click", () => dialog.close());
+    dialog.close();
+  };
+  dialog.addEventListener("close", () => shown && !dialog.open && leave());
+  dialog.addEventListener("click", ({ target }) => target === dialog && leave());
+  $("ledger-close").addEventListener("click", leave);
   $("find").addEventListener("submit", (event) => {
     event.preventDefault();
     const which = $("find-ledger").value.trim().toLowerCase().replace(/[ ,]/g, "");
