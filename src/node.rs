@@ -10,6 +10,7 @@ mod backend;
 pub mod backup;
 mod catchup;
 pub mod control;
+mod disk;
 mod diverge;
 mod events;
 mod exec;
@@ -219,6 +220,7 @@ pub struct Node {
     rounds: rounds::Rounds,
     traffic: rounds::Traffic,
     metrics: metrics::Metrics,
+    disk: disk::Disk,
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
@@ -283,6 +285,7 @@ impl Node {
     async fn work(&mut self) -> Result<(), NodeError> {
         self.rounds.begin(self.micros());
         self.handle(Event::Start)?;
+        self.look_at_disk()?;
         if std::mem::take(&mut self.state_was_lost) {
             self.handle(Event::StateLost)?;
         }
@@ -315,7 +318,8 @@ impl Node {
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 Some(asked) = self.http_asks.recv() => self.on_http(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
-                _ = looks.tick() => {
+                _ = looks.tick(), if self.must_look() => {
+                    self.look_at_disk()?;
                     self.look();
                     self.reads.look(Instant::now());
                     self.look_for_halt();
@@ -324,6 +328,18 @@ impl Node {
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
+    }
+
+    /// Whether there is anything that time alone changes.
+    fn must_look(&self) -> bool {
+        self.disk.is_paused()
+            || self.core.may_be_behind()
+            || self.syncing.is_some()
+            || self.progress.began().is_some()
+            || self.report.progress.is_some()
+            || self.reads.has_places()
+            || self.offers.has_any()
+            || self.records.is_undecided()
     }
 
     async fn stop(&mut self) {
@@ -612,6 +628,9 @@ impl Node {
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
+                if let Some(bytes) = ran.state_bytes {
+                    self.disk.state_is(bytes);
+                }
                 let run = self.rounds.ran(&ran);
                 self.metrics.ran(&run);
                 self.events.tell("run", || self.report.last_run().cloned().unwrap_or_default());
@@ -694,6 +713,7 @@ impl Node {
 
     /// Performs effects in order, up to a `Sync` that has to wait for the disk.
     fn perform(&mut self) -> Result<(), NodeError> {
+        let mut closed = false;
         while self.committing.is_none() {
             let Some(effect) = self.effects.pop_front() else { break };
             self.effects_bytes -= weight(&effect);
@@ -713,6 +733,7 @@ impl Node {
                 }
                 Effect::LedgerClosed { ledger, hash, attempt, signed } => {
                     self.ledger_closed(&ledger, hash, attempt, &signed);
+                    closed = true;
                 }
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
@@ -740,7 +761,8 @@ impl Node {
             }
         }
         self.give_answers();
-        Ok(())
+        // What a ledger leaves on the disk is there by now.
+        if closed { self.look_at_disk() } else { Ok(()) }
     }
 
     /// One commit covers all that is to be persisted, also behind later `Sync`s.
@@ -806,6 +828,11 @@ impl Node {
 
     fn next_job(&mut self) {
         if self.running.is_some() || (self.swap.is_held() && matches!(self.jobs.front(), Some(Job::Run(_)))) {
+            return;
+        }
+        // What would write waits; it is the first again when there is room.
+        let writes = |job: &Job| matches!(job, Job::Run(_) | Job::Sync(..) | Job::Keep(_));
+        if self.disk.is_paused() && self.jobs.front().is_some_and(writes) {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };

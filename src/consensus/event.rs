@@ -72,6 +72,8 @@ pub enum Event {
     Overtime(Arc<Execution>),
     /// Other members say that another process with this node's key was there before this one.
     OlderTwin,
+    /// The driver has no room to go on: from here on nothing new is promised, closed or taken. Or it has again.
+    Paused(bool),
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
     Range(NodeKey, Result<CheckedRange, Lie>),
     /// The same of `Get::Headers`.

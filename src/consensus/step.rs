@@ -22,6 +22,12 @@ impl Consensus {
     pub(super) fn step(&mut self) {
         loop {
             self.round.wanted.clear();
+            if self.paused {
+                if self.look_at_silence() || self.settle_results() {
+                    continue;
+                }
+                return;
+            }
             if self.adopt_ledgers() || self.is_bare() {
                 // Nothing is voted about a ledger that is closed already.
                 break;
@@ -279,7 +285,7 @@ impl Consensus {
         let best_polc = self.round.best_polc().cloned();
         let best = best_polc.as_ref().map(|polc| polc.vote.attempt);
         let allowed = rules::may_advance(&self.round.signed(), self.round.attempt, best, attempt);
-        if !allowed || attempt > ATTEMPTS_MAX || !self.may_vote() {
+        if !allowed || attempt > ATTEMPTS_MAX || !self.may_vote() || self.paused {
             return false;
         }
         let high = rules::reported_high(best_polc.as_ref().map(|polc| (polc.vote.attempt, polc.vote.ledger_hash)));

@@ -304,6 +304,7 @@ impl Node {
         let live = self.core.unl().iter().filter(is_live).count();
         let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
         alerts.extend(self.report.split.clone());
+        alerts.extend(self.disk_alert());
         let silent = summary.silent.as_ref();
         alerts.extend(silent.filter(|silent| silent.is_alarm).map(|silent| silence::alarm(silent, quorum.n)));
         alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
@@ -405,6 +406,7 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["disk"] = self.disk_status();
         status["queues"] = json!({
             "effects": self.effects.len(), "effects_bytes": self.effects_bytes, "jobs": self.jobs.len(),
             "deliveries": self.deliveries.len(), "overflows": self.mesh.vote_overflows(),
@@ -476,6 +478,7 @@ impl Banner {
         peers: SocketAddr,
         users: Option<String>,
         http: Option<String>,
+        room: String,
     ) -> Banner {
         let tolerance = Tolerance { n: unl.len(), threshold: config.consensus.threshold }.to_string();
         let role = if unl.contains(&config.key) { "" } else { "  (not in the UNL: observer)" };
@@ -491,6 +494,7 @@ impl Banner {
                 ("peers", format!("listening on {peers}, {} to dial", config.peers.len())),
                 ("users", users),
                 ("http", http),
+                ("disk", room),
             ],
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, disk, diverge, events::Events, guards,
     http, metrics, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, wall_ms,
 };
 use crate::{
@@ -367,6 +367,7 @@ impl Node {
                 Some(settle::start(bus, &config, core.genesis(), &core, &ledger))
             }
         };
+        let disk = disk::Disk::new(&config.dir, config.disk_reserve);
         let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
@@ -444,10 +445,13 @@ impl Node {
             rounds,
             traffic: Default::default(),
             metrics,
+            disk,
+            looking: false,
             records,
             _lock: lock,
         };
-        let banner = Banner::new(&node.config, node.core.unl(), seq, node.mesh.local_addr(), users, node.http_url());
+        let room = node.disk.text(wall_ms());
+        let banner = Banner::new(&node.config, node.core.unl(), seq, node.mesh.local_addr(), users, node.http_url(, room);
         Ok((node, banner))
     }
 }

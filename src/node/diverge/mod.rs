@@ -86,6 +86,11 @@ struct Record {
 }
 
 impl Records {
+    /// Whether results differ, and time may tell more.
+    pub fn is_undecided(&self) -> bool {
+        self.undecided.is_some()
+    }
+
     /// What an earlier process kept.
     pub fn load(dir: &Path) -> Records {
         let seqs = folder::list(dir).unwrap_or_else(|error| {

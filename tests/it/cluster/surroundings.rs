@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -132,6 +133,11 @@ pub async fn move_to_small_disk(node: &mut TestNode, size: &str) -> Option<tokio
     node.dir = Path::new(&format!("/proc/{holder}/root")).join(node.dir.strip_prefix("/").expect("absolute"));
     node.wrapper =
         ["nsenter", "-t", &holder.to_string(), "-U", "-m", "--preserve-credentials"].map(str::to_owned).to_vec();
+    // What happens when it is full is what such tests are about, not what keeps it from being.
+    let config = match config.contains("\ndisk_reserve_mb = 256\n") {
+        true => config.replace("\ndisk_reserve_mb = 256\n", "\ndisk_reserve_mb = 0\n"),
+        false => config,
+    };
     write_config(&node.dir, &config);
     Some(disk)
 }
@@ -165,6 +171,57 @@ fn a_full_disk_stops_the_node_before_it_votes_for_what_came_of_it_and_with_room_
             crowd.more_answers(20).await;
             let status = net.nodes[4].status_where("it answers", |status| status["seq"].is_u64()).await;
             assert_eq!(status["diverged"], false, "it voted for nothing that a full disk led to");
+        })
+        .await;
+        for node in &mut net.nodes {
+            node.kill().await;
+        }
+    });
+}
+
+#[test]
+fn a_node_whose_disk_is_nearly_full_stops_by_itself_and_goes_on_by_itself() {
+    block_on(async {
+        let mut net = Net::new(4, record(), |node, document| {
+            document.set("consensus.threshold", "75");
+            if node == 3 {
+                // Of this disk a quarter counts: 24 MiB.
+                document.set("disk_reserve_mb", "100");
+            }
+        });
+        let Some(_disk) = move_to_small_disk(&mut net.nodes[3], "96m").await else {
+            return println!("skipped: no name spaces for users here");
+        };
+        net.start_all().await;
+        Crowd::around(&mut net, 3, async |net, crowd| {
+            crowd.more_answers(5).await;
+            let ballast = net.nodes[3].dir.join("ballast");
+            // Above what ends a node, below what it keeps free.
+            fs::write(&ballast, vec![7; 64 << 20]).expect("there is room for that");
+            let paused = |status: &Value| status["disk"]["paused"] == true;
+            let status = net.nodes[3].status_where("it stops", paused).await;
+            let alerts = status["alerts"].to_string();
+            assert!(alerts.contains("the disk is nearly full") && alerts.contains("disk_reserve_mb"), "{alerts}");
+            let stopped = status["seq"].as_u64().expect("a number");
+            // The others go on without it, and it answers all the time.
+            crowd.more_answers(10).await;
+            let status = net.nodes[3].status_where("it answers", |_| true).await;
+            assert_eq!((status["seq"].as_u64(), &status["disk"]["paused"]), (Some(stopped), &Value::Bool(true)));
+            fs::remove_file(ballast).expect("removed");
+            let goes_on = |status: &Value| {
+                status["disk"]["paused"] == false
+                    && status["synced"] == true
+                    && status["unexecuted"] == 0
+                    && status["seq"].as_u64() > Some(stopped + 5)
+                    && !status["alerts"].to_string().contains("the disk is nearly full")
+            };
+            let status = net.nodes[3].status_where("it goes on", goes_on).await;
+            assert_eq!(status["diverged"], false);
+            // It is one of the three that are needed.
+            net.nodes[2].kill().await;
+            crowd.more_answers(10).await;
+            net.start_all().await;
+            crowd.follow(net);
         })
         .await;
         for node in &mut net.nodes {
