@@ -109,10 +109,15 @@ impl OsLimits {
 
 /// Raises the number of files this process may open to what the system allows it; returns that number.
 ///
-/// To be called once at the start of a node: a user with input takes two descriptors while the contract runs. When the
-/// system refuses, the number stays what it was.
+/// To be called once at the start of a node: a user takes a descriptor while it is connected, and two while the contract
+/// runs. Whoever may raise the bound itself, as root may, gets [`NOFILE_WANTED`]. When the system refuses, the number stays
+/// what it was.
 pub fn raise_nofile_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    let is_raised = cfg!(target_os = "linux")
+        && hard < NOFILE_WANTED
+        && setrlimit(Resource::RLIMIT_NOFILE, soft, NOFILE_WANTED).is_ok();
+    let hard = if is_raised { NOFILE_WANTED } else { hard };
     let wanted = if cfg!(target_os = "linux") { hard } else { hard.min(NOFILE_PORTABLE).max(soft) };
     let limit = if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft };
     // The kernel's table of them grows with the highest number and, in a process with threads, takes milliseconds for
@@ -124,6 +129,9 @@ pub fn raise_nofile_limit() -> u64 {
     }
     limit
 }
+
+/// Files with which tens of thousands of users are no trouble; below what Linux allows anybody (1,048,576).
+const NOFILE_WANTED: u64 = 262_144;
 
 /// Files for which room is made at the start; 8 bytes each.
 const NOFILE_READY: u64 = 16_384;

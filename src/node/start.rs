@@ -330,7 +330,8 @@ impl Node {
 
         let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
-        let (gateway, gateway_events) = start_gateway(&config, user_tls.clone()).await?;
+        let (gateway, gateway_events) =
+            start_gateway(&config, user_tls.clone(), room_for_users(nofile, core.unl().len())).await?;
         let (changes, changed) = watch::channel(0);
         let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
@@ -591,16 +592,33 @@ async fn start_mesh(
     Ok((mesh, mesh_events))
 }
 
+/// Files that a node opens beside those for its users.
+const FILES_OTHERWISE: u64 = 1_024;
+
+/// How many users may be connected here, so that a run has the descriptors for them and as many at each other member: one a
+/// connection, two for each user of the network while the contract runs.
+fn room_for_users(nofile: u64, members: usize) -> usize {
+    let each = 2 * members.max(1) as u64 + 1;
+    usize::try_from(nofile.saturating_sub(FILES_OTHERWISE) / each).unwrap_or(usize::MAX).max(16)
+}
+
 async fn start_gateway(
     config: &Config,
     tls: Option<Tls>,
+    room: usize,
 ) -> Result<(Option<Gateway>, mpsc::Receiver<gateway::GatewayEvent>), NodeError> {
     let (events, gateway_events) = mpsc::channel(gateway::EVENTS_MAX);
     let Some(port) = config.pubport else { return Ok((None, gateway_events)) };
+    if room < config.user.connections_max {
+        info!(
+            connections_max = config.user.connections_max,
+            room, "this process may open too few files for so many users; `room` of them are let in (raise ulimit -Hn)"
+        );
+    }
     let settings = GatewayConfig {
         message_bytes_max: usize::try_from(config.pubmaxsize).expect("at most 4 MiB"),
         messages_per_minute: config.pubmaxcpm,
-        connections_max: config.user.connections_max,
+        connections_max: config.user.connections_max.min(room),
         per_address_max: config.user.per_address,
         queue_bytes_max: config.user.queue_bytes,
         tls,
@@ -614,4 +632,19 @@ fn random_hash() -> Hash {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     Hash(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_of_all_members_together_leave_descriptors_for_a_run() {
+        for (nofile, members) in [(20_000, 1), (20_000, 5), (1 << 20, 64)] {
+            let room = room_for_users(nofile, members) as u64;
+            let needed = |room: u64| FILES_OTHERWISE + room + 2 * room * members as u64;
+            assert!(needed(room) <= nofile && needed(room + 1) > nofile, "{nofile} files, {members} members: {room}");
+        }
+        assert_eq!(room_for_users(256, 3), 16, "a few get in, however little there is");
+    }
 }
