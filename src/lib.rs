@@ -14,6 +14,7 @@
 //!    `diag/` holds where results differ.
 //! 6. [`signed`]: frames of the user port's signed mode, and the proof that a user checks.
 //! 7. [`tls`] and [`connections`]: what the two ports for users have in common.
+//!    [`small_file`] reads certificates and the like, with a limit.
 //! 8. [`config`]: `cfg/hp.cfg`. [`cli`]: the `hp` command.
 //!
 //! Invariants, kept by `tests/it/tidy.rs`:
@@ -42,6 +43,7 @@ pub mod mesh;
 pub mod node;
 pub mod settlement;
 pub mod signed;
+pub mod small_file;
 pub mod state;
 pub mod tls;
 pub mod types;

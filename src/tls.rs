@@ -3,8 +3,7 @@
 //! The user port and the HTTP side share it. What it needs of X.509 beside what rustls does is one date.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
+    fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -22,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::{config::TlsFiles, types::WallMs};
+use crate::{config::TlsFiles, small_file, types::WallMs};
 
 /// Bytes of a certificate or key file. A longer one is an error, and is not read further.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -171,22 +170,12 @@ fn secret_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 
 fn read_file(path: &Path, is_secret: bool) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Read { path: path.to_owned(), source };
-    // What is no file, as a pipe, would never end.
     let about = fs::metadata(path).map_err(failed)?;
-    if !about.is_file() {
-        return Err(failed(io::Error::other("it is no file")));
-    }
     let mode = about.permissions().mode() & 0o777;
-    if is_secret && ![0o600, 0o400].contains(&mode) {
+    if is_secret && about.is_file() && ![0o600, 0o400].contains(&mode) {
         return Err(TlsError::Mode { path: path.to_owned(), mode });
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    match bytes.len() as u64 > FILE_BYTES_MAX {
-        true => Err(TlsError::Long(path.to_owned())),
-        false => Ok(bytes),
-    }
+    small_file::read(path, FILE_BYTES_MAX).map_err(failed)?.ok_or_else(|| TlsError::Long(path.to_owned()))
 }
 
 // ---- The date -------------------------------------------------------------------------------------------------------

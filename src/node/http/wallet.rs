@@ -1,6 +1,6 @@
 //! What wallets and apps ask: the contract's state, what to sign, what became of it.
 
-use std::{fs::File, io::Read as _, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -27,6 +27,7 @@ use crate::{
     crypto,
     http::{Answer, Draft, Failure, SignedTx, Wait},
     signed::{Fate, InputState, ReadFate, ReadReason, Reason},
+    small_file,
     types::{Hash, Seq, UserKey},
 };
 
@@ -281,10 +282,8 @@ fn put_bytes(said: &mut Value, name: &str, bytes: Vec<u8>) {
 }
 
 fn read_schema(path: &Path) -> Option<Value> {
-    let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|about| about.is_file()))?;
-    let mut text = String::new();
-    file.take(SCHEMA_BYTES_MAX + 1).read_to_string(&mut text).ok()?;
-    (text.len() as u64 <= SCHEMA_BYTES_MAX).then(|| serde_json::from_str(&text).ok())?
+    let bytes = small_file::read(path, SCHEMA_BYTES_MAX).ok()??;
+    serde_json::from_slice(&bytes).ok()
 }
 
 fn refused(why: Refused) -> Failure {

@@ -2,13 +2,14 @@
 
 use std::{
     error::Error,
-    fs::File,
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
 };
 
 use reqwest::Certificate;
 use rustls::CertificateError;
+
+use crate::small_file;
 
 /// Bytes of a file with certificates. A longer one is an error, and is not read further.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -48,16 +49,8 @@ impl Authorities {
     /// Reads a file with one or more certificates in PEM.
     pub fn read(path: &Path) -> Result<Authorities, AuthoritiesError> {
         let failed = |source| AuthoritiesError::Read { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(failed)?;
-        // What is no file, as a pipe, would never end.
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(io::Error::other("it is no file")));
-        }
-        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > FILE_BYTES_MAX {
-            return Err(AuthoritiesError::Long(path.to_owned()));
-        }
+        let bytes = small_file::read(path, FILE_BYTES_MAX).map_err(failed)?;
+        let bytes = bytes.ok_or_else(|| AuthoritiesError::Long(path.to_owned()))?;
         let found = Certificate::from_pem_bundle(&bytes);
         let found = found.map_err(|source| AuthoritiesError::Certificates { path: path.to_owned(), source })?;
         if found.is_empty() {
