@@ -110,7 +110,7 @@ impl OsLimits {
 /// Raises the number of files this process may open to what the system allows it; returns that number.
 ///
 /// To be called once at the start of a node: a user takes a descriptor while it is connected, and two while the contract
-/// runs. Whoever may raise the bound itself, as root may, gets [`NOFILE_WANTED`]. When the system refuses, the number stays
+/// runs. Whoever may raise the bound itself, as root may, gets `NOFILE_WANTED`. When the system refuses, the number stays
 /// what it was.
 pub fn raise_nofile_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
