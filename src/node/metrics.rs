@@ -580,7 +580,10 @@ mod tests {
 
     #[test]
     fn the_documents_name_every_family_and_no_other() {
-        let text = plain(&text(&Metrics::new(Path::new("/"))));
+        let metrics = Metrics::new(Path::new("/"));
+        metrics.late(&NodeKey([1; 32]), Vote::Novel);
+        metrics.missing(&NodeKey([1; 32]), Vote::Novel);
+        let text = plain(&text(&metrics));
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let served: BTreeSet<String> = types.filter_map(|told| told.split(' ').next()).map(str::to_owned).collect();
         assert!(served.len() > 50, "{served:?}");
