@@ -108,7 +108,7 @@ impl SignedClient {
                 match recv(&mut self.websocket).await? {
                     Reply::Answer(Answer { body: AnswerBody::Unl(page), .. }) => break page,
                     _ if self.early.len() == EARLY_MAX => {
-                        let why = format!("{EARLY_MAX} frames and no answer about its members").into();
+                        let why = format!("{EARLY_MAX} frames and no answer about its members");
                         return Err(ClientError::Handshake { url: self.url.clone(), why });
                     }
                     reply => self.early.push_back(reply),
