@@ -165,7 +165,8 @@ struct Check {
 
 /// The calls that are not just allowed.
 fn special(network: bool) -> BTreeMap<u32, Verdict> {
-    let check = |argument, mask, values: &[u32], is_one_of| Check { argument, mask, values: values.to_vec(), is_one_of };
+    let check =
+        |argument, mask, values: &[u32], is_one_of| Check { argument, mask, values: values.to_vec(), is_one_of };
     let is_one_of = |argument, values: &[u32]| check(argument, u32::MAX, values, true);
     let flags = NAMESPACES.iter().fold(0, |flags, flag| flags | flag.cast_unsigned());
     let mut special: BTreeMap<c_long, Verdict> =
@@ -229,9 +230,11 @@ fn search(ranges: &[(u32, Verdict)]) -> Vec<sock_filter> {
             program.push(instruction(AND, check.mask, 0, 0));
         }
         // Over the refusal, or to it.
-        let compared = check.values.iter().enumerate().map(|(at, value)| {
-            instruction(JUMP_EQUAL, *value, (check.values.len() - at) as u8, 0)
-        });
+        let compared = check
+            .values
+            .iter()
+            .enumerate()
+            .map(|(at, value)| instruction(JUMP_EQUAL, *value, (check.values.len() - at) as u8, 0));
         program.extend(compared);
         if !check.is_one_of {
             program.push(instruction(JUMP, 1, 0, 0));

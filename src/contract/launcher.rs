@@ -284,7 +284,8 @@ impl Resident {
         match (ended, served) {
             (Ok(Some(Exit::Code(0))), Some(served)) => served,
             (Ok(_), _) => {
-                let _ = io::stderr().write_all(b"hp: contract launcher: the first process of a run's place was killed\n");
+                let _ =
+                    io::stderr().write_all(b"hp: contract launcher: the first process of a run's place was killed\n");
                 // SAFETY: ends this process without a look at memory that the other may have left half changed. The
                 // supervisor sees that, and begins anew.
                 unsafe { libc::_exit(1) }
