@@ -104,6 +104,10 @@ struct Resident {
     /// What counts all runs, or why there is none.
     #[cfg(target_os = "linux")]
     group: Option<Result<Group, Errno>>,
+    /// Of the files that runs may use, what was looked up, or why it cannot be of use. Not while this process receives
+    /// descriptors: what it holds has numbers that are kept for those.
+    #[cfg(target_os = "linux")]
+    known: Option<Result<files::Known, Errno>>,
     #[cfg(target_os = "linux")]
     left: space::Left,
     /// For the first process of a place; made with the first.
@@ -171,6 +175,8 @@ impl Resident {
             #[cfg(target_os = "linux")]
             group: None,
             #[cfg(target_os = "linux")]
+            known: None,
+            #[cfg(target_os = "linux")]
             left: space::Left::default(),
             #[cfg(target_os = "linux")]
             place_stack: None,
@@ -188,6 +194,8 @@ impl Resident {
             {
                 continue;
             }
+            #[cfg(target_os = "linux")]
+            self.forget_files();
             if !self.serve_one()? {
                 return Ok(());
             }
@@ -276,6 +284,10 @@ impl Resident {
             Some(stack) => stack,
             None => spawn::Stack::new(PLACE_STACK_BYTES)?,
         };
+        match &mut self.known {
+            Some(Ok(known)) => known.refresh(),
+            _ => self.known = self.guards.files.as_ref().map(files::Known::new),
+        }
         let mut left = std::mem::take(&mut self.left);
         let mut served = None;
         let ended = left.first_process(space.network, &mut stack, &mut || served = Some(self.serve_in_place(space)));
@@ -291,12 +303,18 @@ impl Resident {
                 unsafe { libc::_exit(1) }
             }
             (Err(errno), _) => {
+                self.forget_files();
                 self.place = Some(Err((Step::Space, errno)));
                 let served = self.serve_one();
                 self.place = None;
                 served
             }
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn forget_files(&mut self) {
+        self.known = None;
     }
 
     /// What the first process of a place does. Whatever it opens is its own, so all of that is closed here.
@@ -329,15 +347,18 @@ impl Resident {
         }
         let view = space::View::mount(space)?;
         // The last number below the contract's: one of those that are kept for it.
-        let rules = |files: &files::Files| {
+        let rules = |known: &Result<files::Known, Errno>| {
+            let known = known.as_ref().map_err(|errno| *errno)?;
             unistd::close(self.first_fd - 1)?;
-            let made = files::Rules::new(files);
+            let made = files::Rules::new(known);
             if made.is_err() {
                 fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(self.first_fd - 1))?;
             }
             made
         };
-        let rules = self.guards.files.as_ref().map(rules).transpose().map_err(|errno| (Step::Files, errno))?;
+        let rules = self.known.as_ref().map(rules).transpose().map_err(|errno| (Step::Files, errno))?;
+        // This process's copies of what its parent knows the files by.
+        spawn::close_from(self.first_fd as u32);
         Ok(Place { view, rules })
     }
 
@@ -391,12 +412,14 @@ impl Resident {
             Some(Ok(place)) => place.rules.take(),
             _ => None,
         };
-        let files = match (ready, &self.guards.files) {
-            (Some(ready), _) => Some(ready.up_to_date().map_err(rules)?),
-            (None, Some(files)) => Some(files::rules(files).map_err(rules)?),
-            (None, None) => None,
+        let files = match (ready, &self.known, &self.guards.files) {
+            (Some(ready), Some(Ok(known)), _) => Some(ready.up_to_date(known).map_err(rules)?),
+            (_, _, Some(files)) => Some(files::rules(files).map_err(rules)?),
+            (_, _, None) => None,
         };
-        let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(rules)?;
+        // In a place it is mounted before the rules are made.
+        let is_mounted_later = files.is_some() && self.place.is_none();
+        let mounted = if is_mounted_later { files::write_rights().map_err(rules)? } else { 0 };
         let doors = match (&self.place, &self.group) {
             (None, Some(group)) => {
                 let doors = group.as_ref().map_err(|errno| *errno).and_then(Group::doors);

@@ -367,29 +367,18 @@ fn drop_capabilities(kept: u64) -> Result<(), Errno> {
 #[cfg(target_os = "linux")]
 fn open_to_contract(mount: &Mount, guards: &Confined) -> Result<(), (Step, Errno)> {
     use std::os::fd::AsRawFd as _;
-    /// As the kernel has it.
-    #[repr(C, packed)]
-    struct Beneath {
-        allowed: u64,
-        folder: c_int,
-    }
-    const PATH_BENEATH: c_int = 1;
     let Some(rules) = &guards.files else { return Ok(()) };
-    // SAFETY: async-signal-safe calls with texts and a structure that outlive them; the descriptor is closed before it
-    // is lost.
+    // SAFETY: async-signal-safe calls with a text that outlives them; the descriptor is closed before it is lost.
     let done = unsafe {
         let folder = libc::open(mount.target.as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
         if folder < 0 {
             return Err((Step::Files, Errno::last()));
         }
-        let rule = Beneath { allowed: guards.mounted, folder };
-        let call = libc::SYS_landlock_add_rule;
-        let done = libc::syscall(call, rules.as_raw_fd(), PATH_BENEATH, ptr::from_ref(&rule), 0);
-        let failed = Errno::result(done);
+        let done = super::files::add_rule(rules.as_raw_fd(), folder, guards.mounted);
         libc::close(folder);
-        failed
+        done
     };
-    done.map(drop).map_err(|errno| (Step::Files, errno))
+    done.map_err(|errno| (Step::Files, errno))
 }
 
 #[cfg(target_os = "linux")]
