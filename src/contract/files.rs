@@ -306,8 +306,7 @@ mod tests {
         let mut known = Known::of_each_run(&files).inspect_err(|errno| eprintln!("not tried: {errno}")).ok()?;
         let rights = AccessFs::from_read(NEWEST) & known.rights;
         known.fresh.clear();
-        known.steady =
-            names.iter().map(|name| Listed { path: dir.join(name), rights, is_steady: true }).collect();
+        known.steady = names.iter().map(|name| Listed { path: dir.join(name), rights, is_steady: true }).collect();
         known.look_up();
         Some(known)
     }

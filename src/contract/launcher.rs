@@ -323,6 +323,8 @@ impl Resident {
         space::end_with_parent();
         ALONE.store(true, Ordering::Relaxed);
         self.place = Some(self.prepare_place(space));
+        // This process's copies of what its parent knows the files by, in the way of what it will receive.
+        spawn::close_from(self.first_fd as u32);
         let served = loop {
             match self.line.peek() {
                 // The run it meant has ended before this place was made.
@@ -357,8 +359,6 @@ impl Resident {
             made
         };
         let rules = self.known.as_ref().map(rules).transpose().map_err(|errno| (Step::Files, errno))?;
-        // This process's copies of what its parent knows the files by.
-        spawn::close_from(self.first_fd as u32);
         Ok(Place { view, rules })
     }
 
