@@ -323,8 +323,10 @@ mod tests {
             for call in (0..1_000).filter(|call| *call != libc::SYS_clone3) {
                 let takes_part = [libc::SYS_clone, libc::SYS_ioctl, libc::SYS_socket].contains(&call)
                     || [libc::SYS_socketpair, libc::SYS_prlimit64].contains(&call);
-                for first in &values {
-                    for second in values.iter().filter(|second| takes_part || *second == first) {
+                // Of the others no argument is looked at.
+                let values = if takes_part { &values[..] } else { &values[..1] };
+                for first in values {
+                    for second in values {
                         let args = [*first, *second, 0, 0, 0, 0];
                         assert_eq!(verdict(&ours, call, args), verdict(&theirs, call, args), "{call} {args:x?}");
                     }
