@@ -20,6 +20,7 @@ mod replay;
 mod run;
 mod scratch;
 mod status;
+mod tty;
 mod unl;
 
 use std::{

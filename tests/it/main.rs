@@ -12,6 +12,7 @@ mod golden;
 mod golden_users;
 mod msb;
 mod net;
+mod screen;
 mod shim;
 mod templates;
 mod tidy;

@@ -1,7 +1,7 @@
 //! A conversation in signed mode over whichever of several nodes answers: the loop around [`Talk`].
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     pin::pin,
     time::Duration,
@@ -10,13 +10,13 @@ use std::{
 use anyhow::Context as _;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{
-    signal::unix::Signal,
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{
+    super::run::Stop,
     FAILED, INTERRUPTED, NO_ANSWER, OK,
     connection::{ClientError, close},
     keys::Nonces,
@@ -109,23 +109,25 @@ trait Purpose {
     fn settled(&self) -> Option<i32>;
 }
 
-/// One input or question, one answer.
-pub(super) async fn once(setup: Setup, say: Say, interrupts: Signal) -> anyhow::Result<i32> {
+/// One input or question, one answer; with `until_final` also that it is final.
+pub(super) async fn once(setup: Setup, say: Say, until_final: bool, stop: Stop) -> anyhow::Result<i32> {
     let deadline = Instant::now() + setup.timeout;
-    let purpose = Once { say: Some(say), accepted: None, early: Vec::new() };
-    talk(setup, purpose, interrupts, Some(deadline), true).await
+    let purpose = Once {
+        say: Some(say),
+        accepted: None,
+        early: Vec::new(),
+        until_final,
+        not_final: BTreeSet::new(),
+        shown: None,
+    };
+    talk(setup, purpose, stop, Some(deadline), true).await
 }
 
 /// Lines in, outputs out. After the last line it ends when each was taken into a ledger and that ledger's result is
 /// agreed on. What is `typed` may be a command.
-pub(super) async fn lines(
-    setup: Setup,
-    lines: mpsc::Receiver<Line>,
-    interrupts: Signal,
-    typed: bool,
-) -> anyhow::Result<i32> {
+pub(super) async fn lines(setup: Setup, lines: mpsc::Receiver<Line>, stop: Stop, typed: bool) -> anyhow::Result<i32> {
     let purpose = Lines { lines, typed, refused: false };
-    talk(setup, purpose, interrupts, None, false).await
+    talk(setup, purpose, stop, None, false).await
 }
 
 struct Once {
@@ -133,6 +135,19 @@ struct Once {
     accepted: Option<Seq>,
     /// Outputs that came before the word in which ledger the input is: after a change of nodes they may.
     early: Vec<(Seq, Show, Option<Duration>)>,
+    /// Whether it is over only when the answer is final.
+    until_final: bool,
+    /// Ledgers with outputs that are not. At most as many as `early` has, and one.
+    not_final: BTreeSet<Seq>,
+    /// The ledger of the answer, which was shown.
+    shown: Option<Seq>,
+}
+
+impl Once {
+    /// The exit code, unless what was shown has to be final first.
+    fn over(&self) -> Option<i32> {
+        self.shown.filter(|seq| !self.until_final || !self.not_final.contains(seq)).map(|_| OK)
+    }
 }
 
 impl Purpose for Once {
@@ -158,19 +173,34 @@ impl Purpose for Once {
                 screen.show(&show, latency)?;
                 return Ok(Some(if matches!(show, Show::Answer { .. }) { OK } else { FAILED }));
             }
-            Show::NotFinal { .. } if !screen.is_json() => screen.note(&show.to_string())?,
-            Show::Settled { .. } if !screen.is_json() => {}
-            Show::Lcl { .. } | Show::Note(_) | Show::NotFinal { .. } | Show::Settled { .. } => {
-                screen.show(&show, latency)?
+            Show::NotFinal { seq } => {
+                if self.not_final.len() > EARLY_MAX {
+                    self.not_final.pop_first();
+                }
+                self.not_final.insert(seq);
+                if screen.is_json() { screen.show(&show, latency)? } else { screen.note(&show.to_string())? }
             }
+            Show::Settled { last, .. } => {
+                self.not_final.retain(|seq| *seq > last);
+                if screen.is_json() {
+                    screen.show(&show, latency)?;
+                } else if self.shown.is_some() {
+                    screen.note(&show.to_string())?;
+                }
+            }
+            Show::Lcl { .. } | Show::Note(_) => screen.show(&show, latency)?,
+        }
+        if self.shown.is_some() {
+            return Ok(self.over());
         }
         let Some(accepted) = self.accepted else { return Ok(None) };
         // Older ones answer earlier inputs with this key.
         self.early.retain(|(seq, ..)| *seq >= accepted);
         match (!self.early.is_empty()).then(|| self.early.remove(0)) {
-            Some((_, show, latency)) => {
+            Some((seq, show, latency)) => {
                 screen.show(&show, latency)?;
-                Ok(Some(OK))
+                self.shown = Some(seq);
+                Ok(self.over())
             }
             None => Ok(None),
         }
@@ -287,7 +317,7 @@ impl Clock {
 async fn talk(
     setup: Setup,
     mut purpose: impl Purpose,
-    mut interrupts: Signal,
+    mut stop: Stop,
     deadline: Option<Instant>,
     quiet: bool,
 ) -> anyhow::Result<i32> {
@@ -309,7 +339,7 @@ async fn talk(
         let connected = tokio::select! {
             connected = nodes.connect(first, talk.trust(), &mut screen) => connected,
             () = &mut over => Err(nodes.no_answer()),
-            _ = interrupts.recv() => return Ok(INTERRUPTED),
+            _ = stop.next() => return Ok(INTERRUPTED),
         };
         let client = match connected {
             Ok(client) => client,
@@ -339,7 +369,7 @@ async fn talk(
         let end = tokio::select! {
             end = line.run(client, frames.into(), nodes.urls.len() > 1, timeout) => Some(end?),
             () = &mut over => None,
-            _ = interrupts.recv() => Some(End::Done(INTERRUPTED)),
+            _ = stop.next() => Some(End::Done(INTERRUPTED)),
         };
         match end {
             Some(End::Done(code)) => return Ok(code),

@@ -24,10 +24,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 pub use self::{
     connection::{ClientError, Frame, RawClient},
@@ -41,7 +38,7 @@ use self::{
     screen::{Form, Screen},
     terminal::read_lines,
 };
-use super::{Exit, Failure, Outcome};
+use super::{Exit, Failure, Outcome, run::Stop};
 use crate::{
     crypto::SecretKey,
     types::{Hash, NodeKey, Seq},
@@ -113,6 +110,9 @@ pub struct ClientArgs {
     /// Seconds to wait for an answer, or for a node when none can be reached
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     timeout: Duration,
+    /// With --once or --send: end only when the answer is final, in a network where that is when it is settled
+    #[arg(long = "final", conflicts_with_all = ["raw", "read"])]
+    until_final: bool,
     /// The chain's id: only its nodes, with the threshold and the members it began with, and those who followed these
     #[arg(long, value_name = "HASH", conflicts_with = "raw")]
     chain: Option<Hash>,
@@ -171,28 +171,28 @@ pub async fn run(args: ClientArgs) -> anyhow::Result<i32> {
 async fn run_raw(args: &ClientArgs, key: &SecretKey) -> anyhow::Result<i32> {
     let [url] = &args.all_urls()[..] else { bail!("--raw talks to one node") };
     let servers = args.servers()?;
-    let mut interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+    let mut stop = watch()?;
     let client = tokio::select! {
         connected = timeout(args.timeout, RawClient::connect_to(url, key, &servers)) => match connected {
             Ok(client) => client?,
             Err(_) => return Ok(no_answer(url, args.timeout)),
         },
-        _ = interrupts.recv() => return Ok(INTERRUPTED),
+        _ = stop.next() => return Ok(INTERRUPTED),
     };
     // Not locked: the lock would be held while waiting.
     let mut out = io::stdout();
     let talk = raw::Talk { url, timeout: args.timeout };
     match &args.once {
-        Some(input) => raw::once(client, talk, input.clone(), interrupts, &mut out).await,
+        Some(input) => raw::once(client, talk, input.clone(), stop, &mut out).await,
         None => {
             let terminal = out.is_terminal();
-            raw::converse(client, talk, read_lines(), interrupts, &mut out, terminal).await
+            raw::converse(client, talk, read_lines(), stop, &mut out, terminal).await
         }
     }
 }
 
 async fn run_signed(args: &ClientArgs, key: SecretKey, key_file: Option<PathBuf>) -> anyhow::Result<i32> {
-    let interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;
+    let stop = watch()?;
     let pins = Pins { chain: args.chain, unl: (!args.unl.is_empty()).then(|| args.unl.clone()) };
     let input = args.once.as_ref().map(|text| Say::Input(text.clone().into_bytes()));
     let question = args.read.as_ref().map(|text| Say::Question(text.clone().into_bytes()));
@@ -213,18 +213,24 @@ async fn run_signed(args: &ClientArgs, key: SecretKey, key_file: Option<PathBuf>
     let servers = args.servers()?;
     let setup = converse::Setup { urls, key, nonces, pins, since, timeout, servers, key_file, screen };
     match (one, &mut prompt) {
-        (Some(say), _) => converse::once(setup, say, interrupts).await,
+        (Some(say), _) => converse::once(setup, say, args.until_final, stop).await,
         (None, Some(prompt)) => {
             let (_, none) = tokio::sync::mpsc::channel(1);
             let typed = std::mem::replace(&mut prompt.lines, none);
-            converse::lines(setup, typed, interrupts, true).await
+            converse::lines(setup, typed, stop, true).await
         }
         (None, None) => {
             // Commands are for people; a program's lines are inputs, whatever they begin with.
             let typed = io::stdin().is_terminal() && !args.json;
-            converse::lines(setup, read_lines(), interrupts, typed).await
+            converse::lines(setup, read_lines(), stop, typed).await
         }
     }
+}
+
+/// What ends it; a terminal that goes away does, unless no person types there.
+fn watch() -> anyhow::Result<Stop> {
+    let stop = if io::stdin().is_terminal() { Stop::watch_hangup() } else { Stop::watch() };
+    stop.context("cannot watch for signals")
 }
 
 impl ClientArgs {

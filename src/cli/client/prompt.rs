@@ -8,11 +8,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use rustyline::{Config, DefaultEditor, ExternalPrinter, error::ReadlineError};
 use tokio::sync::mpsc;
 
-use super::terminal::{LINE_BYTES_MAX, Line};
+use super::{
+    super::tty::Restore,
+    terminal::{LINE_BYTES_MAX, Line},
+};
 
 /// Lines of the history that are kept. Past it the oldest is forgotten.
 const HISTORY_MAX: usize = 1_000;
@@ -113,21 +115,18 @@ impl io::Write for Above {
     }
 }
 
-/// The terminal as it was, which it becomes again when this is dropped: the line may be waiting for a key at the end.
-struct Restore(Termios);
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.0);
-        eprintln!();
-    }
-}
-
-/// A line to type on this terminal.
+/// A line to type on this terminal, which is as it was when this is dropped: the line may be waiting for a key at the end.
 pub(super) struct Prompt {
     pub(super) lines: mpsc::Receiver<Line>,
     pub(super) above: Above,
     _restore: Restore,
+}
+
+impl Drop for Prompt {
+    fn drop(&mut self) {
+        // What comes next stands on a line of its own.
+        eprintln!();
+    }
 }
 
 impl Prompt {
@@ -136,7 +135,7 @@ impl Prompt {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
             return None;
         }
-        let restore = Restore(tcgetattr(io::stdin()).ok()?);
+        let restore = Restore::take()?;
         let config = Config::builder().max_history_size(HISTORY_MAX).ok()?.history_ignore_dups(true).ok()?.build();
         let mut editor = DefaultEditor::with_config(config).ok()?;
         let above = Above(Arc::new(Mutex::new(Box::new(editor.create_external_printer().ok()?))));

@@ -5,12 +5,12 @@ use std::{cell::Cell, io, pin::pin, time::Duration};
 use anyhow::Context as _;
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{
-    signal::unix::Signal,
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
 
 use super::{
+    super::run::Stop,
     FAILED, Frame, INTERRUPTED, OK, RawClient,
     connection::{broken, close, input_message, next_frame},
     no_answer,
@@ -30,7 +30,7 @@ pub(super) async fn once(
     mut client: RawClient,
     talk: Talk<'_>,
     input: String,
-    mut interrupts: Signal,
+    mut stop: Stop,
     out: &mut impl io::Write,
 ) -> anyhow::Result<i32> {
     let answer = async {
@@ -56,7 +56,7 @@ pub(super) async fn once(
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => no_answer(talk.url, talk.timeout),
         },
-        _ = interrupts.recv() => INTERRUPTED,
+        _ = stop.next() => INTERRUPTED,
     };
     client.close().await;
     Ok(code)
@@ -75,7 +75,7 @@ pub(super) async fn converse(
     client: RawClient,
     talk: Talk<'_>,
     mut lines: mpsc::Receiver<Line>,
-    mut interrupts: Signal,
+    mut stop: Stop,
     out: &mut impl io::Write,
     terminal: bool,
 ) -> anyhow::Result<i32> {
@@ -132,7 +132,7 @@ pub(super) async fn converse(
                     eprintln!("{lines} lines had no frame of their own back within {time} s; answers may have come joined");
                     break OK;
                 }
-                _ = interrupts.recv() => break INTERRUPTED,
+                _ = stop.next() => break INTERRUPTED,
             }
         }
     };
@@ -149,7 +149,6 @@ fn is_notice(code: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tokio::signal::unix::{SignalKind, signal};
 
     use super::{super::NO_ANSWER, *};
     use crate::{
@@ -180,14 +179,14 @@ mod tests {
         Talk { url, timeout: Duration::from_secs_f64(seconds) }
     }
 
-    fn interrupts() -> Signal {
-        signal(SignalKind::interrupt()).unwrap()
+    fn stop() -> Stop {
+        Stop::watch_hangup().unwrap()
     }
 
     async fn ask(url: &str, input: &str, seconds: f64) -> (anyhow::Result<i32>, Vec<u8>) {
         let client = RawClient::connect(url, &SecretKey::from_seed([1; 32])).await.unwrap();
         let mut out = Vec::new();
-        (once(client, with(url, seconds), input.to_owned(), interrupts(), &mut out).await, out)
+        (once(client, with(url, seconds), input.to_owned(), stop(), &mut out).await, out)
     }
 
     #[tokio::test]
@@ -217,7 +216,7 @@ mod tests {
         }
         drop(sender);
         let mut out = Vec::new();
-        let code = converse(client, with(url, seconds), receiver, interrupts(), &mut out, false).await.unwrap();
+        let code = converse(client, with(url, seconds), receiver, stop(), &mut out, false).await.unwrap();
         (code, String::from_utf8(out).unwrap())
     }
 

@@ -31,7 +31,7 @@ use self::{
     network::{Network, Up, ended, show_logs},
     output::{Logs, Paint},
 };
-use super::{Exit, Failure, Outcome, run::Stop, scratch};
+use super::{Exit, Failure, Outcome, run::Stop, scratch, tty::Restore};
 use crate::{
     config::{Config, Document, quoted},
     crypto::SecretKey,
@@ -257,8 +257,10 @@ impl Dev {
             document.set_list("peers", &peers);
             document.set("peerport", &ports[at].port().to_string());
             document.set("pubport", &user_ports[at].port().to_string());
-            if !self.is_quiet() {
+            if self.once.is_none() {
                 document.set("http.listen", &quoted(&page_ports[at].to_string()));
+            }
+            if !self.is_quiet() {
                 // What is worth a word is shown with the contract's output; a line a ledger is not.
                 document.set("log.level", &quoted("warn"));
                 document.set("log.format", &quoted("json"));
@@ -325,6 +327,9 @@ impl Dev {
             eprintln!("  node {:<2} {url}  {}", at + 1, folder.display());
         }
         if self.client {
+            if let Some(page) = page {
+                eprintln!("the network in a browser:\n  {page}");
+            }
             eprintln!("type a line and press Enter to send it to the contract; Ctrl-D ends it all");
             return client(exe, &[first]).await.map(|()| End::Done);
         }
@@ -392,6 +397,8 @@ fn interrupted(signal: &str) -> Failure {
 
 /// Runs `hp client` in this terminal.
 async fn client(exe: &Path, args: &[&str]) -> Outcome {
+    // The client is killed when a node ends, or this process is told to.
+    let _restore = Restore::take();
     let mut command = Command::new(exe);
     command.arg("client").args(args).kill_on_drop(true);
     let status = command.status().await.context("cannot start the client")?;

@@ -1,21 +1,12 @@
 //! `hp client` at a terminal, and for a program.
 
-use std::{
-    fs::File,
-    io::{Read as _, Write as _},
-    os::fd::{AsFd as _, OwnedFd},
-    process::{Command, Stdio},
-    sync::mpsc,
-    time::Instant,
-};
-
-use nix::{
-    pty::{Winsize, openpty},
-    sys::termios::{LocalFlags, tcgetattr},
-};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::net::{DEADLINE, Net, block_on, call, hp};
+use crate::{
+    net::{Net, block_on, call},
+    screen::Screen,
+};
 
 #[test]
 fn a_program_gets_one_object_a_line_for_all_that_happens_and_may_send_a_file() {
@@ -46,60 +37,14 @@ fn a_program_gets_one_object_a_line_for_all_that_happens_and_may_send_a_file() {
     });
 }
 
-/// What a program shows on a terminal, and keys for it.
-struct Screen {
-    keys: File,
-    shown: mpsc::Receiver<Vec<u8>>,
-    seen: String,
-}
-
-impl Screen {
-    fn types(&mut self, line: &str) {
-        self.keys.write_all(format!("{line}\r").as_bytes()).expect("typed");
-    }
-
-    /// Waits until this is shown, behind what was waited for before.
-    fn shows(&mut self, words: &str) {
-        let deadline = Instant::now() + DEADLINE;
-        while !self.seen.contains(words) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let more = self.shown.recv_timeout(left).unwrap_or_else(|_| panic!("no {words:?} in {:?}", self.seen));
-            self.seen += &String::from_utf8_lossy(&more);
-        }
-        self.seen = self.seen.split_once(words).expect("it is there").1.to_owned();
-    }
-}
-
 #[test]
 fn a_person_types_lines_and_commands_and_has_the_terminal_back_at_the_end() {
     block_on(async {
         let net = Net::up(1).await;
         let folder = tempfile::tempdir().expect("a folder");
         let key = folder.path().join("my.key");
-        let size = Winsize { ws_row: 40, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
-        let terminal = openpty(&size, None).expect("a terminal");
-        let end = || -> OwnedFd { terminal.slave.try_clone().expect("another end") };
-        let mut client = Command::new(hp())
-            .args(["client", &net.nodes[0].url, "--key", key.to_str().expect("UTF-8"), "--timeout", "50"])
-            .env("TERM", "xterm")
-            .env_remove("NO_COLOR")
-            .stdin(Stdio::from(end()))
-            .stdout(Stdio::from(end()))
-            .stderr(Stdio::from(end()))
-            .spawn()
-            .expect("hp starts");
-        let mut from = File::from(terminal.master.try_clone().expect("another end"));
-        let (sender, shown) = mpsc::channel();
-        // Ends with the terminal.
-        std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(bytes @ 1..) = from.read(&mut piece) {
-                if sender.send(piece[..bytes].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut screen = Screen { keys: File::from(terminal.master), shown, seen: String::new() };
+        let path = key.to_str().expect("UTF-8");
+        let mut screen = Screen::of(&["client", &net.nodes[0].url, "--key", path, "--timeout", "50"]);
         // The test is a thread of the runtime's, which only waits here.
         screen.shows("connected to ws://");
         screen.shows("> ");
@@ -120,16 +65,38 @@ fn a_person_types_lines_and_commands_and_has_the_terminal_back_at_the_end() {
         screen.shows("> ");
         screen.types("/key");
         screen.shows("my.key");
-        let is_line_wise =
-            |fd: &OwnedFd| tcgetattr(fd.as_fd()).expect("a terminal").local_flags.contains(LocalFlags::ICANON);
-        assert!(!is_line_wise(&terminal.slave), "keys come one by one while a line is typed");
+        assert!(!screen.is_line_wise(), "keys come one by one while a line is typed");
         screen.types("/quit");
-        client.wait().expect("it ends");
-        assert!(is_line_wise(&terminal.slave), "the terminal is as it was");
+        assert_eq!(screen.ended(), Some(0));
+        assert!(screen.is_line_wise(), "the terminal is as it was");
         let history = std::fs::read_to_string(folder.path().join("my.history")).expect("a history");
         assert!(history.contains("hello\n/read hello\n/lcl\n"), "{history}");
         use std::os::unix::fs::PermissionsExt as _;
         let mode = folder.path().join("my.history").metadata().expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    });
+}
+
+#[test]
+fn lines_that_are_pasted_at_once_are_all_sent_and_a_signal_gives_the_terminal_back() {
+    block_on(async {
+        let net = Net::up(1).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = folder.path().join("my.key");
+        let path = key.to_str().expect("UTF-8");
+        for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+            let mut screen = Screen::of(&["client", &net.nodes[0].url, "--key", path]);
+            screen.shows("connected to ws://");
+            screen.shows("> ");
+            screen.keys("one\rtwo\rthree\r");
+            for _ in 0..3 {
+                screen.shows("accepted in ledger ");
+            }
+            screen.shows("> ");
+            assert!(!screen.is_line_wise());
+            screen.signal(signal);
+            assert_eq!(screen.ended(), Some(130), "{signal}");
+            assert!(screen.is_line_wise(), "{signal}");
+        }
     });
 }

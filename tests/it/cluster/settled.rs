@@ -102,6 +102,12 @@ fn an_output_is_final_when_the_chain_records_its_settlement_and_whoever_asks_lat
         let now = net.nodes[1].signed(&me).await.client.welcome().settled_seq;
         assert!(now > first.last, "it came when ledgers up to {now} were settled");
 
+        // One input, one answer, and the end only when it is final.
+        let asked = net.nodes[1].url.clone();
+        let once = call(&["client", &asked, "--once", "word", "--final", "--timeout", "50"]).await;
+        assert_eq!((once.code, once.out.as_str()), (Some(0), "4 12\n"), "{}", once.err);
+        assert!(once.err.contains("not final yet: ledger ") && once.err.contains("final: ledgers "), "{}", once.err);
+
         // Who comes later, to the other node, after a restart of all.
         net.kill_all().await;
         net.start_all().await;

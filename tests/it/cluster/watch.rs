@@ -10,7 +10,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::net::{DEADLINE, Net, block_on, call, hp, send_signal};
+use crate::{
+    net::{DEADLINE, Net, block_on, call, hp, send_signal},
+    screen::Screen,
+};
 
 /// The next line of which this is so.
 async fn line(lines: &mut Lines<BufReader<ChildStdout>>, is: impl Fn(&str) -> bool) -> String {
@@ -106,5 +109,38 @@ fn a_running_node_serves_what_the_dashboard_shows_and_takes_another_log_level() 
         net.nodes[0].logs(&["the configuration is wrong"]).await;
         user.ask("y").await;
         fs::write(&file, text).expect("written");
+    });
+}
+
+#[test]
+fn however_the_view_ends_the_terminal_is_as_it_was() {
+    block_on(async {
+        let mut net = Net::up(1).await;
+        let dir = net.nodes[0].dir.display().to_string();
+        let ends: [(&str, fn(&mut Screen)); 5] = [
+            ("q", |screen| screen.keys("q")),
+            ("Ctrl-C", |screen| screen.keys("\x03")),
+            ("SIGTERM", |screen| screen.signal(Signal::SIGTERM)),
+            ("SIGINT", |screen| screen.signal(Signal::SIGINT)),
+            ("SIGHUP", |screen| screen.signal(Signal::SIGHUP)),
+        ];
+        for (name, end) in ends {
+            let mut screen = Screen::of(&["status", "--watch", &dir]);
+            // The other screen, on which it draws.
+            screen.shows("\x1b[?1049h");
+            screen.shows("node0");
+            assert!(!screen.is_line_wise(), "{name}");
+            end(&mut screen);
+            screen.shows("\x1b[?1049l");
+            assert_eq!(screen.ended(), Some(0), "{name}");
+            assert!(screen.is_line_wise(), "{name}");
+        }
+        // A node that goes is shown as gone, and the view stays.
+        let mut screen = Screen::of(&["status", "--watch", &dir]);
+        screen.shows("in sync");
+        net.nodes[0].kill().await;
+        screen.shows("down");
+        screen.keys("q");
+        assert_eq!(screen.ended(), Some(0));
     });
 }
