@@ -67,7 +67,7 @@ fn a_person_types_lines_and_commands_and_has_the_terminal_back_at_the_end() {
         screen.shows("my.key");
         assert!(!screen.is_line_wise(), "keys come one by one while a line is typed");
         screen.types("/quit");
-        assert_eq!(screen.ended(), Some(0));
+        assert_eq!(screen.ended(), Some(1), "one input failed");
         assert!(screen.is_line_wise(), "the terminal is as it was");
         let history = std::fs::read_to_string(folder.path().join("my.history")).expect("a history");
         assert!(history.contains("hello\n/read hello\n/lcl\n"), "{history}");

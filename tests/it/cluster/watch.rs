@@ -139,7 +139,7 @@ fn however_the_view_ends_the_terminal_is_as_it_was() {
         let mut screen = Screen::of(&["status", "--watch", &dir]);
         screen.shows("in sync");
         net.nodes[0].kill().await;
-        screen.shows("down");
+        screen.shows(" Down ");
         screen.keys("q");
         assert_eq!(screen.ended(), Some(0));
     });
