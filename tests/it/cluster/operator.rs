@@ -154,13 +154,18 @@ fn answers_are_as_the_document_says_and_settlements_have_a_history() {
         let route = "/v1/contract/tx/prepare";
         check(&document, "post", route, &wallet::post(node, route, draft).await);
 
-        // Three settlements, of one ledger and more each.
-        let all = until("settlements are recorded", async || {
-            let (status, said) = get(node, "/v1/settlements").await;
-            assert_eq!(status, 200);
-            (said["settlements"].as_array()?.len() >= 3).then_some(said)
-        })
-        .await;
+        // Three settlements: one is due behind each output.
+        let mut all = Value::Null;
+        let mut asking = node.user().await;
+        for count in 1..=3 {
+            asking.ask("more").await;
+            all = until("a settlement is recorded", async || {
+                let (status, said) = get(node, "/v1/settlements").await;
+                assert_eq!(status, 200);
+                (said["settlements"].as_array()?.len() >= count).then_some(said)
+            })
+            .await;
+        }
         let number = |of: &Value, name: &str| of[name].as_u64().unwrap_or_else(|| panic!("{name} of {of}"));
         let list = all["settlements"].as_array().unwrap().clone();
         assert_eq!(number(&list[0], "first"), 1);
