@@ -381,11 +381,11 @@ fn info(registry: &mut Registry, status: &Value) {
 /// Which alerts stand, by kind.
 fn alerts(registry: &mut Registry, status: &Value) {
     let family = Family::<[(&'static str, &'static str); 1], prometheus_client::metrics::gauge::Gauge>::default();
-    for kind in status["alert_kinds"].as_array().into_iter().flatten() {
-        // What the node says of itself: no label comes from anywhere else.
-        if let Some(kind) = Kind::ALL.iter().find(|known| *kind == known.name()) {
-            family.get_or_create(&[("kind", kind.name())]).inc();
-        }
+    let stand: Vec<&Value> = status["alert_kinds"].as_array().into_iter().flatten().collect();
+    // All of them, also those that do not stand: what is not there cannot be told from what is not known.
+    for kind in Kind::ALL {
+        let count = stand.iter().filter(|name| **name == kind.name()).count();
+        family.get_or_create(&[("kind", kind.name())]).set(i64::try_from(count).expect("a few"));
     }
     registry.register("alert", "Alerts of this kind that stand; docs/operating.md says what to do", family);
 }
@@ -539,6 +539,7 @@ mod tests {
             "hotpocket_halted 1.0",
             "hotpocket_alerts 2.0",
             "hotpocket_alert{kind=\"split\"} 1",
+            "hotpocket_alert{kind=\"disk_full\"} 0",
             "hotpocket_paused 0.0",
             "hotpocket_growth_per_day_bytes 9.0",
             "hotpocket_disk_days_left 8.0",
