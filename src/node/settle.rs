@@ -35,7 +35,7 @@ const SAID_MAX: usize = 4;
 /// What each member has on a bus that a node runs in itself, from its beginning: enough for 33 million settlements.
 const OWN_FUNDS: Amount = Amount::tnk(1_000_000);
 /// Folder of that bus, in the contract folder. No contract sees it: the validator's key is there.
-const OWN_FOLDER: &str = "msb";
+pub(super) const OWN_FOLDER: &str = "msb";
 
 /// A node that settles.
 pub(super) struct Settling {
