@@ -6,10 +6,13 @@
 //! ledger, `users` answers users, `serve` peers, `http` the HTTP side, `settle` the bus,
 //! `report` and `events` tell people.
 
+pub mod alerts;
 mod backend;
 pub mod backup;
+pub mod bans;
 mod catchup;
 pub mod control;
+pub(crate) mod disk;
 mod diverge;
 mod events;
 mod exec;
@@ -27,6 +30,7 @@ pub mod replay;
 mod report;
 mod rounds;
 mod serve;
+mod service;
 pub(crate) mod settle;
 pub mod silence;
 mod start;
@@ -52,8 +56,8 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::{catchup::Draw, http::reload_tls, report::Banner, start::NodeError, sync::SyncProgress};
 use self::{
+    alerts::Kind,
     catchup::Found,
     control::{Asked, Control},
     exec::{Ended, ExecError, Executor},
@@ -61,6 +65,7 @@ use self::{
     rounds::Part,
     users::{Delivery, Told},
 };
+pub use self::{catchup::Draw, http::reload_tls, report::Banner, start::NodeError, sync::SyncProgress};
 use crate::{
     config::Config,
     consensus::{
@@ -188,6 +193,10 @@ pub struct Node {
     from_sync: mpsc::Receiver<sync::FromSync>,
     /// `state/` was found to be another than the chain's when the process began.
     state_was_lost: bool,
+    /// Set when an operator wants the node to end.
+    stops: bool,
+    /// Whom operators want no link with.
+    bans: bans::Bans,
     /// The state as other nodes fetch it.
     offers: pins::Offers,
     state_served_tx: mpsc::Sender<pins::Served>,
@@ -223,6 +232,9 @@ pub struct Node {
     rounds: rounds::Rounds,
     traffic: rounds::Traffic,
     metrics: metrics::Metrics,
+    disk: disk::Disk,
+    /// Who started this process, where it wants to be told.
+    service: service::Service,
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
@@ -272,7 +284,7 @@ impl Kept {
 }
 
 impl Node {
-    /// Runs until `stop` resolves or something breaks that the node cannot do without. Ends what it started.
+    /// Runs until `stop` resolves, an operator wants it to end, or something breaks that the node cannot do without. Ends what it started.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         tokio::pin!(stop);
         let outcome = tokio::select! {
@@ -286,12 +298,16 @@ impl Node {
 
     async fn work(&mut self) -> Result<(), NodeError> {
         self.rounds.begin(self.micros());
+        // First: what the start would vote and run waits too.
+        self.look_at_disk()?;
         self.handle(Event::Start)?;
         if std::mem::take(&mut self.state_was_lost) {
             self.handle(Event::StateLost)?;
         }
         let mut looks = catchup::looks();
-        loop {
+        self.tell_service_ready();
+        while !self.stops {
+            let service_due = self.service.due(*self.changes.borrow());
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let open = self.is_open();
@@ -319,18 +335,37 @@ impl Node {
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 Some(asked) = self.http_asks.recv() => self.on_http(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
-                _ = looks.tick() => {
+                () = service::at(service_due) => self.tell_service(),
+                _ = looks.tick(), if self.must_look() => {
+                    self.look_at_disk()?;
                     self.look();
                     self.reads.look(Instant::now());
                     self.look_for_halt();
+                    self.look_at_bans();
                     self.tell_changes();
                 }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
+        Ok(())
+    }
+
+    /// Whether there is anything that time alone changes, so that it is looked at once a second.
+    fn must_look(&self) -> bool {
+        self.disk.is_paused()
+            || self.bans.nodes().next().is_some()
+            || self.core.may_be_behind()
+            || self.syncing.is_some()
+            || self.progress.began().is_some()
+            || self.report.progress.is_some()
+            || self.reads.has_places()
+            || self.offers.has_any()
+            || self.records.is_undecided()
+            || self.events.is_heard()
     }
 
     async fn stop(&mut self) {
+        self.service.stopping();
         if let Some(running) = self.running.take() {
             running.abort();
             let _ = running.await;
@@ -451,6 +486,8 @@ impl Node {
                 self.tell_sync_of_peers();
                 self.handle(Event::LinkDown(peer))
             }
+            // Its operator knows.
+            MeshEvent::Refused { peer, .. } if self.bans.has(&peer) => Ok(()),
             MeshEvent::Refused { peer, reason } => {
                 error!(peer = %peer.short(), reason, "no link with this node");
                 self.report.refused(peer, reason);
@@ -616,6 +653,9 @@ impl Node {
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
+                if let Some(bytes) = ran.state_bytes {
+                    self.disk.state_is(bytes);
+                }
                 let run = self.rounds.ran(&ran);
                 self.metrics.ran(&run);
                 self.events.tell("run", || self.report.last_run().cloned().unwrap_or_default());
@@ -650,7 +690,7 @@ impl Node {
             error = &error as &dyn std::error::Error,
             "state/ is not what it should be; it is fetched from other nodes"
         );
-        self.report.alert(what);
+        self.report.alert(Kind::StateLost, what);
         self.handle(Event::StateLost)?;
         // Where it was known before, the fetch stands behind the run that found it out again.
         self.next_job();
@@ -698,6 +738,7 @@ impl Node {
 
     /// Performs effects in order, up to a `Sync` that has to wait for the disk.
     fn perform(&mut self) -> Result<(), NodeError> {
+        let mut closed = false;
         while self.committing.is_none() {
             let Some(effect) = self.effects.pop_front() else { break };
             self.effects_bytes -= weight(&effect);
@@ -717,6 +758,7 @@ impl Node {
                 }
                 Effect::LedgerClosed { ledger, hash, attempt, signed } => {
                     self.ledger_closed(&ledger, hash, attempt, &signed);
+                    closed = true;
                 }
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
@@ -744,7 +786,8 @@ impl Node {
             }
         }
         self.give_answers();
-        Ok(())
+        // What a ledger leaves on the disk is there by now.
+        if closed { self.look_at_disk() } else { Ok(()) }
     }
 
     /// One commit covers all that is to be persisted, also behind later `Sync`s.
@@ -810,6 +853,11 @@ impl Node {
 
     fn next_job(&mut self) {
         if self.running.is_some() || (self.swap.is_held() && matches!(self.jobs.front(), Some(Job::Run(_)))) {
+            return;
+        }
+        // What would write waits; it is the first again when there is room.
+        let writes = |job: &Job| matches!(job, Job::Run(_) | Job::Sync(..) | Job::Keep(_));
+        if self.disk.is_paused() && self.jobs.front().is_some_and(writes) {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
