@@ -12,7 +12,7 @@
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
 //! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`] (those that nobody keeps),
 //! `results` (running ledgers), `overtime` (runs that take too long), `unl` (who decides), `settlement` (what the bus
-//! confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
+//! confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`seats`] (for whom it has room), [`votes`] (counting).
 
 mod catchup;
 pub mod details;
@@ -33,6 +33,7 @@ mod receive;
 mod results;
 mod round;
 pub mod rules;
+pub mod seats;
 mod settlement;
 pub mod silence;
 mod step;
@@ -231,7 +232,7 @@ impl Consensus {
             unl_votes: BTreeMap::new(),
             settlement_vote: None,
             settlement_vote_told: false,
-            presence: PresenceTable::new(params.me, params.boot, &journal.users),
+            presence: PresenceTable::new(&params, unl.len(), &journal.users),
             users_root: tip.users_root,
             users: journal.users,
             window: journal.window,
@@ -813,6 +814,7 @@ mod tests {
             attempt_ms: 120,
             time_res_ms: 1000,
             input_window: 65_536,
+            users_max: 4_096,
             input_bytes_max,
             session_inputs,
         };

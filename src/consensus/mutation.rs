@@ -97,11 +97,17 @@ mod made {
         OneSettlementVoteLess,
         /// What members say of the bus is taken though it does not follow.
         AnySettlement,
+        /// Users who say something are in a ledger whether there is room or not.
+        UsersOverCap,
+        /// Who is connected may take the room of those who say something.
+        NoReserve,
+        /// A host's users are counted, however many it claims.
+        NoShare,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 30] = [
+        pub const ALL: [Mutation; 33] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -132,6 +138,9 @@ mod made {
             Mutation::VoteWithGap,
             Mutation::OneSettlementVoteLess,
             Mutation::AnySettlement,
+            Mutation::UsersOverCap,
+            Mutation::NoReserve,
+            Mutation::NoShare,
         ];
     }
 
