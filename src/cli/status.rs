@@ -317,7 +317,9 @@ fn standing(status: &Value) -> &'static str {
 /// How many files may be open, and how many are needed.
 fn files(open: &Value) -> String {
     match (open["allowed"].as_u64(), open["needed"].as_u64()) {
-        (Some(allowed), Some(needed)) => format!("a process may open {allowed}, and needs {needed} when a ledger is full"),
+        (Some(allowed), Some(needed)) => {
+            format!("a process may open {allowed}, and needs {needed} when a ledger is full")
+        }
         _ => "-".to_owned(),
     }
 }

@@ -362,7 +362,11 @@ mod tests {
         let none = BTreeSet::new();
         assert_eq!(table.novel(&none, &PARENT).0, users(10, 13));
         table.heard(PEER, &says(2, 1, vec![], users(11, 12)));
-        assert_eq!(table.novel(&none, &PARENT).0, [users(10, 11), users(12, 14)].concat(), "there is room for the next");
+        assert_eq!(
+            table.novel(&none, &PARENT).0,
+            [users(10, 11), users(12, 14)].concat(),
+            "there is room for the next"
+        );
         table.heard(PEER, &says(2, 2, users(5, 6), vec![]));
         assert_eq!(table.novel(&none, &PARENT).0, [users(5, 6), users(10, 11), users(12, 13)].concat());
         table.share_among(4, 3);

@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn seats_and_shares_leave_a_quarter_and_every_member_has_some() {
-        let table = [(256, 1, 192), (256, 128, 1), (4_096, 1, 3_072), (4_096, 5, 614), (4_096, 128, 24), (30_000, 7, 3_214)];
+        let table =
+            [(256, 1, 192), (256, 128, 1), (4_096, 1, 3_072), (4_096, 5, 614), (4_096, 128, 24), (30_000, 7, 3_214)];
         for (users_max, members, expected) in table {
             assert_eq!(share(users_max, members), expected, "{users_max} users, {members} members");
             assert!(expected * members <= seats(users_max) && seats(users_max) <= users_max - users_max / 4);

@@ -105,11 +105,7 @@ impl Consensus {
         let Consensus { pool, users, unl, params, tip, round, .. } = self;
         // As many as have a seat then, if all see what this node does.
         let seated = (users.len() + come.len() - go.len()).min(seats::seats(params.users_max));
-        let room = Room {
-            users,
-            guests: params.users_max - seated,
-            unl,
-        };
+        let room = Room { users, guests: params.users_max - seated, unl };
         pool.list(round.seq, &tip.hash, params.input_window, &room)
     }
 

@@ -398,7 +398,7 @@ async fn a_user_beyond_the_nodes_share_is_told_so_and_who_is_there_may_come_twic
     let second = open(&gateway, &mut events, 2).await;
     assert_eq!(turned_away(&gateway, 3).await, ("full".to_owned(), 1013));
     let mut again = connect(&gateway, 1).await;
-    soon(again.send(b"heard")).await.unwrap();
+    soon(again.send("heard")).await.unwrap();
     assert_eq!(input(&mut events).await, (first.user(), 0, Bytes::from("heard")));
     let user = second.user();
     second.close().await;
@@ -415,18 +415,18 @@ async fn where_the_share_gets_smaller_the_last_by_key_are_let_go_with_what_waits
     }
     clients.sort_by_key(RawClient::user);
     let mut twice = connect(&gateway, 1).await;
-    soon(twice.send(b"here")).await.unwrap();
+    soon(twice.send("here")).await.unwrap();
     input(&mut events).await;
     let last = clients[2].user();
     gateway.deliver(&last, Bytes::from("the last word"));
     gateway.set_users_max(2);
     assert_eq!(gateway.users_max(), 2);
-    assert_eq!(soon(clients[2].recv()).await.unwrap(), Frame::Output(Bytes::from("the last word")));
+    assert_eq!(soon(clients[2].recv()).await.unwrap(), Frame::Text("the last word".into()));
     assert_eq!(error_code(&mut clients[2]).await, "full");
     assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserDown { user: last }));
     assert_eq!(turned_away(&gateway, 9).await, ("full".to_owned(), 1013));
     for client in &mut clients[..2] {
-        soon(client.send(b"still here")).await.unwrap();
+        soon(client.send("still here")).await.unwrap();
         assert_eq!(input(&mut events).await.0, client.user());
     }
     gateway.set_users_max(3);

@@ -13,9 +13,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events,
-    files::Files, guards,
-    http, metrics, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, users::Finality,
-    wall_ms,
+    files::Files, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds, settle, silence,
+    twins, users::Finality, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},

@@ -40,7 +40,8 @@ fn user(node: usize, at: usize) -> UserKey {
 fn take_seats(world: &mut World) -> BTreeSet<UserKey> {
     let share = share(USERS_MAX, 4);
     assert_eq!((share, seats(USERS_MAX)), (3, 12));
-    let users: Vec<(usize, UserKey)> = (0..3).flat_map(|node| (0..share).map(move |at| (node, user(node, at)))).collect();
+    let users: Vec<(usize, UserKey)> =
+        (0..3).flat_map(|node| (0..share).map(move |at| (node, user(node, at)))).collect();
     for (node, user) in &users {
         world.user_up(*node, *user);
     }
@@ -99,7 +100,8 @@ pub fn whoever_crowds_a_ledger_keeps_nobody_from_being_heard() {
             let challenge = Challenge([challenge.0[0] + turn as u8; 16]);
             let local = LocalInput { user, challenge, helo_sig: Sig([0; 64]), nonce: 0, payload: vec![2] };
             world.handle(node, Event::LocalInput(local));
-            let tag = Origin::Session { host: world.key(node), challenge, helo_sig: Sig([0; 64]), host_sig: Sig([0; 64]) };
+            let tag =
+                Origin::Session { host: world.key(node), challenge, helo_sig: Sig([0; 64]), host_sig: Sig([0; 64]) };
             waiting.push((tip, (user, tag.tag(), 0)));
             let key = signed(&mut world, node, UserKey([0x40 + 3 * turn as u8 + node as u8; 32]), 1);
             waiting.push((tip, key));

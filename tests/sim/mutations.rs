@@ -91,9 +91,9 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
         Mutation::AnySettlement => {
             vec![schedule!(settlements::what_does_not_follow_is_not_recorded_whoever_says_it)]
         }
-        Mutation::UsersOverCap => vec![Seeds(200, "S12")],
+        Mutation::UsersOverCap => vec![Seeds(50, "S12")],
         Mutation::NoReserve => {
-            vec![schedule!(crowds::whoever_crowds_a_ledger_keeps_nobody_from_being_heard), Seeds(200, "S12")]
+            vec![schedule!(crowds::whoever_crowds_a_ledger_keeps_nobody_from_being_heard)]
         }
         Mutation::NoShare => vec![schedule!(crowds::a_host_that_claims_more_than_its_share_takes_nobodys_seat)],
         Mutation::OldScope => vec![Seeds(50, "a signature")],
