@@ -128,7 +128,8 @@ fn shown_text(file: &Path, keys: &[Shown]) -> String {
 fn users(config: &config::Config, files: &Files) -> String {
     let (all, members) = (config.user.users_max, config.unl.len());
     let here = match config.is_member() {
-        true => format!("{} at each of {members} nodes of the UNL", seats::share(all, members)),
+        true if members == 1 => format!("{} of them connected here", seats::share(all, members)),
+        true => format!("{} of them connected to each of {members} nodes of the UNL", seats::share(all, members)),
         false => "none of them this node's, which observes".to_owned(),
     };
     format!("{all} users, {here}; {}", files.text(all))

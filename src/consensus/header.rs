@@ -562,7 +562,7 @@ fn choose_inputs<'a>(before: &Before<'a>, wanted: &[Hash], users: &mut BTreeSet<
             by_user.entry(key.0).or_default().push(entry);
         }
     }
-    let mut in_order: Vec<(Hash, UserKey, Vec<(Hash, &Input)>)> =
+    let mut in_order: Vec<_> =
         by_user.into_iter().map(|(user, inputs)| (priority(&before.parent, &user), user, inputs)).collect();
     in_order.sort_by_key(|(priority, ..)| *priority);
 
