@@ -279,7 +279,9 @@ fn config_check_says_ok_what_is_tolerated_and_what_is_odd() {
     answer(&folder, "new node");
     let told = answer(&folder, "config check node");
     assert!(
-        told.starts_with("ok\nUNL 1, quorum 1: one node alone decides\n4096 users, 3072 of them connected here; a run of"),
+        told.starts_with(
+            "ok\nUNL 1, quorum 1: one node alone decides\n4096 users, 3072 of them connected here; a run of"
+        ),
         "{told}"
     );
     assert!(told.contains(" here\nnote: no `pubport`"), "{told}");
