@@ -314,6 +314,9 @@ fn config_check_says_ok_what_is_tolerated_and_what_is_odd() {
 fn a_node_that_may_open_too_few_files_for_a_full_ledger_says_what_it_needs_and_does_not_start() {
     let folder = folder();
     answer(&folder, "new node");
+    let binary = folder.path().join("node/bin/contract");
+    fs::write(&binary, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
     let limited = |command: &str| {
         let script = format!("ulimit -n 4096 && exec {} {command} node", env!("CARGO_BIN_EXE_hp"));
         std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path()).output().unwrap()
