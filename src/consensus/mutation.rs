@@ -103,11 +103,15 @@ mod made {
         NoReserve,
         /// A host's users are counted, however many it claims.
         NoShare,
+        /// A node votes, closes and takes inputs that has no room left on its disk.
+        VoteThoughPaused,
+        /// A node that has room again forgets the run that waited for it.
+        ForgetPausedRun,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 33] = [
+        pub const ALL: [Mutation; 35] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -141,6 +145,8 @@ mod made {
             Mutation::UsersOverCap,
             Mutation::NoReserve,
             Mutation::NoShare,
+            Mutation::VoteThoughPaused,
+            Mutation::ForgetPausedRun,
         ];
     }
 

@@ -318,13 +318,13 @@ impl Watch {
         seq.saturating_sub(came) < 64.min(self.input_window / 4)
     }
 
-    /// S12: a ledger has no more users than there is room for, and not so many who only sit there that nobody else finds room.
+    /// S13: a ledger has no more users than there is room for, and not so many who only sit there that nobody else finds room.
     fn check_room(&mut self, seq: Seq, users: &BTreeSet<UserKey>, inputs: &[Input]) {
         let speak: BTreeSet<UserKey> = inputs.iter().map(|input| input.user).collect();
         let (all, idle) = (users.len(), users.difference(&speak).count());
-        assert!(all <= self.users_max, "S12: {all} users in ledger {seq}, which has room for {}", self.users_max);
+        assert!(all <= self.users_max, "S13: {all} users in ledger {seq}, which has room for {}", self.users_max);
         let seats = self.users_max - self.users_max / 4;
-        assert!(idle <= seats, "S12: {idle} users of ledger {seq} only sit there, on {seats} seats");
+        assert!(idle <= seats, "S13: {idle} users of ledger {seq} only sit there, on {seats} seats");
         self.seen.hit(match () {
             _ if all == self.users_max => "full ledgers",
             _ if idle == seats => "ledgers with every seat taken",

@@ -224,6 +224,8 @@ pub enum Happening {
     Back(usize),
     /// Something about the settlement bus.
     Bus(BusHappening),
+    /// A node has no room on its disk, or has again.
+    Pause(usize, bool),
     /// Faults end.
     Gst,
 }
@@ -355,6 +357,8 @@ pub struct Node {
     syncing: Option<Seq>,
     /// Its contract computes what all compute, after it did not.
     cured: bool,
+    /// Whether it has no room on its disk, also while it is down.
+    pub paused: bool,
     /// Whether it stays down.
     pub dead: bool,
     /// Whether it lost its disk once.
@@ -474,6 +478,7 @@ impl World {
                 lost: false,
                 syncing: None,
                 cured: false,
+                paused: false,
                 dead: false,
                 emptied: false,
                 mask,
@@ -676,6 +681,7 @@ impl World {
                 }
             }
             Happening::Bus(what) => self.on_bus(what),
+            Happening::Pause(node, paused) => self.pause(node, paused),
             Happening::Gst => {
                 self.gst = true;
                 self.cfg.loss = 0;
@@ -684,6 +690,7 @@ impl World {
                 self.cfg.reorder = false;
                 self.silent.clear();
                 for node in 0..self.nodes.len() {
+                    self.pause(node, false);
                     self.nodes[node].crash_in = None;
                     if self.nodes[node].dead {
                         self.crash(node);
