@@ -37,7 +37,9 @@ const INPUTS: usize = 100;
 /// Connections at a time of those who are no users.
 const FLOOD: usize = 256;
 /// Descriptors that each side needs beside those of the users.
-const OTHER_FILES: u64 = 512;
+const OTHER_FILES: u64 = 1_100;
+/// Users that may be there beside those: the one that is measured.
+const INPUTS_AHEAD: usize = 16;
 /// The longest all of it may take.
 const LIMIT: Duration = Duration::from_secs(1_200);
 
@@ -46,23 +48,31 @@ fn main() {
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match (arg.as_str(), args.next().as_deref().map(str::parse)) {
-            ("--users", Some(Ok(number @ 1..=25_000))) => users = number,
+            ("--users", Some(Ok(number @ 1..=22_000))) => users = number,
             // Given by `cargo bench`.
             ("--bench", _) => {}
             _ => {
-                eprintln!("error: usage: scripts/bench users [--users N], from 1 to 25000");
+                eprintln!("error: usage: scripts/bench users [--users N], from 1 to 22000");
                 std::process::exit(2);
             }
         }
     }
     let files = raise_nofile_limit();
-    let most = files.saturating_sub(OTHER_FILES) as usize;
+    let most = room(files);
     println!("open files a process may have here: {files}");
     if users > most {
         println!("that is room for {most} users, not for {users}; raise it (ulimit -Hn) for more");
         users = most;
     }
     net::block_on_for(LIMIT, measure(users));
+}
+
+/// For how many users the node, its contract and this process can open files.
+fn room(files: u64) -> usize {
+    // As `docs/operating.md` has it, where three quarters of `users_max` come.
+    let node = files.saturating_sub(OTHER_FILES + 4_096) * 3 / 7;
+    let contract = files.saturating_sub(OTHER_FILES) * 3 / 8;
+    (node.min(contract) as usize).saturating_sub(INPUTS_AHEAD)
 }
 
 async fn measure(users: usize) {
@@ -76,6 +86,8 @@ async fn measure(users: usize) {
 
     let net = Net::up_with(1, net::probe(), |_, config| {
         config.set("log.level", "\"warn\"");
+        // Three quarters are seats.
+        config.set("user.users_max", &(4 * (users + INPUTS_AHEAD) / 3 + 1).clamp(256, 30_000).to_string());
         config.set("user.connections_max", &(users + 1_024).to_string());
         config.set("user.per_address", &(users + 1_024).to_string());
         config.set("consensus.eager", "true");

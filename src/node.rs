@@ -16,6 +16,7 @@ pub(crate) mod disk;
 mod diverge;
 mod events;
 mod exec;
+pub mod files;
 mod guards;
 mod http;
 mod metrics;
@@ -61,6 +62,7 @@ use self::{
     catchup::Found,
     control::{Asked, Control},
     exec::{Ended, ExecError, Executor},
+    files::Files,
     party_line::PartyLine,
     rounds::Part,
     users::{Delivery, Told},
@@ -139,6 +141,8 @@ pub struct Node {
     mesh_events: mpsc::Receiver<MeshEvent>,
     gateway: Option<Gateway>,
     gateway_events: mpsc::Receiver<GatewayEvent>,
+    /// What it may open, and what it needs.
+    files: Files,
     http: Option<Http>,
     http_asks: mpsc::Receiver<http::Asked>,
     /// Ports that speak TLS.

@@ -11,7 +11,12 @@ use std::{
 use clap::Subcommand;
 
 use super::{Outcome, answer};
-use crate::config::{self, Format, MsbMode, PeerAddr, Shown};
+use crate::{
+    config::{self, Format, MsbMode, PeerAddr, Shown},
+    consensus::seats,
+    contract::raise_nofile_limit,
+    node::files::Files,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,8 +72,10 @@ impl Config {
             Command::Show { dir, effective, json } => return show(&dir, effective, json),
         };
         let config = config::Config::load(&dir)?;
-        let mut text = format!("ok\n{}\n", config.tolerance());
-        for note in odd(&config).into_iter().chain(odd_binary(&config)) {
+        // What `hp run` would do, so that it is the same number.
+        let files = Files::of(&config, raise_nofile_limit());
+        let mut text = format!("ok\n{}\n{}\n", config.tolerance(), users(&config, &files));
+        for note in odd(&config, &files).into_iter().chain(odd_binary(&config)) {
             text.push_str(&format!("note: {note}\n"));
         }
         answer(&text)
@@ -117,8 +124,19 @@ fn shown_text(file: &Path, keys: &[Shown]) -> String {
     text
 }
 
+/// How many users there may be, and what that needs.
+fn users(config: &config::Config, files: &Files) -> String {
+    let (all, members) = (config.user.users_max, config.unl.len());
+    let here = match config.is_member() {
+        true if members == 1 => format!("{} of them connected here", seats::share(all, members)),
+        true => format!("{} of them connected to each of {members} nodes of the UNL", seats::share(all, members)),
+        false => "none of them this node's, which observes".to_owned(),
+    };
+    format!("{all} users, {here}; {}", files.text(all))
+}
+
 /// What is allowed but perhaps not meant.
-fn odd(config: &config::Config) -> Vec<String> {
+fn odd(config: &config::Config, files: &Files) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |odd: bool, text: String| odd.then(|| notes.push(text));
     let others = config.unl.iter().filter(|key| **key != config.key).count();
@@ -138,6 +156,12 @@ fn odd(config: &config::Config) -> Vec<String> {
     for peer in config.peers.iter().filter(|peer| peer.ip().is_some_and(|ip| ip.is_unspecified())) {
         note(true, format!("`peers` has {peer}, which reaches this machine only"));
     }
+    note(!files.are_enough(), format!("that is too few, and `hp run` refuses to start: {}", files.advice()));
+    let share = seats::share(config.user.users_max, config.unl.len());
+    note(
+        config.is_member() && files.are_enough() && files.connections < share.min(config.user.connections_max),
+        format!("these files leave this node room for {} connections of users", files.connections),
+    );
     note(
         config.user.per_address > config.user.connections_max,
         format!(

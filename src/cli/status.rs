@@ -139,6 +139,10 @@ fn text(status: &Value) -> String {
         other => other.to_string(),
     };
     let count = |key: &str| status[key].as_array().map_or(0, Vec::len);
+    let of = |key: &str, place: &str| match status["room"][key].as_u64() {
+        Some(most) => format!("{} of {most} {place}", word(key)),
+        None => format!("{} {place}", word(key)),
+    };
     let short = |key: &str| word(key).chars().take(8).collect::<String>();
     let mut lines = vec![
         ("node", format!("{} ({}), up {} s, pid {}", word("node"), word("role"), word("up_s"), word("pid"))),
@@ -157,8 +161,9 @@ fn text(status: &Value) -> String {
         ),
         (
             "users",
-            format!("{} here, {} in the ledger; {} inputs waiting", word("local_users"), word("users"), word("pool")),
+            format!("{}, {}; {} inputs waiting", of("local_users", "here"), of("users", "in the ledger"), word("pool")),
         ),
+        ("files", files(&status["room"]["open_files"])),
         ("state", format!("{}, {}", state_root(&short("state_root")), standing(status))),
         ("kept by", kept_by(&status["state_kept"])),
         ("guards", guards(&status["guards"])),
@@ -316,6 +321,16 @@ fn standing(status: &Value) -> &'static str {
     }
 }
 
+/// How many files may be open, and how many are needed.
+fn files(open: &Value) -> String {
+    match (open["allowed"].as_u64(), open["needed"].as_u64()) {
+        (Some(allowed), Some(needed)) => {
+            format!("a process may open {allowed}, and needs {needed} when a ledger is full")
+        }
+        _ => "-".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -327,6 +342,7 @@ mod tests {
         let status = json!({
             "node": "aa", "role": "member", "up_s": 5, "pid": 7, "contract": "c0", "seq": 3, "lcl": "1f", "stage": "idle",
             "attempt": 0, "unl": ["aa", "bb", "cc"], "live": ["aa"], "quorum": 3, "links": [], "local_users": 1, "users": 2,
+            "room": {"local_users": 614, "users": 4096, "open_files": {"allowed": 20000, "needed": 9248}},
             "pool": 0, "state_root": "00000000ff", "synced": true, "state_kept": {"by": "shadow", "why": "auto"},
             "guards": [
                 {"name": "landlock", "on": true, "wanted": true, "why": "version 7"},
@@ -349,7 +365,8 @@ contract  c0
 ledger    3  1f
 round     idle, attempt 0
 network   1 of 3 members live, quorum 3, 0 links
-users     1 here, 2 in the ledger; 0 inputs waiting
+users     1 of 614 here, 2 of 4096 in the ledger; 0 inputs waiting
+files     a process may open 20000, and needs 9248 when a ledger is full
 state     empty, in sync
 kept by   shadow (auto)
 guards    landlock, seccomp

@@ -85,6 +85,10 @@ pub const THRESHOLD_MIN: u64 = 67;
 
 /// Bytes to which `pubmaxsize` may be raised.
 pub const PUBMAXSIZE_MAX: u64 = 4 << 20;
+/// The fewest users that a ledger may be given room for: with the largest UNL each member has a seat for one of its own.
+pub const USERS_MIN: u64 = 256;
+/// The most: a host names all of its users in one message.
+pub const USERS_MAX: u64 = 30_000;
 
 /// The configuration of one node. Every value is within its limits; paths are resolved against [`Config::dir`].
 #[derive(Debug, Clone)]
@@ -260,6 +264,8 @@ pub enum StateBackend {
 pub struct User {
     /// Which inputs are taken.
     pub inputs: Inputs,
+    /// Users of one ledger, of all nodes together.
+    pub users_max: usize,
     /// Connections at a time.
     pub connections_max: usize,
     /// Connections at a time from one address.

@@ -10,7 +10,7 @@ use super::{
     ARGS_MAX, Admit, CORS_MAX, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED,
     FILE_BYTES_MAX, Format, HTTP_BODY_MAX, Http, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork,
     NAMES_MAX, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend,
-    THRESHOLD_MIN, TlsFiles, UNL_MAX, User,
+    THRESHOLD_MIN, TlsFiles, UNL_MAX, USERS_MAX, USERS_MIN, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -305,6 +305,7 @@ fn env(table: &Table<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
 fn user(table: &Table<'_>, dir: &Path) -> Result<User, ConfigError> {
     Ok(User {
         inputs: table.choice("inputs", &[("any", Inputs::Any), ("signed", Inputs::Signed)], Some(Inputs::Any))?,
+        users_max: size(table.number("users_max", USERS_MIN..=USERS_MAX, 4_096)?),
         connections_max: size(table.number("connections_max", 1..=1_000_000, 16_384)?),
         per_address: size(table.number("per_address", 1..=1_000_000, 1_024)?),
         queue_bytes: size(table.number("queue_kb", 1..=1 << 20, 1_024)? << 10),

@@ -354,12 +354,13 @@ impl Consensus {
         closed && self.round.candidates.contains_key(&hash) && self.catchup.held[&self.round.seq].1.inputs.is_empty()
     }
 
-    /// Whether a header is on top of the last closed ledger, for the UNL that it leaves.
+    /// Whether a header is on top of the last closed ledger, for the UNL that it leaves, and has room for its users.
     pub(super) fn follows(&self, header: &Header) -> bool {
         header.seq == self.round.seq
             && (header.parent == self.tip.hash || mutated!(NoParentCheck))
             && header.chain_id == self.scope.chain_id
             && header.unl_hash == self.scope.unl_hash
+            && (header.n_users as usize <= self.params.users_max || mutated!(UsersOverCap))
     }
 
     /// A peer sent what is false: it is not asked for ledgers any more, and nothing that it sent is used.

@@ -35,6 +35,8 @@ pub struct Params {
     pub time_res_ms: u64,
     /// W: how many ledgers an input key is remembered, and an input may wait; shared.
     pub input_window: u64,
+    /// For how many users a ledger has room; shared.
+    pub users_max: usize,
     /// Longest input, at most [`INPUT_BYTES_MAX`](super::INPUT_BYTES_MAX); shared.
     pub input_bytes_max: usize,
     /// Whether inputs that a host vouches for are taken beside signed ones; shared.

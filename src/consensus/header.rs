@@ -10,7 +10,7 @@ use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX, merkle,
     messages::{Certificate, Novel, Signable},
     mutation::mutated,
-    settlement, unl,
+    seats, settlement, unl,
     votes::Quorum,
 };
 use crate::types::{Challenge, Hash, NodeKey, Seq, Sig, Status, UserKey, WallMs};
@@ -421,6 +421,8 @@ pub struct Before<'a> {
     pub time_res_ms: u64,
     /// W: how many ledgers an input key is remembered.
     pub input_window: u64,
+    /// For how many users a ledger has room.
+    pub users_max: usize,
     /// Whether a key is in one of the last W ledgers.
     pub is_ledgered: &'a dyn Fn(&InputKey) -> bool,
     /// An input held whose origin was verified.
@@ -448,8 +450,6 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
     if !missing.is_empty() {
         return Derived::Need(missing);
     }
-    let inputs = choose_inputs(before, &wanted);
-
     let mut users = before.users.clone();
     for (user, votes) in count(novels.iter().flat_map(|novel| &novel.users_add)) {
         if votes >= include {
@@ -461,7 +461,8 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
             users.remove(&user);
         }
     }
-    users.extend(inputs.iter().map(|(_, input)| input.user));
+    let mut users = seats::seated(users, &before.parent, before.users_max);
+    let inputs = choose_inputs(before, &wanted, &mut users);
     let users_add: Vec<UserKey> = users.difference(before.users).copied().collect();
     let users_del: Vec<UserKey> = before.users.difference(&users).copied().collect();
     let unchanged = users_add.is_empty() && users_del.is_empty();
@@ -479,7 +480,7 @@ pub fn derive(before: &Before, novels: &[&Novel], result: &ExecResult) -> Derive
         unl_hash: before.unl_hash,
         next_unl_hash: next_unl.map_or(before.unl_hash, |unl| unl_hash(&unl)),
         users_root: if unchanged { before.users_root } else { users_root(&users) },
-        n_users: u32::try_from(users.len()).expect("users are bounded by the nodes' connections"),
+        n_users: u32::try_from(users.len()).expect("capped"),
         inputs_root: inputs_root(&ids),
         n_inputs: u32::try_from(ids.len()).expect("capped"),
         inputs_bytes: inputs.iter().map(|(_, input)| input.payload.len() as u64).sum(),
@@ -534,8 +535,9 @@ pub fn priority(parent: &Hash, user: &UserKey) -> Hash {
     Hash::tagged("hp/prio/1", &(parent, user))
 }
 
-/// Ids and inputs that may be in this ledger, ascending by id.
-fn choose_inputs<'a>(before: &Before<'a>, wanted: &[Hash]) -> Vec<(Hash, &'a Input)> {
+/// Ids and inputs that may be in this ledger, ascending by id. Whose they are is then among its `users`, who had a seat
+/// before: whoever does not find room waits with all of its inputs.
+fn choose_inputs<'a>(before: &Before<'a>, wanted: &[Hash], users: &mut BTreeSet<UserKey>) -> Vec<(Hash, &'a Input)> {
     let mut by_key: BTreeMap<InputKey, (Hash, &Input)> = BTreeMap::new();
     for id in wanted {
         let input = (before.input)(id).expect("held, checked by the caller");
@@ -560,13 +562,16 @@ fn choose_inputs<'a>(before: &Before<'a>, wanted: &[Hash]) -> Vec<(Hash, &'a Inp
             by_user.entry(key.0).or_default().push(entry);
         }
     }
-    let mut users: Vec<(Hash, Vec<(Hash, &Input)>)> =
-        by_user.into_iter().map(|(user, inputs)| (priority(&before.parent, &user), inputs)).collect();
-    users.sort_by_key(|(priority, _)| *priority);
+    let mut in_order: Vec<_> =
+        by_user.into_iter().map(|(user, inputs)| (priority(&before.parent, &user), user, inputs)).collect();
+    in_order.sort_by_key(|(priority, ..)| *priority);
 
     let mut chosen: Vec<(Hash, &Input)> = Vec::new();
     let mut bytes = 0;
-    for (_, inputs) in users {
+    for (_, user, inputs) in in_order {
+        if users.len() >= before.users_max && !users.contains(&user) && !mutated!(UsersOverCap) {
+            continue;
+        }
         for (id, input) in inputs {
             // The first input over a cap drops the rest of that user, so that order within a user is kept.
             if chosen.len() == INPUTS_MAX || bytes + input.payload.len() > INPUTS_BYTES_MAX {
@@ -574,6 +579,7 @@ fn choose_inputs<'a>(before: &Before<'a>, wanted: &[Hash]) -> Vec<(Hash, &'a Inp
             }
             bytes += input.payload.len();
             chosen.push((id, input));
+            users.insert(user);
         }
     }
     chosen.sort_unstable_by_key(|(id, _)| *id);

@@ -69,6 +69,7 @@ impl Bench {
             attempt_ms: 120,
             time_res_ms: 1000,
             input_window,
+            users_max: 4_096,
             input_bytes_max: INPUT_BYTES_MAX,
             session_inputs: true,
         };

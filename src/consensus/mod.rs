@@ -12,7 +12,8 @@
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
 //! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`] (those that nobody keeps),
 //! `results` (running ledgers), `overtime` (runs that take too long), `pause` (no room left), `unl` (who decides), `settlement`
-//! (what the bus confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
+//! (what the bus confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`seats`] (for whom it has room),
+//! [`votes`] (counting).
 
 mod catchup;
 pub mod details;
@@ -34,6 +35,7 @@ mod receive;
 mod results;
 mod round;
 pub mod rules;
+pub mod seats;
 mod settlement;
 pub mod silence;
 mod step;
@@ -234,7 +236,7 @@ impl Consensus {
             unl_votes: BTreeMap::new(),
             settlement_vote: None,
             settlement_vote_told: false,
-            presence: PresenceTable::new(params.me, params.boot, &journal.users),
+            presence: PresenceTable::new(&params, unl.len(), &journal.users),
             users_root: tip.users_root,
             users: journal.users,
             window: journal.window,
@@ -832,6 +834,7 @@ mod tests {
             attempt_ms: 120,
             time_res_ms: 1000,
             input_window: 65_536,
+            users_max: 4_096,
             input_bytes_max,
             session_inputs,
         };

@@ -97,6 +97,12 @@ mod made {
         OneSettlementVoteLess,
         /// What members say of the bus is taken though it does not follow.
         AnySettlement,
+        /// Users who say something are in a ledger whether there is room or not.
+        UsersOverCap,
+        /// Who is connected may take the room of those who say something.
+        NoReserve,
+        /// A host's users are counted, however many it claims.
+        NoShare,
         /// A node votes, closes and takes inputs that has no room left on its disk.
         VoteThoughPaused,
         /// A node that has room again forgets the run that waited for it.
@@ -105,7 +111,7 @@ mod made {
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 32] = [
+        pub const ALL: [Mutation; 35] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -136,6 +142,9 @@ mod made {
             Mutation::VoteWithGap,
             Mutation::OneSettlementVoteLess,
             Mutation::AnySettlement,
+            Mutation::UsersOverCap,
+            Mutation::NoReserve,
+            Mutation::NoShare,
             Mutation::VoteThoughPaused,
             Mutation::ForgetPausedRun,
         ];

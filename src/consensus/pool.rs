@@ -8,6 +8,7 @@ use std::{
 use super::{
     INPUTS_BYTES_MAX, INPUTS_MAX,
     header::{Input, InputKey, Origin, priority},
+    seats,
 };
 use crate::types::{Hash, NodeKey, Seq, UserKey};
 
@@ -19,6 +20,19 @@ pub const POOL_HOST_BYTES_MAX: usize = POOL_BYTES_MAX / 4;
 const ENTRY_BYTES: usize = 256;
 /// How far beyond the window an input's last ledger may be to be kept (not listed): nodes are not at one ledger.
 const AHEAD: u64 = 64;
+
+/// Stands for all hosts outside the UNL. No key that anybody can sign with.
+pub const STRANGERS: NodeKey = NodeKey([0; 32]);
+
+/// For whom there is room in the next ledger.
+pub struct Room<'a> {
+    /// Users of the last one.
+    pub users: &'a BTreeSet<UserKey>,
+    /// For how many others.
+    pub guests: usize,
+    /// The UNL in force, ascending.
+    pub unl: &'a [NodeKey],
+}
 
 /// Why an input was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,9 +177,15 @@ impl Pool {
     }
 
     /// Ids for my NOVEL of `seq`, ascending, within the caps of a ledger; they count as proposed from now on.
-    pub fn list(&mut self, seq: Seq, parent: &Hash, input_window: u64) -> Vec<Hash> {
+    pub fn list(&mut self, seq: Seq, parent: &Hash, input_window: u64, room: &Room) -> Vec<Hash> {
         let may_list = |entry: &Entry| seq <= entry.input.max_ledger && entry.input.max_ledger - seq < input_window;
         let mut ids: Vec<Hash> = self.entries.iter().filter(|(_, entry)| may_list(entry)).map(|(id, _)| *id).collect();
+        if let Some(guests) = self.guests(&ids, parent, room) {
+            ids.retain(|id| {
+                let user = &self.entries[id].input.user;
+                room.users.contains(user) || guests.contains(user)
+            });
+        }
         if ids.len() > INPUTS_MAX || self.bytes > INPUTS_BYTES_MAX {
             let mut prio: BTreeMap<_, Hash> = BTreeMap::new();
             ids.sort_by_cached_key(|id| {
@@ -186,6 +206,26 @@ impl Pool {
             self.unproposed -= usize::from(!std::mem::replace(&mut entry.proposed, true));
         }
         ids
+    }
+
+    /// Which users without a seat to list inputs of; `None` when there is room for all of them.
+    fn guests(&self, ids: &[Hash], parent: &Hash, room: &Room) -> Option<BTreeSet<UserKey>> {
+        // An entry a user at most: mostly there is nothing to count.
+        if ids.len() <= room.guests {
+            return None;
+        }
+        let mut hosts: BTreeMap<NodeKey, BTreeSet<UserKey>> = BTreeMap::new();
+        let mut all = BTreeSet::new();
+        for entry in ids.iter().map(|id| &self.entries[id]) {
+            let user = entry.input.user;
+            if !room.users.contains(&user) {
+                // Those outside the UNL, of whom there can be any number, share what a member has.
+                let is_member = room.unl.binary_search(&entry.host).is_ok();
+                hosts.entry(if is_member { entry.host } else { STRANGERS }).or_default().insert(user);
+                all.insert(user);
+            }
+        }
+        (all.len() > room.guests).then(|| seats::guests(hosts, room.guests, parent))
     }
 
     /// Ids that can never be ledgered any more once `seq` is the next ledger: expired, their key is ledgered, or their
@@ -244,15 +284,44 @@ mod tests {
             let (id, input) = input((nonce % 4) as u8, nonce, 1 << 20);
             pool.insert(id, input, NodeKey([nonce as u8; 32]), false).unwrap();
         }
-        let listed = pool.list(1, &Hash::ZERO, 1000);
+        let (nobody, unl) = (BTreeSet::new(), [NodeKey([1; 32])]);
+        let room = Room { users: &nobody, guests: 4, unl: &unl };
+        let listed = pool.list(1, &Hash::ZERO, 1000, &room);
         assert_eq!(listed.len(), 16);
         assert!(pool.has_unproposed());
-        assert_eq!(pool.list(1, &Hash::ZERO, 1000), listed);
+        assert_eq!(pool.list(1, &Hash::ZERO, 1000, &room), listed);
         listed.iter().for_each(|id| {
             pool.remove(id);
         });
-        assert_eq!(pool.list(2, &Hash::ZERO, 1000).len(), 4);
+        assert_eq!(pool.list(2, &Hash::ZERO, 1000, &room).len(), 4);
         assert!(!pool.has_unproposed());
+    }
+
+    #[test]
+    fn users_beyond_the_room_wait_for_those_of_their_own_host_and_who_is_there_for_nobody() {
+        let mut pool = Pool::default();
+        let (seated, unl) = (BTreeSet::from([UserKey([200; 32])]), [NodeKey([1; 32]), NodeKey([2; 32])]);
+        let mut put = |user: u8, host: u8| {
+            let (id, input) = input(user, 0, 1);
+            pool.insert(id, input, NodeKey([host; 32]), false).unwrap();
+            id
+        };
+        let [first, second] = [put(200, 1), put(100, 2)];
+        // Of the first member, and of strangers with a link each.
+        for user in 0..40 {
+            put(user, user.max(19) - 18);
+        }
+        for ledger in 0..10 {
+            let room = Room { users: &seated, guests: 6, unl: &unl };
+            let listed = pool.list(1, &Hash([ledger; 32]), 1000, &room);
+            assert_eq!(listed.len(), 1 + 6);
+            assert!(listed.contains(&first) && listed.contains(&second), "ledger {ledger}");
+            let strangers = listed.iter().filter(|id| pool.entries[*id].host.0[0] > 2).count();
+            assert!((2..=3).contains(&strangers), "all of them count as one host: {strangers}");
+        }
+        assert!(pool.has_unproposed());
+        let room = Room { users: &seated, guests: 41, unl: &unl };
+        assert_eq!(pool.list(1, &Hash::ZERO, 1000, &room).len(), 42, "there is room");
     }
 
     #[test]

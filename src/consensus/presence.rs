@@ -1,11 +1,15 @@
-//! Which users are connected, at which hosts, and how that differs from the last ledger.
+//! Which users are connected, at which hosts, and how that differs from the last ledger. Of one host as many count as are
+//! its share of a ledger's room, whatever it claims.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
-use super::{NOVEL_USERS_MAX, messages::Presence};
+use super::{NOVEL_USERS_MAX, Params, messages::Presence, mutation::mutated, seats};
 use crate::types::{Hash, NodeKey, UserKey};
 
-/// Users one host may claim. Past it the message is refused: no gateway serves more.
+/// Users that a host may claim in one message, as no ledger has room for more. A longer one is dropped.
 pub const HOST_USERS_MAX: usize = 30_000;
 
 /// Users whose presence may differ from the last ledger's, before those that do not are looked for and forgotten, and
@@ -16,7 +20,40 @@ const PENDING_MAX: usize = 2 * HOST_USERS_MAX;
 struct Host {
     boot: Option<Hash>,
     counter: u64,
+    /// Whom it claims.
     users: BTreeSet<UserKey>,
+    /// Those of them that count: the first ones, so that they are the same everywhere.
+    counted: BTreeSet<UserKey>,
+}
+
+/// Who is connected anywhere.
+#[derive(Debug, Default)]
+struct Sessions {
+    /// At how many hosts each user is connected, of those at which it counts.
+    at: BTreeMap<UserKey, usize>,
+    /// Users whose presence may differ from the last ledger.
+    pending: BTreeSet<UserKey>,
+}
+
+impl Sessions {
+    fn came(&mut self, user: &UserKey) {
+        *self.at.entry(*user).or_insert(0) += 1;
+        self.pending.insert(*user);
+    }
+
+    fn went(&mut self, user: &UserKey) {
+        let count = self.at.get_mut(user).expect("counted when it came");
+        *count -= 1;
+        if *count == 0 {
+            self.at.remove(user);
+        }
+        self.pending.insert(*user);
+    }
+
+    fn forget_settled(&mut self, agreed: &BTreeSet<UserKey>) {
+        let at = &self.at;
+        self.pending.retain(|user| at.contains_key(user) != agreed.contains(user));
+    }
 }
 
 /// The table of hosts and users.
@@ -25,10 +62,11 @@ pub struct PresenceTable {
     me: NodeKey,
     boot: Hash,
     hosts: BTreeMap<NodeKey, Host>,
-    /// At how many hosts each user is connected.
-    sessions: BTreeMap<UserKey, usize>,
-    /// Users whose presence may differ from the last ledger.
-    pending: BTreeSet<UserKey>,
+    /// Users that one host may claim: as many as a ledger has room for.
+    claims_max: usize,
+    /// Users of one host that count.
+    share: usize,
+    sessions: Sessions,
     /// At how many of these to look for those that do not.
     pending_max: usize,
 }
@@ -44,10 +82,19 @@ pub enum Heard {
 
 impl PresenceTable {
     /// Nobody is connected yet; those of the last ledger may have to go.
-    pub fn new(me: NodeKey, boot: Hash, agreed: &BTreeSet<UserKey>) -> PresenceTable {
+    pub fn new(params: &Params, members: usize, agreed: &BTreeSet<UserKey>) -> PresenceTable {
+        let Params { me, boot, users_max, .. } = *params;
         let hosts = BTreeMap::from([(me, Host { boot: Some(boot), ..Host::default() })]);
-        let (sessions, pending) = (BTreeMap::new(), agreed.clone());
-        PresenceTable { me, boot, hosts, sessions, pending, pending_max: PENDING_MAX }
+        let sessions = Sessions { pending: agreed.clone(), ..Sessions::default() };
+        let (claims_max, share) = (users_max.min(HOST_USERS_MAX), seats::share(users_max, members));
+        PresenceTable { me, boot, hosts, claims_max, share, sessions, pending_max: PENDING_MAX }
+    }
+
+    /// There are so many members now: each has another share.
+    pub fn share_among(&mut self, users_max: usize, members: usize) {
+        self.share = seats::share(users_max, members);
+        let hosts: Vec<NodeKey> = self.hosts.keys().copied().collect();
+        hosts.into_iter().for_each(|host| self.count(host));
     }
 
     /// A user came to this node; the change to tell, `None` if it was here.
@@ -85,7 +132,7 @@ impl PresenceTable {
             if same_boot && presence.counter < host.counter {
                 return Heard::Taken;
             }
-            let now: BTreeSet<UserKey> = presence.up.iter().copied().take(HOST_USERS_MAX).collect();
+            let now: BTreeSet<UserKey> = presence.up.iter().copied().take(self.claims_max).collect();
             let gone: Vec<UserKey> = host.users.difference(&now).copied().collect();
             let came: Vec<UserKey> = now.difference(&host.users).copied().collect();
             host.boot = Some(presence.boot);
@@ -98,7 +145,7 @@ impl PresenceTable {
         if !same_boot || next.is_some_and(|next| presence.counter > next) {
             return Heard::Gap;
         }
-        if next == Some(presence.counter) && host.users.len() + presence.up.len() <= HOST_USERS_MAX {
+        if next == Some(presence.counter) && host.users.len() + presence.up.len() <= self.claims_max {
             host.counter = presence.counter;
             self.apply(from, &presence.up, &presence.down);
         }
@@ -119,61 +166,76 @@ impl PresenceTable {
         self.hosts.contains_key(host)
     }
 
-    /// Users to add and to remove for my NOVEL, ascending, the first of each that fit.
-    pub fn novel(&self, agreed: &BTreeSet<UserKey>) -> (Vec<UserKey>, Vec<UserKey>) {
-        let present = |user: &&UserKey| self.sessions.contains_key(user);
-        let add = self.pending.iter().filter(present).filter(|user| !agreed.contains(user));
-        let del = self.pending.iter().filter(|user| !present(user)).filter(|user| agreed.contains(user));
-        (add.take(NOVEL_USERS_MAX).copied().collect(), del.take(NOVEL_USERS_MAX).copied().collect())
+    /// Users to add and to remove for my NOVEL on top of `parent`, ascending. Where there are too many of one kind it is those
+    /// that come first in the order of that ledger, for all nodes the same and no one for ever.
+    pub fn novel(&self, agreed: &BTreeSet<UserKey>, parent: &Hash) -> (Vec<UserKey>, Vec<UserKey>) {
+        let Sessions { at, pending } = &self.sessions;
+        let present = |user: &&UserKey| at.contains_key(user);
+        let add = pending.iter().filter(present).filter(|user| !agreed.contains(user));
+        let del = pending.iter().filter(|user| !present(user)).filter(|user| agreed.contains(user));
+        let some = |users: Vec<UserKey>| {
+            let mut users = seats::first(users, NOVEL_USERS_MAX, parent);
+            users.sort_unstable();
+            users
+        };
+        (some(add.copied().collect()), some(del.copied().collect()))
     }
 
     /// A ledger was closed: forget what it settled.
     pub fn closed(&mut self, changed: impl IntoIterator<Item = UserKey>, agreed: &BTreeSet<UserKey>) {
-        self.pending.extend(changed);
-        self.forget_settled(agreed);
+        self.sessions.pending.extend(changed);
+        self.sessions.forget_settled(agreed);
     }
 
     /// The users of the last ledger are these, whoever they were before.
     pub fn rebase(&mut self, agreed: &BTreeSet<UserKey>) {
-        self.pending = agreed.iter().chain(self.sessions.keys()).copied().collect();
-        self.forget_settled(agreed);
+        self.sessions.pending = agreed.iter().chain(self.sessions.at.keys()).copied().collect();
+        self.sessions.forget_settled(agreed);
     }
 
     /// Keeps the bound of what may differ from the last ledger.
     pub fn bound(&mut self, agreed: &BTreeSet<UserKey>) {
-        if self.pending.len() > self.pending_max {
-            self.forget_settled(agreed);
-            self.pending_max = PENDING_MAX.max(2 * self.pending.len());
+        if self.sessions.pending.len() > self.pending_max {
+            self.sessions.forget_settled(agreed);
+            self.pending_max = PENDING_MAX.max(2 * self.sessions.pending.len());
         }
-    }
-
-    fn forget_settled(&mut self, agreed: &BTreeSet<UserKey>) {
-        let sessions = &self.sessions;
-        self.pending.retain(|user| sessions.contains_key(user) != agreed.contains(user));
     }
 
     fn apply(&mut self, host: NodeKey, up: &[UserKey], down: &[UserKey]) -> bool {
-        let users = &mut self.hosts.entry(host).or_default().users;
+        let Host { users, counted, .. } = self.hosts.entry(host).or_default();
         let mut changed = false;
-        for user in up {
-            if users.insert(*user) {
-                *self.sessions.entry(*user).or_insert(0) += 1;
-                self.pending.insert(*user);
-                changed = true;
+        for user in up.iter().filter(|user| users.insert(**user)) {
+            // Whoever is behind the last one that counts does not; if there is room, `count` comes to it.
+            if counted.last().is_some_and(|last| user < last) {
+                counted.insert(*user);
+                self.sessions.came(user);
             }
+            changed = true;
         }
-        for user in down {
-            if users.remove(user) {
-                let count = self.sessions.get_mut(user).expect("counted when it came");
-                *count -= 1;
-                if *count == 0 {
-                    self.sessions.remove(user);
-                }
-                self.pending.insert(*user);
-                changed = true;
+        for user in down.iter().filter(|user| users.remove(*user)) {
+            if counted.remove(user) {
+                self.sessions.went(user);
             }
+            changed = true;
         }
+        self.count(host);
         changed
+    }
+
+    /// Has the first users of a host count, as many as are its share.
+    fn count(&mut self, host: NodeKey) {
+        let share = if mutated!(NoShare) { usize::MAX } else { self.share };
+        let Some(Host { users, counted, .. }) = self.hosts.get_mut(&host) else { return };
+        while counted.len() > share {
+            let last = counted.pop_last().expect("more than none");
+            self.sessions.went(&last);
+        }
+        while counted.len() < share.min(users.len()) {
+            let behind = counted.last().map_or(Bound::Unbounded, |last| Bound::Excluded(*last));
+            let next = *users.range((behind, Bound::Unbounded)).next().expect("those that count are the first");
+            counted.insert(next);
+            self.sessions.came(&next);
+        }
     }
 }
 
@@ -185,22 +247,42 @@ mod tests {
     const PEER: NodeKey = NodeKey([1; 32]);
     const USER: UserKey = UserKey([9; 32]);
 
+    const PARENT: Hash = Hash([8; 32]);
+
+    fn of(me: NodeKey, boot: Hash, users_max: usize, members: usize) -> PresenceTable {
+        let params = Params {
+            me,
+            boot,
+            roundtime_ms: 1000,
+            min_round_ms: 0,
+            eager: true,
+            grace_ms: 30,
+            attempt_ms: 120,
+            time_res_ms: 1000,
+            input_window: 16,
+            users_max,
+            input_bytes_max: 1,
+            session_inputs: true,
+        };
+        PresenceTable::new(&params, members, &BTreeSet::new())
+    }
+
     fn table() -> PresenceTable {
-        PresenceTable::new(ME, Hash([1; 32]), &BTreeSet::new())
+        of(ME, Hash([1; 32]), 4_096, 1)
     }
 
     #[test]
     fn a_user_stays_while_one_of_its_hosts_has_it() {
         let mut table = table();
-        let mut peer = PresenceTable::new(PEER, Hash([2; 32]), &BTreeSet::new());
+        let mut peer = of(PEER, Hash([2; 32]), 4_096, 1);
         table.heard(PEER, &peer.snapshot());
         table.up(USER);
         table.heard(PEER, &peer.up(USER).unwrap());
         let agreed = BTreeSet::from([USER]);
         table.down(USER);
-        assert_eq!(table.novel(&agreed), (vec![], vec![]));
+        assert_eq!(table.novel(&agreed, &PARENT), (vec![], vec![]));
         table.forget_host(&PEER);
-        assert_eq!(table.novel(&agreed), (vec![], vec![USER]));
+        assert_eq!(table.novel(&agreed, &PARENT), (vec![], vec![USER]));
     }
 
     #[test]
@@ -214,22 +296,22 @@ mod tests {
             let (up, down) = if counter % 2 == 0 { (users, vec![]) } else { (vec![], users) };
             table.heard(PEER, &Presence { boot, counter: counter + 1, full: false, up, down });
             table.bound(&agreed);
-            assert!(table.pending.len() <= PENDING_MAX, "{counter}");
+            assert!(table.sessions.pending.len() <= PENDING_MAX, "{counter}");
         }
         table.forget_host(&PEER);
-        assert_eq!(table.novel(&agreed), (vec![], vec![USER]), "who really went is not");
+        assert_eq!(table.novel(&agreed, &PARENT), (vec![], vec![USER]), "who really went is not");
     }
 
     #[test]
     fn a_gap_is_noticed_and_a_snapshot_mends_it() {
         let mut table = table();
-        let mut peer = PresenceTable::new(PEER, Hash([2; 32]), &BTreeSet::new());
+        let mut peer = of(PEER, Hash([2; 32]), 4_096, 1);
         table.heard(PEER, &peer.snapshot());
         peer.up(UserKey([1; 32]));
         let second = peer.up(USER).unwrap();
         assert_eq!(table.heard(PEER, &second), Heard::Gap);
         assert_eq!(table.heard(PEER, &peer.snapshot()), Heard::Taken);
-        assert_eq!(table.novel(&BTreeSet::new()).0.len(), 2);
+        assert_eq!(table.novel(&BTreeSet::new(), &PARENT).0.len(), 2);
         assert_eq!(table.heard(PEER, &second), Heard::Taken, "an old one changes nothing");
     }
 
@@ -239,7 +321,7 @@ mod tests {
         let last = |full| Presence { boot: Hash([2; 32]), counter: u64::MAX, full, up: vec![USER], down: vec![] };
         assert_eq!(table.heard(PEER, &last(true)), Heard::Taken);
         assert_eq!(table.heard(PEER, &last(false)), Heard::Taken);
-        assert_eq!(table.novel(&BTreeSet::new()).0, vec![USER]);
+        assert_eq!(table.novel(&BTreeSet::new(), &PARENT).0, vec![USER]);
     }
 
     #[test]
@@ -251,16 +333,88 @@ mod tests {
         table.closed([here, both], &BTreeSet::from([here, both]));
         let agreed = BTreeSet::from([both, gone]);
         table.rebase(&agreed);
-        assert_eq!(table.novel(&agreed), (vec![here], vec![gone]));
+        assert_eq!(table.novel(&agreed, &PARENT), (vec![here], vec![gone]));
     }
 
     #[test]
     fn what_a_ledger_settled_is_not_proposed_again() {
         let mut table = table();
         table.up(USER);
-        assert_eq!(table.novel(&BTreeSet::new()).0, vec![USER]);
+        assert_eq!(table.novel(&BTreeSet::new(), &PARENT).0, vec![USER]);
         let agreed = BTreeSet::from([USER]);
         table.closed([USER], &agreed);
-        assert_eq!(table.novel(&agreed), (vec![], vec![]));
+        assert_eq!(table.novel(&agreed, &PARENT), (vec![], vec![]));
+    }
+
+    fn users(from: u8, to: u8) -> Vec<UserKey> {
+        (from..to).map(|at| UserKey([at; 32])).collect()
+    }
+
+    fn says(boot: u8, counter: u64, up: Vec<UserKey>, down: Vec<UserKey>) -> Presence {
+        Presence { boot: Hash([boot; 32]), counter, full: counter == 0, up, down }
+    }
+
+    #[test]
+    fn of_a_host_that_claims_more_than_its_share_the_first_users_count() {
+        // Three seats, and one of three members has one, of two of them.
+        let mut table = of(ME, Hash([1; 32]), 4, 1);
+        table.heard(PEER, &says(2, 0, users(10, 14), vec![]));
+        let none = BTreeSet::new();
+        assert_eq!(table.novel(&none, &PARENT).0, users(10, 13));
+        table.heard(PEER, &says(2, 1, vec![], users(11, 12)));
+        assert_eq!(
+            table.novel(&none, &PARENT).0,
+            [users(10, 11), users(12, 14)].concat(),
+            "there is room for the next"
+        );
+        table.heard(PEER, &says(2, 2, users(5, 6), vec![]));
+        assert_eq!(table.novel(&none, &PARENT).0, [users(5, 6), users(10, 11), users(12, 13)].concat());
+        table.share_among(4, 3);
+        assert_eq!(table.novel(&none, &PARENT).0, users(5, 6));
+        let agreed: BTreeSet<UserKey> = [users(5, 6), users(10, 11)].concat().into_iter().collect();
+        table.rebase(&agreed);
+        assert_eq!(table.novel(&agreed, &PARENT), (vec![], users(10, 11)), "who counts no more goes");
+        table.share_among(4, 1);
+        assert_eq!(table.novel(&agreed, &PARENT), (users(12, 13), vec![]), "and may come again");
+        table.forget_host(&PEER);
+        assert!(table.sessions.at.is_empty());
+    }
+
+    #[test]
+    fn two_hosts_with_one_user_count_it_once_and_each_has_its_share() {
+        let mut table = of(ME, Hash([1; 32]), 4, 3);
+        table.heard(PEER, &says(2, 0, users(10, 12), vec![]));
+        table.heard(NodeKey([2; 32]), &says(3, 0, users(10, 12), vec![]));
+        assert_eq!(table.novel(&BTreeSet::new(), &PARENT).0, users(10, 11));
+        table.forget_host(&PEER);
+        assert_eq!(table.novel(&BTreeSet::new(), &PARENT).0, users(10, 11));
+    }
+
+    #[test]
+    fn more_claims_than_a_ledger_has_room_for_are_not_kept() {
+        let mut table = of(ME, Hash([1; 32]), 4, 1);
+        table.heard(PEER, &says(2, 0, users(10, 20), vec![]));
+        assert_eq!(table.hosts[&PEER].users.len(), 4);
+        assert_eq!(table.heard(PEER, &says(2, 1, users(20, 21), vec![])), Heard::Taken);
+        assert_eq!(table.hosts[&PEER].users.len(), 4);
+        assert_eq!(table.heard(PEER, &says(2, 2, vec![], users(10, 11))), Heard::Gap, "what was dropped is asked for");
+    }
+
+    #[test]
+    fn of_more_users_than_a_novel_holds_each_has_its_turn() {
+        let mut table = of(ME, Hash([1; 32]), 30_000, 1);
+        let user = |at: usize| UserKey(Hash::tagged("user", &(at as u64)).0);
+        (0..NOVEL_USERS_MAX + 10).for_each(|at| {
+            table.up(user(at));
+        });
+        let mut left: BTreeSet<UserKey> = (0..NOVEL_USERS_MAX + 10).map(user).collect();
+        for parent in 0..4 {
+            let (add, _) = table.novel(&BTreeSet::new(), &Hash([parent; 32]));
+            assert!(add.len() == NOVEL_USERS_MAX && add.is_sorted());
+            add.iter().for_each(|user| {
+                left.remove(user);
+            });
+        }
+        assert_eq!(left, BTreeSet::new());
     }
 }

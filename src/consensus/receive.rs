@@ -12,15 +12,13 @@ use super::{
         StatusMsg, TcFwd, VoteKind,
     },
     mutation::mutated,
+    pool::STRANGERS,
     presence::{HOST_USERS_MAX, Heard},
     range::Lie,
     round::{Round, Want},
     votes::{Counted, Tally, count_once, is_well_formed},
 };
 use crate::types::{Attempt, Hash, NodeKey, Seq, Sig};
-
-/// Stands for all peers outside the UNL. No key that anybody can sign with.
-const STRANGERS: NodeKey = NodeKey([0; 32]);
 
 /// Whether no list in a message of a round is longer than a right one can be. It may be kept before it is checked.
 fn is_bounded(message: &Message) -> bool {

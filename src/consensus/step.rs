@@ -12,11 +12,12 @@ use super::{
         Advance, AdvanceVote, Basis, Certificate, Message, Novel, Precommit, Prevote, Propose, ResultCert, Tc, Vote,
     },
     mutation::mutated,
+    pool::Room,
     round::{Round, Want},
-    rules,
+    rules, seats,
     votes::ATTEMPTS_MAX,
 };
-use crate::types::{Attempt, Hash, NodeKey, Seq};
+use crate::types::{Attempt, Hash, NodeKey, Seq, UserKey};
 
 impl Consensus {
     pub(super) fn step(&mut self) {
@@ -81,8 +82,8 @@ impl Consensus {
             return false;
         }
         self.round_started = Some(self.now);
-        let (users_add, users_del) = self.presence.novel(&self.users);
-        let inputs = self.pool.list(self.round.seq, &self.tip.hash, self.params.input_window);
+        let (users_add, users_del) = self.presence.novel(&self.users, &self.tip.hash);
+        let inputs = self.list_inputs(&users_add, &users_del);
         let novel = self.sign_vote(Novel {
             seq: self.round.seq,
             parent: self.tip.hash,
@@ -102,6 +103,15 @@ impl Consensus {
         self.round.mine.novel = Some(novel);
         self.fresh();
         true
+    }
+
+    /// Ids for my NOVEL, of which these users come and go.
+    fn list_inputs(&mut self, come: &[UserKey], go: &[UserKey]) -> Vec<Hash> {
+        let Consensus { pool, users, unl, params, tip, round, .. } = self;
+        // As many as have a seat then, if all see what this node does.
+        let seated = (users.len() + come.len() - go.len()).min(seats::seats(params.users_max));
+        let room = Room { users, guests: params.users_max - seated, unl };
+        pool.list(round.seq, &tip.hash, params.input_window, &room)
     }
 
     /// Whether there is something to propose that no NOVEL of mine said yet.
@@ -227,6 +237,7 @@ impl Consensus {
             quorum: self.quorum,
             time_res_ms: self.params.time_res_ms,
             input_window: self.params.input_window,
+            users_max: self.params.users_max,
             is_ledgered: &|key| self.window.contains_key(key),
             input: &|id| self.pool.get(id),
         })

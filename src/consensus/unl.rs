@@ -114,6 +114,7 @@ impl Consensus {
         let scope = Scope { unl_hash, ..self.scope };
         self.former_scope = Some(std::mem::replace(&mut self.scope, scope));
 
+        self.presence.share_among(self.params.users_max, self.unl.len());
         let me = self.params.me;
         for node in before.iter().filter(|node| self.unl.binary_search(node).is_err()) {
             self.missed.remove(node);

@@ -107,10 +107,25 @@ impl OsLimits {
     }
 }
 
+/// Files that the launcher, and a run itself, may need to have open for so many users.
+pub fn files_of_run(files: u64, users: usize) -> u64 {
+    OsLimits::of(&Limits { files, ..Limits::default() }, users).files
+}
+
+/// Files that the supervisor of a run for so many users has open at a time: one to read from for each, and one to write to for
+/// each whose input is longer than what its pipe takes at once.
+///
+/// `input_bytes` is the most that they say together. The contract's own ends are handed over in batches while they are made.
+pub fn files_of_supervisor(users: usize, input_bytes: usize) -> u64 {
+    (users + users.min(input_bytes / PIPE_BYTES_MIN)) as u64
+}
+
+/// What a pipe holds at least: Linux gives no more to who has very many.
+const PIPE_BYTES_MIN: usize = 4_096;
+
 /// Raises the number of files this process may open to what the system allows it; returns that number.
 ///
-/// To be called once at the start of a node: a user takes a descriptor while it is connected, and two while the contract
-/// runs. Whoever may raise the bound itself, as root may, gets `NOFILE_WANTED`. When the system refuses, the number stays
+/// To be called once at the start of a node. Whoever may raise the bound itself, as root may, gets `NOFILE_WANTED`. When the system refuses, the number stays
 /// what it was.
 pub fn raise_nofile_limit() -> u64 {
     let limit = raise_nofile_bound();

@@ -51,7 +51,7 @@ mod tmp;
 pub use control::Step;
 pub use guards::{Containment, Guard};
 pub use launcher::{LAUNCHER_ARG, launcher_main};
-pub use limits::{Limits, raise_nofile_limit};
+pub use limits::{Limits, files_of_run, files_of_supervisor, raise_nofile_limit};
 pub use log::log_ends;
 pub use orphans::adopt_orphans;
 pub use run::stdin_of;

@@ -79,6 +79,8 @@ pub struct GatewayConfig {
     pub messages_per_minute: Option<u32>,
     /// Connections in all (`[user] connections_max`). One more gets HTTP status 503.
     pub connections_max: usize,
+    /// Users, however many sessions each has. One more is refused with `full`.
+    pub users_max: usize,
     /// Connections from one address (`[user] per_address`). One more gets HTTP status 503.
     pub per_address_max: usize,
     /// Bytes that wait for one session to read them (`[user] queue_kb`). A session that lets more pile up is
@@ -100,6 +102,7 @@ impl GatewayConfig {
             message_bytes_max: 1 << 20,
             messages_per_minute: None,
             connections_max: 16_384,
+            users_max: usize::MAX,
             per_address_max: 1_024,
             queue_bytes_max: 1 << 20,
             handshake_timeout: Duration::from_secs(5),
@@ -208,6 +211,7 @@ impl Gateway {
                 sessions: HashMap::new(),
                 users: HashMap::new(),
                 signed: 0,
+                users_max: config.users_max,
                 next_session: 0,
                 notice: None,
             }),
@@ -327,6 +331,28 @@ impl Gateway {
         self.shared.rate_allows(user)
     }
 
+    /// From now on so many users may be here. Are there more, those with the greatest keys are told and let go: the same that
+    /// other nodes do not count any more.
+    pub fn set_users_max(&self, users_max: usize) {
+        let mut registry = self.shared.lock();
+        registry.users_max = users_max;
+        let over = registry.users.len().saturating_sub(users_max);
+        if over == 0 {
+            return;
+        }
+        let mut users: Vec<UserKey> = registry.users.keys().copied().collect();
+        users.sort_unstable();
+        warn!(users_max, over, "this node's share of the network's users is smaller now; some are let go");
+        for user in users.iter().rev().take(over) {
+            registry.users[user].values().for_each(|line| line.outbox.let_go());
+        }
+    }
+
+    /// Users that may be here at a time.
+    pub fn users_max(&self) -> usize {
+        self.shared.lock().users_max
+    }
+
     /// Keys with at least one open session.
     pub fn users(&self) -> usize {
         self.shared.lock().users.len()
@@ -373,6 +399,8 @@ struct Registry {
     sessions: HashMap<SessionId, Seat>,
     /// Welcomed sessions in signed mode.
     signed: usize,
+    /// Past it nobody new comes in.
+    users_max: usize,
     next_session: u64,
     /// What each session is told when it opens.
     notice: Option<Message>,
@@ -395,6 +423,20 @@ struct Line {
     welcomed: bool,
 }
 
+/// Why a user who has proven its key is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotIn {
+    /// Nobody takes events any more.
+    Stopping,
+    /// So many users are here, and no more may be.
+    Full(usize),
+}
+
+/// What a user is told who is one too many.
+fn full_message(users_max: usize) -> String {
+    format!("this node has its share of the network's users, which is {users_max}; connect to another node")
+}
+
 fn in_mode(sessions: &BTreeMap<SessionId, Line>, mode: Mode) -> impl Iterator<Item = &Line> {
     sessions.values().filter(move |line| line.mode == mode && line.welcomed)
 }
@@ -415,13 +457,16 @@ impl Shared {
         self.lock().rate.as_mut().is_none_or(|rate| rate.allow(user, now))
     }
 
-    /// Registers a session. `None` when nobody takes events any more.
+    /// Registers a session.
     ///
     /// Room for the event is awaited first, so that the table changes and the event is queued in one step: two
     /// sessions of a user can never have their `UserUp` and `UserDown` in the wrong order.
-    async fn enter(&self, user: UserKey, mode: Mode, outbox: Arc<Outbox>) -> Option<SessionId> {
-        let room = self.events.reserve().await.ok()?;
+    async fn enter(&self, user: UserKey, mode: Mode, outbox: Arc<Outbox>) -> Result<SessionId, NotIn> {
+        let room = self.events.reserve().await.map_err(|_| NotIn::Stopping)?;
         let mut registry = self.lock();
+        if registry.users.len() >= registry.users_max && !registry.users.contains_key(&user) {
+            return Err(NotIn::Full(registry.users_max));
+        }
         let id = SessionId(registry.next_session);
         registry.next_session += 1;
         if mode == Mode::Raw {
@@ -433,7 +478,7 @@ impl Shared {
         if sessions.len() == 1 {
             room.send(GatewayEvent::UserUp { user });
         }
-        Some(id)
+        Ok(id)
     }
 
     /// Unregisters a session.

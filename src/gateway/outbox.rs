@@ -5,7 +5,7 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Waker,
 };
@@ -31,6 +31,8 @@ pub struct Outbox {
     reader: AtomicWaker,
     /// Told whenever nothing waits any more, or nothing more will be taken.
     empty: Notify,
+    /// The session is to end.
+    let_go: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,14 @@ impl Outbox {
     /// Holds `bytes_max`, or one frame of any size. `total` counts the bytes of all outboxes that share it.
     pub fn new(bytes_max: usize, total: Arc<AtomicUsize>) -> Outbox {
         let queue = Queue::Open { frames: VecDeque::new(), bytes: 0, flying: 0, closed: false };
-        Outbox { bytes_max, total, queue: Mutex::new(queue), reader: AtomicWaker::new(), empty: Notify::new() }
+        Outbox {
+            bytes_max,
+            total,
+            queue: Mutex::new(queue),
+            reader: AtomicWaker::new(),
+            empty: Notify::new(),
+            let_go: AtomicBool::new(false),
+        }
     }
 
     /// Adds a frame. When it does not fit the queue overflows: it forgets everything and takes no more, since a
@@ -100,6 +109,17 @@ impl Outbox {
     /// Whether a frame did not fit.
     pub fn overflowed(&self) -> bool {
         matches!(*self.lock(), Queue::Overflowed)
+    }
+
+    /// Has the session end, once what waits has left.
+    pub fn let_go(&self) {
+        self.let_go.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+
+    /// Whether the session is to end.
+    pub fn is_let_go(&self) -> bool {
+        self.let_go.load(Ordering::Acquire)
     }
 
     /// The next frame, if there is one that fits. It counts until `flushed`.

@@ -20,6 +20,8 @@ pub enum ErrorCode {
     Rate,
     /// The node has no room now. The same input may be sent again later.
     Busy,
+    /// The node has as many users as its share of the network's. Another node may have room.
+    Full,
     /// No helo in time.
     Timeout,
     /// The user does not read what it is sent.
@@ -46,6 +48,7 @@ impl ErrorCode {
             ErrorCode::TooLarge => "too_large",
             ErrorCode::Rate => "rate",
             ErrorCode::Busy => "busy",
+            ErrorCode::Full => "full",
             ErrorCode::Timeout => "timeout",
             ErrorCode::Slow => "slow",
             ErrorCode::Expired => "expired",

@@ -29,7 +29,7 @@ use tokio_tungstenite::{
 use tracing::{debug, warn};
 
 use super::{
-    GatewayEvent, SessionId, Shared,
+    GatewayEvent, NotIn, SessionId, Shared, full_message,
     handshake::{HELO_BYTES_MAX, Helo, HeloProof, Mode, challenge_message, parse_helo},
     outbox::Outbox,
     reply::{ErrorCode, error_frame},
@@ -66,6 +66,8 @@ fn readable_bytes_max(message_bytes_max: usize) -> usize {
 enum End {
     /// The other side closed it or is gone.
     Gone,
+    /// This node has no room for the user any more, and says so behind what waits for it.
+    LetGo,
     /// This node closes it and says why.
     Refused { code: ErrorCode, close: CloseCode, message: String },
     /// The gateway stops.
@@ -98,17 +100,36 @@ where
         Err(end) => return farewell(socket, end, &Outbox::new(0, Arc::default())).await,
     };
     let entered = tokio::select! {
-        () = shared.stopped() => None,
+        () = shared.stopped() => Err(NotIn::Stopping),
         entered = Open::enter(shared, helo) => entered,
     };
-    let Some(mut open) = entered else {
-        return farewell(socket, End::Stopping, &Outbox::new(0, Arc::default())).await;
+    let mut open = match entered {
+        Ok(open) => open,
+        Err(why) => {
+            let end = match why {
+                NotIn::Stopping => End::Stopping,
+                NotIn::Full(most) => full(most),
+            };
+            return farewell(socket, end, &Outbox::new(0, Arc::default())).await;
+        }
     };
     socket.set_message_bytes_max(readable_bytes_max(open.frame_bytes_max()));
     let end = open.run(&mut socket).await;
     debug!(session = open.id.0, user = %open.user.short(), ?end, "session over");
     let outbox = open.outbox.clone();
+    let end = match end {
+        End::LetGo => {
+            // What the contract has said already is the user's.
+            let _ = timeout(FAREWELL, poll_fn(|cx| socket.poll_drain(cx, &outbox))).await;
+            full(shared.lock().users_max)
+        }
+        end => end,
+    };
     tokio::join!(farewell(socket, end, &outbox), open.leave());
+}
+
+fn full(users_max: usize) -> End {
+    End::Refused { code: ErrorCode::Full, close: CloseCode::Again, message: full_message(users_max) }
 }
 
 fn late() -> End {
@@ -181,8 +202,8 @@ struct Open<'a> {
 }
 
 impl<'a> Open<'a> {
-    /// Registers the session; the first of a user is an event. `None` when the node is gone.
-    async fn enter(shared: &'a Shared, helo: Helo) -> Option<Open<'a>> {
+    /// Registers the session; the first of a user is an event.
+    async fn enter(shared: &'a Shared, helo: Helo) -> Result<Open<'a>, NotIn> {
         let outbox = Arc::new(Outbox::new(shared.config.queue_bytes_max, shared.outboxes.clone()));
         let id = shared.enter(helo.user, helo.mode, outbox.clone()).await?;
         debug!(session = id.0, user = %helo.user.short(), mode = ?helo.mode, "session open");
@@ -203,7 +224,7 @@ impl<'a> Open<'a> {
             let opened = GatewayEvent::Opened { user: open.user, session: id };
             open.waiting = Some((opened, Box::pin(shared.events.clone().reserve_owned())));
         }
-        Some(open)
+        Ok(open)
     }
 
     /// The longest frame that is taken.
@@ -260,6 +281,9 @@ impl<'a> Open<'a> {
             warn!(session = self.id.0, user = %self.user.short(), "user does not read its outputs, dropped");
             let message = "more waits for you than this node keeps; connect again".into();
             return Poll::Ready(Err(End::Refused { code: ErrorCode::Slow, close: CloseCode::Policy, message }));
+        }
+        if self.outbox.is_let_go() {
+            return Poll::Ready(Err(End::LetGo));
         }
         if !self.deaf {
             match socket.poll_drain(cx, &self.outbox) {
@@ -472,6 +496,7 @@ where
             let _ = timeout(FAREWELL, poll_fn(|cx| socket.poll_flush(cx))).await;
             return;
         }
+        End::LetGo => unreachable!("told as a refusal"),
         End::Refused { code, close, message } => {
             debug!(code = code.as_str(), message, "connection refused");
             let _ = socket.write(Message::text(error_frame(code, &message)));

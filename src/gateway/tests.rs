@@ -384,6 +384,55 @@ async fn connections_over_the_limits_are_told_busy() {
     }
 }
 
+/// What a node says to this key when it proves to be its own and is not let in.
+async fn turned_away(gateway: &Gateway, number: u8) -> (String, u16) {
+    let (mut websocket, challenge) = challenged(gateway).await;
+    soon(websocket.send(Message::text(helo(&key(number), &challenge).to_string()))).await.unwrap();
+    refusal(&mut websocket).await
+}
+
+#[tokio::test]
+async fn a_user_beyond_the_nodes_share_is_told_so_and_who_is_there_may_come_twice() {
+    let (gateway, mut events) = start(|config| config.users_max = 2).await;
+    let first = open(&gateway, &mut events, 1).await;
+    let second = open(&gateway, &mut events, 2).await;
+    assert_eq!(turned_away(&gateway, 3).await, ("full".to_owned(), 1013));
+    let mut again = connect(&gateway, 1).await;
+    soon(again.send("heard")).await.unwrap();
+    assert_eq!(input(&mut events).await, (first.user(), 0, Bytes::from("heard")));
+    let user = second.user();
+    second.close().await;
+    assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserDown { user }));
+    open(&gateway, &mut events, 3).await;
+}
+
+#[tokio::test]
+async fn where_the_share_gets_smaller_the_last_by_key_are_let_go_with_what_waits_for_them() {
+    let (gateway, mut events) = start(|_| {}).await;
+    let mut clients = Vec::new();
+    for number in 1..=3 {
+        clients.push(open(&gateway, &mut events, number).await);
+    }
+    clients.sort_by_key(RawClient::user);
+    let mut twice = connect(&gateway, 1).await;
+    soon(twice.send("here")).await.unwrap();
+    input(&mut events).await;
+    let last = clients[2].user();
+    gateway.deliver(&last, Bytes::from("the last word"));
+    gateway.set_users_max(2);
+    assert_eq!(gateway.users_max(), 2);
+    assert_eq!(soon(clients[2].recv()).await.unwrap(), Frame::Text("the last word".into()));
+    assert_eq!(error_code(&mut clients[2]).await, "full");
+    assert_eq!(soon(events.recv()).await, Some(GatewayEvent::UserDown { user: last }));
+    assert_eq!(turned_away(&gateway, 9).await, ("full".to_owned(), 1013));
+    for client in &mut clients[..2] {
+        soon(client.send("still here")).await.unwrap();
+        assert_eq!(input(&mut events).await.0, client.user());
+    }
+    gateway.set_users_max(3);
+    open(&gateway, &mut events, 9).await;
+}
+
 #[tokio::test]
 async fn whoever_does_not_say_helo_in_time_is_dropped() {
     let (gateway, mut events) = start(|config| config.handshake_timeout = Duration::from_millis(100)).await;

@@ -157,6 +157,16 @@ impl Report {
         new
     }
 
+    fn evidence_status(&self) -> Vec<Value> {
+        let proofs = self.evidence.iter().map(|((node, kind), slots)| {
+            json!({
+                "node": node.to_string(), "kind": kind, "count": slots.len(),
+                "seq": slots.last().map(|(seq, _)| seq), "attempt": slots.last().map(|(_, attempt)| attempt),
+            })
+        });
+        proofs.collect()
+    }
+
     pub fn split(&mut self, what: String) {
         self.split = Some(what);
     }
@@ -299,6 +309,15 @@ impl Node {
         (self.mesh.local_addr(), self.gateway.as_ref().map(|gateway| gateway.local_addr()))
     }
 
+    /// For how many users there is room, and what that needs.
+    fn room_status(&self) -> Value {
+        let here = self.gateway.as_ref().map_or(0, |gateway| gateway.users_max().min(self.files.connections));
+        json!({
+            "users": self.config.user.users_max, "local_users": here,
+            "open_files": { "allowed": self.files.allowed, "needed": self.files.needed },
+        })
+    }
+
     /// What the operator must know or do something about.
     pub(super) fn alerts(&self) -> Vec<Alert> {
         let (summary, quorum) = (self.core.summary(), self.core.quorum());
@@ -389,10 +408,7 @@ impl Node {
             "failed_runs": self.report.failed_runs,
             "ledgers": self.report.ledgers,
             "inputs": self.report.inputs,
-            "evidence": self.report.evidence.iter().map(|((node, kind), slots)| json!({
-                "node": node.to_string(), "kind": kind, "count": slots.len(),
-                "seq": slots.last().map(|(seq, _)| seq), "attempt": slots.last().map(|(_, attempt)| attempt),
-            })).collect::<Vec<_>>(),
+            "evidence": self.report.evidence_status(),
             "liars": self.report.liars.iter().map(|(node, (lie, count))| json!({
                 "node": node.to_string(), "what": lie, "count": count,
             })).collect::<Vec<_>>(),
@@ -406,6 +422,7 @@ impl Node {
             "up_s": self.started.elapsed().as_secs(),
             "pid": std::process::id(),
         });
+        status["room"] = self.room_status();
         status["diverging"] = self.report.streak.is_long().into();
         status["fetches_state_in_s"] = json!(pause.map(|pause| pause.as_secs()));
         status["fetching_state"] =

@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, bans, control::Control, disk,
-    diverge, events::Events, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds, service,
-    settle, silence, twins, users::Finality, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, bans, control::Control, disk, diverge,
+    events::Events, files::Files, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds,
+    service, settle, silence, twins, users::Finality, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -22,6 +22,7 @@ use crate::{
         self, Consensus, Crypto, Params,
         header::{Genesis, VERSION},
         journal::Journal,
+        seats,
     },
     contract::{LaunchError, Launcher, raise_nofile_limit},
     crypto::{self, SecretKey},
@@ -41,6 +42,8 @@ const _: () = assert!(caps::LEDGER_INPUTS_MAX == consensus::INPUTS_MAX as u64);
 const _: () = assert!(caps::LEDGER_INPUT_BYTES_MAX == consensus::INPUTS_BYTES_MAX as u64);
 const _: () = assert!(caps::NOVEL_USERS_MAX == consensus::NOVEL_USERS_MAX as u64);
 const _: () = assert!(config::UNL_MAX == consensus::UNL_MAX);
+const _: () = assert!(config::USERS_MIN == consensus::seats::LEDGER_USERS_MIN as u64);
+const _: () = assert!(config::USERS_MAX == consensus::seats::LEDGER_USERS_MAX as u64);
 const _: () = assert!(config::PUBMAXSIZE_MAX == consensus::INPUT_BYTES_MAX as u64);
 
 /// Frames of peers waiting for the loop. Past it the links' readers wait.
@@ -106,6 +109,18 @@ pub enum NodeError {
         file: PathBuf,
         /// A line for each: which, why it is off, and what to do.
         missing: String,
+    },
+    /// A full ledger could not be run: this machine lets a process open too few files.
+    #[error(
+        "user.users_max in {file} is {users_max}, but {}: {}", .files.text(*.users_max), .files.advice()
+    )]
+    Files {
+        /// The file.
+        file: PathBuf,
+        /// The key.
+        users_max: usize,
+        /// What is needed, and what there is.
+        files: Files,
     },
     /// The configuration's bus cannot be spoken to.
     #[error("{file}: {why}")]
@@ -207,6 +222,7 @@ impl NodeError {
             self,
             NodeError::Shared { .. }
                 | NodeError::Contract { .. }
+                | NodeError::Files { .. }
                 | NodeError::Overlay { .. }
                 | NodeError::Guards { .. }
                 | NodeError::RunAs { .. }
@@ -258,7 +274,10 @@ impl Node {
         let bus = settle::prepare(&config)?;
         let user_tls = http::load_tls(&config, "user", config.user.tls.as_ref())?;
         let http_tls = http::load_tls(&config, "http", config.http.tls.as_ref())?;
-        let nofile = raise_nofile_limit();
+        let files = Files::of(&config, raise_nofile_limit());
+        if !files.are_enough() {
+            return Err(NodeError::Files { file: config.file.clone(), users_max: config.user.users_max, files });
+        }
         let mut store = Store::open(&config.dir)?;
         let launcher = Launcher::start(exe)?;
         let chosen = backend::choose(&config, &launcher).await?;
@@ -323,6 +342,7 @@ impl Node {
             attempt_ms: config.consensus.attempt_ms,
             time_res_ms: config.consensus.time_res_ms,
             input_window: config.consensus.input_window,
+            users_max: config.user.users_max,
             input_bytes_max: usize::try_from(config.pubmaxsize).expect("at most 4 MiB"),
             session_inputs: config.user.inputs == Inputs::Any,
         };
@@ -334,7 +354,7 @@ impl Node {
         let bans = bans::Bans::load(&config.dir);
         mesh.set_banned(bans.nodes().collect());
         let (gateway, gateway_events) =
-            start_gateway(&config, user_tls.clone(), room_for_users(nofile, core.unl().len())).await?;
+            start_gateway(&config, user_tls.clone(), &files, users_here(&config, core.unl())).await?;
         let (changes, changed) = watch::channel(0);
         let (control, requests) = Control::start(&config.dir, changed).map_err(|source| NodeError::Io {
             what: "listen on",
@@ -344,7 +364,7 @@ impl Node {
 
         let scheme = if user_tls.is_some() { "wss" } else { "ws" };
         let users = gateway.as_ref().map(|gateway| format!("{scheme}://{}", gateway.local_addr()));
-        debug!(nofile, "open files allowed");
+        debug!(allowed = files.allowed, needed = files.needed, "open files");
         let mut line = PartyLine::default();
         line.closed(core.summary().lcl);
         // Whatever run there was, was cut; a run of an older ledger has nobody to talk to.
@@ -397,6 +417,7 @@ impl Node {
             mesh_events,
             gateway,
             gateway_events,
+            files,
             http,
             http_asks,
             tls: user_tls.into_iter().chain(http_tls).collect(),
@@ -602,33 +623,33 @@ async fn start_mesh(
     Ok((mesh, mesh_events))
 }
 
-/// Files that a node opens beside those for its users.
-const FILES_OTHERWISE: u64 = 1_024;
-
-/// How many users may be connected here, so that a run has the descriptors for them and as many at each other member: one a
-/// connection, two for each user of the network while the contract runs.
-fn room_for_users(nofile: u64, members: usize) -> usize {
-    let each = 2 * members.max(1) as u64 + 1;
-    usize::try_from(nofile.saturating_sub(FILES_OTHERWISE) / each).unwrap_or(usize::MAX).max(16)
+/// Users that this node lets in: its share of those of a ledger. An observer has none, and as many as can connect.
+pub(super) fn users_here(config: &Config, unl: &[NodeKey]) -> usize {
+    match unl.binary_search(&config.key) {
+        Ok(_) => seats::share(config.user.users_max, unl.len()),
+        Err(_) => usize::MAX,
+    }
 }
 
 async fn start_gateway(
     config: &Config,
     tls: Option<Tls>,
-    room: usize,
+    files: &Files,
+    users_max: usize,
 ) -> Result<(Option<Gateway>, mpsc::Receiver<gateway::GatewayEvent>), NodeError> {
     let (events, gateway_events) = mpsc::channel(gateway::EVENTS_MAX);
     let Some(port) = config.pubport else { return Ok((None, gateway_events)) };
-    if room < config.user.connections_max {
+    if files.connections < config.user.connections_max.min(users_max) {
         info!(
-            connections_max = config.user.connections_max,
-            room, "this process may open too few files for so many users; `room` of them are let in (raise ulimit -Hn)"
+            connections = files.connections,
+            "this process may open too few files for more connections of users than these (raise ulimit -Hn)"
         );
     }
     let settings = GatewayConfig {
         message_bytes_max: usize::try_from(config.pubmaxsize).expect("at most 4 MiB"),
         messages_per_minute: config.pubmaxcpm,
-        connections_max: config.user.connections_max.min(room),
+        connections_max: files.connections,
+        users_max,
         per_address_max: config.user.per_address,
         queue_bytes_max: config.user.queue_bytes,
         tls,
@@ -642,19 +663,4 @@ fn random_hash() -> Hash {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     Hash(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_users_of_all_members_together_leave_descriptors_for_a_run() {
-        for (nofile, members) in [(20_000, 1), (20_000, 5), (1 << 20, 64)] {
-            let room = room_for_users(nofile, members) as u64;
-            let needed = |room: u64| FILES_OTHERWISE + room + 2 * room * members as u64;
-            assert!(needed(room) <= nofile && needed(room + 1) > nofile, "{nofile} files, {members} members: {room}");
-        }
-        assert_eq!(room_for_users(256, 3), 16, "a few get in, however little there is");
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::{Node, NodeError, control::UnlVote};
+use super::{Node, NodeError, control::UnlVote, start::users_here};
 use crate::{
     config::PeerAddr,
     consensus::{Event, UNL_MAX, header::UnlChange, votes::Quorum},
@@ -47,6 +47,9 @@ impl Node {
         self.twins.keep(unl);
         self.rounds.set_unl(unl);
         self.metrics.members_changed();
+        if let Some(gateway) = &self.gateway {
+            gateway.set_users_max(users_here(&self.config, unl));
+        }
         if *change == UnlChange::Remove(me) {
             warn!(seq, "this node is no member any more: it follows as an observer");
         }

@@ -32,6 +32,7 @@ pub(super) struct Shared {
     pub(super) input_window: u64,
     pub(super) time_res_ms: u64,
     pub(super) inputs: InputsTaken,
+    pub(super) users_max: u64,
 }
 
 impl Shared {

@@ -263,6 +263,11 @@ impl Chain {
             let expected = format!("a multiple of {}", shared.time_res_ms);
             place.holds(whole, "header.time_ms", header.time_ms, expected, means)?;
         }
+        if let Some(shared) = self.rules.shared {
+            let (found, most) = (u64::from(header.n_users), shared.users_max);
+            let means = "a ledger has room for so many users";
+            place.holds(found <= most, "header.n_users", found, format!("at most {most}"), means)?;
+        }
         self.settled(place, header)?;
         match &ledger.contents {
             Some(contents) => self.contents(place, header, contents, ledger.keys.as_deref(), ledger.tip)?,
@@ -701,8 +706,8 @@ fn shared(head: &Head, genesis: &Genesis) -> Result<Option<Shared>, Wrong> {
     let threshold = u64::from(genesis.threshold);
     place.same("settings.threshold", shared.threshold, threshold, "the genesis has another one")?;
     place.holds(shared.input_window > 0, "settings.input_window", 0, "at least 1", "no input could ever be taken")?;
-    let SharedConfig { input_window, time_res_ms, inputs, .. } = shared;
-    Ok(Some(Shared { input_window, time_res_ms, inputs }))
+    let SharedConfig { input_window, time_res_ms, inputs, users_max, .. } = shared;
+    Ok(Some(Shared { input_window, time_res_ms, inputs, users_max }))
 }
 
 /// What was taken over in place of this node's last result.

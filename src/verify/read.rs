@@ -162,9 +162,9 @@ values! {
         contract_id: Hash, chain_id: Hash, seq: Seq, ledger_hash: Hash, users_root: Hash, n_users: u32, keys_root: Hash,
         n_keys: u64, binary: Option<Hash>,
     }
-    /// What all nodes must have alike: the first five; the rest is hashed only.
+    /// What all nodes must have alike; the rest is hashed only.
     SharedConfig {
-        threshold: u64, time_res_ms: u64, input_window: u64, inputs: InputsTaken, rest: Settings,
+        threshold: u64, time_res_ms: u64, input_window: u64, inputs: InputsTaken, users_max: u64, rest: Settings,
     }
     Header {
         ver: u16, chain_id: Hash, seq: Seq, parent: Hash, time_ms: WallMs, unl_hash: Hash, next_unl_hash: Hash,
@@ -205,7 +205,7 @@ impl Value for Blob {
     }
 }
 
-/// What is in `SharedConfig` behind `inputs`: ten numbers, a yes or no, two numbers, five numbers, and what is about settling.
+/// What is in `SharedConfig` behind `users_max`: ten numbers, a yes or no, two numbers, five numbers, and what is about settling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     limits: [u64; 10],

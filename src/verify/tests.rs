@@ -370,6 +370,8 @@ fn a_lie_of_all_nodes_is_found_in_what_the_header_stands_for() {
     );
     told(lies(|_, _, changes| changes.push(Box::new(|c| c.users_del = vec![UserKey([3; 32])]))), "users_del");
     told(lies(|made, plan, _| plan.go.push(made.user(0))), "users");
+    let crowd = |at: u64| UserKey(Hash::tagged("crowd", &at).0);
+    told(lies(|_, plan, _| plan.come.extend((0..4_097).map(crowd))), "header.n_users");
     // Outputs for somebody who is not there.
     told(lies(|_, plan, _| plan.outputs.push((UserKey([0xff; 32]), b"x".to_vec()))), "outputs");
 }

@@ -278,7 +278,13 @@ fn config_check_says_ok_what_is_tolerated_and_what_is_odd() {
     let folder = folder();
     answer(&folder, "new node");
     let told = answer(&folder, "config check node");
-    assert!(told.starts_with("ok\nUNL 1, quorum 1: one node alone decides\nnote: no `pubport`"), "{told}");
+    assert!(
+        told.starts_with(
+            "ok\nUNL 1, quorum 1: one node alone decides\n4096 users, 3072 of them connected here; a run of"
+        ),
+        "{told}"
+    );
+    assert!(told.contains(" here\nnote: no `pubport`"), "{told}");
     assert!(told.contains("note: binary node/bin/contract cannot be found: No such file"), "{told}");
     fs::write(folder.path().join("node/bin/contract"), "x").unwrap();
     assert!(answer(&folder, "config check node").contains("node/bin/contract is not executable (chmod +x"));
@@ -294,10 +300,40 @@ fn config_check_says_ok_what_is_tolerated_and_what_is_odd() {
     let told = answer(&folder, "config check node");
     let expected = "ok\n\
                     UNL 4, quorum 4: stops if any node is down; threshold 75 tolerates 1\n\
+                    4096 users, 768 of them connected to each of 4 nodes of the UNL; FILES\n\
                     note: `ip` is 127.0.0.1: only nodes and users on this machine can connect\n\
                     note: `mesh.max_connections` is 2, but `unl` has 3 other nodes\n\
                     note: `peers` has 127.0.0.1:22860, which is this node itself\n";
-    assert_eq!(told, expected);
+    let files = told.lines().find_map(|line| line.split_once("UNL; ")).expect("it says what files there are").1;
+    assert_eq!(told, expected.replace("FILES", files));
+    let files = files.strip_prefix("a run of 4096 users needs 9248 open files, a process may have ");
+    assert!(files.is_some_and(|rest| rest.strip_suffix(" here").is_some_and(|number| number.parse::<u64>().is_ok())));
+}
+
+#[test]
+fn a_node_that_may_open_too_few_files_for_a_full_ledger_says_what_it_needs_and_does_not_start() {
+    let folder = folder();
+    answer(&folder, "new node");
+    let binary = folder.path().join("node/bin/contract");
+    fs::write(&binary, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+    let limited = |command: &str| {
+        let script = format!("ulimit -n 4096 && exec {} {command} node", env!("CARGO_BIN_EXE_hp"));
+        std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path()).output().unwrap()
+    };
+    let checked = String::from_utf8(limited("config check").stdout).unwrap();
+    // Who may raise the limit does.
+    if checked.contains("a process may have 4096 here") {
+        let expected = "note: that is too few, and `hp run` refuses to start: allow it more (`ulimit -Hn 9248`, or \
+                        LimitNOFILE=9248 in its service); or, for a chain that has not begun, set it to 1520 at most, on all nodes\n";
+        assert!(checked.contains(expected), "{checked}");
+        let run = limited("run");
+        let told = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(3), "{told}");
+        let expected =
+            "node/cfg/hp.cfg is 4096, but a run of 4096 users needs 9248 open files, a process may have 4096 here";
+        assert!(told.contains("user.users_max in ") && told.contains(expected), "{told}");
+    }
 }
 
 #[test]

@@ -48,6 +48,7 @@ fn shared() -> SharedConfig {
         time_res_ms: 1_000,
         input_window: 65_536,
         inputs: Inputs::Any,
+        users_max: 4_096,
         pubmaxsize: 1 << 20,
         time_limit_s: 30,
         cpu_s: 0,
@@ -683,7 +684,7 @@ fn a_flag_that_is_neither_0_nor_1_is_refused() {
 #[test]
 fn a_hello_of_another_chain_is_refused_by_the_name_of_what_differs() {
     type Change = fn(&mut Hello);
-    let cases: [(&str, Change); 30] = [
+    let cases: [(&str, Change); 31] = [
         ("the protocol version", |h| h.protocol += 1),
         ("the contract id", |h| h.genesis.contract_id = hash(0)),
         ("the genesis time", |h| h.genesis.time_ms += 1),
@@ -697,6 +698,7 @@ fn a_hello_of_another_chain_is_refused_by_the_name_of_what_differs() {
         ("consensus.time_res_ms", |h| h.shared.time_res_ms += 1),
         ("consensus.input_window", |h| h.shared.input_window += 1),
         ("user.inputs", |h| h.shared.inputs = Inputs::Signed),
+        ("user.users_max", |h| h.shared.users_max += 1),
         ("pubmaxsize", |h| h.shared.pubmaxsize += 1),
         ("contract.time_limit_s", |h| h.shared.time_limit_s += 1),
         ("contract.cpu_s", |h| h.shared.cpu_s += 1),

@@ -1,9 +1,10 @@
 //! The deterministic simulator: one seed is one run of a whole network over the real core.
 //!
 //! `world` has nodes, links, disks, clocks and faults; `properties` what must hold; `plans` draws a run from a seed,
-//! `search` runs many; `schedules`, `lies`, `members`, `overtime`, `settlements` and `silence` script the ones that random search may not show; `mutations` sees
+//! `search` runs many; `schedules`, `lies`, `crowds`, `members`, `overtime`, `settlements` and `silence` script the ones that random search may not show; `mutations` sees
 //! that mistakes are found.
 
+mod crowds;
 mod crypto;
 mod lies;
 mod members;
@@ -55,6 +56,9 @@ const EXPECTED: &[&str] = &[
     "spammers",
     "members that rush ahead",
     "forgers",
+    "members with crowds",
+    "full ledgers",
+    "ledgers with every seat taken",
     "things said that nobody asked for",
     "in sync after faults ended",
     "crashes before an input is on disk",

@@ -6,7 +6,7 @@ use hotpocket::consensus::{
     mutation::{Mutated, Mutation},
 };
 
-use super::{caught, lies, members, pauses, run, schedules, settlements, silence};
+use super::{caught, crowds, lies, members, pauses, run, schedules, settlements, silence};
 
 /// What shows that something is wrong.
 enum Finder {
@@ -91,6 +91,11 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
         Mutation::AnySettlement => {
             vec![schedule!(settlements::what_does_not_follow_is_not_recorded_whoever_says_it)]
         }
+        Mutation::UsersOverCap => vec![Seeds(50, "S13")],
+        Mutation::NoReserve => {
+            vec![schedule!(crowds::whoever_crowds_a_ledger_keeps_nobody_from_being_heard)]
+        }
+        Mutation::NoShare => vec![schedule!(crowds::a_host_that_claims_more_than_its_share_takes_nobodys_seat)],
         Mutation::VoteThoughPaused => vec![Seeds(50, "S12")],
         Mutation::ForgetPausedRun => {
             vec![schedule!(pauses::a_run_that_waits_for_room_is_done_when_there_is_some)]

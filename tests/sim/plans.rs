@@ -27,6 +27,8 @@ const LOOKS: u64 = 100;
 const LOOK_MS: u64 = 500;
 /// What happens on the bus is drawn from another seed than the rest.
 const BUS_SEED: u64 = 0xb05_5eed;
+/// And for how many users there is room.
+const ROOM_SEED: u64 = 0x5ea_75eed;
 /// So are disks that are nearly full for a while.
 const PAUSE_SEED: u64 = 0xd15c_5eed;
 /// How long each of these votes stands at least.
@@ -41,7 +43,7 @@ pub fn describe(seed: u64) -> String {
 /// The world of a seed at its beginning, and when faults end.
 fn prepared(seed: u64) -> (World, u64) {
     let mut rng = Rng::new(seed);
-    let cfg = config(&mut rng);
+    let mut cfg = config(&mut rng);
     let length = (cfg.roundtime_ms * rng.within(3, 8)).clamp(400, 2000);
     let faulty = cfg.manners.iter().filter(|manner| **manner != Manner::Honest).count();
     let long = faulty < cfg.n - quorum(cfg.n, cfg.threshold) && rng.chance(15);
@@ -58,6 +60,7 @@ fn prepared(seed: u64) -> (World, u64) {
         plan_pauses(&mut world, seed, LONG_MS + 900);
         return (world, LONG_MS + 1000);
     }
+    draw_room(&mut cfg, seed);
     let mut world = World::new(cfg, rng);
     plan(&mut world, length);
     plan_bus(&mut world, seed, length);
@@ -101,6 +104,7 @@ fn config(rng: &mut Rng) -> Config {
         grace_ms: rng.pick(&[5, 30, 100]),
         time_res_ms: rng.pick(&[1, 1000]),
         input_window: rng.pick(&[65_536, 65_536, 65_536, 3, 10]),
+        users_max: 4_096,
         latency_ms: latency,
         disk_ms: rng.pick(&[(0, 0), (0, 3), (1, 20)]),
         run_ms,
@@ -112,6 +116,20 @@ fn config(rng: &mut Rng) -> Config {
         duplicates: rng.pick(&[0, 0, 10]),
         late: rng.pick(&[0, 0, 0, 1, 5]),
         reorder: rng.chance(25),
+    }
+}
+
+/// In some networks there is little room for users, and somebody who lies has a crowd of them. By numbers of its own, too.
+fn draw_room(cfg: &mut Config, seed: u64) {
+    let mut rng = Rng::new(seed ^ ROOM_SEED);
+    if !rng.chance(25) {
+        return;
+    }
+    cfg.users_max = rng.pick(&[4, 8, 4 * (cfg.n + 1)]);
+    let crowds = rng.chance(50);
+    if let Some(liar) = cfg.manners.iter().position(|manner| !manner.is_honest()).filter(|_| crowds) {
+        cfg.users_max = 4 * (cfg.n + 1);
+        cfg.manners[liar] = Manner::Crowds;
     }
 }
 

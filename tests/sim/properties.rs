@@ -152,6 +152,7 @@ pub struct Watch {
     /// In which ledger each former member was last taken out.
     removed: BTreeMap<NodeKey, Seq>,
     input_window: u64,
+    users_max: usize,
     /// Those that may break the protocol.
     liars: BTreeSet<NodeKey>,
     /// The chain, from ledger 1: hash, ledger.
@@ -161,6 +162,8 @@ pub struct Watch {
     keys: BTreeMap<InputKey, Seq>,
     /// Inputs that honest nodes listed and that follow others of their sessions.
     followers: BTreeMap<Hash, Input>,
+    /// Whose the inputs are that honest nodes listed.
+    senders: BTreeMap<Hash, UserKey>,
     signed: BTreeMap<Slot, Hash>,
     /// By member and ledger: the highest ADVANCE and the highest PRECOMMIT that left.
     promised: BTreeMap<(usize, Seq), (Option<Attempt>, Option<Attempt>)>,
@@ -175,7 +178,7 @@ pub struct Watch {
 
 impl Watch {
     /// For a new chain.
-    pub fn new(genesis: Genesis, input_window: u64, liars: BTreeSet<NodeKey>) -> Watch {
+    pub fn new(genesis: Genesis, (input_window, users_max): (u64, usize), liars: BTreeSet<NodeKey>) -> Watch {
         Watch {
             chain_id: Hash::tagged("hp/genesis/1", &genesis),
             unls: vec![genesis.unl.iter().copied().collect()],
@@ -184,11 +187,13 @@ impl Watch {
             saw: BTreeMap::new(),
             removed: BTreeMap::new(),
             input_window,
+            users_max,
             liars,
             chain: Vec::new(),
             outcomes: Vec::new(),
             keys: BTreeMap::new(),
             followers: BTreeMap::new(),
+            senders: BTreeMap::new(),
             signed: BTreeMap::new(),
             promised: BTreeMap::new(),
             listed: BTreeMap::new(),
@@ -226,6 +231,7 @@ impl Watch {
             assert!(!again, "S4: an input of ledger {last:?} again in ledger {}", header.seq);
         }
         self.check_order(header.seq, inputs);
+        self.check_room(header.seq, users, inputs);
         self.check_settlement(ledger);
         self.check_unl(ledger, &before);
         let run = Execution {
@@ -239,7 +245,7 @@ impl Watch {
         let (ran, limited) = (run_contract(before.state_root, &run), limited(before.state_root, &run));
         self.outcomes.push(Outcome { ran, limited, agreed: None, overtimes: BTreeSet::new() });
         self.chain.push((hash, ledger.clone()));
-        self.check_listed(header.seq);
+        self.check_listed(header.seq, users);
     }
 
     /// An honest node has passed over a ledger: it is the chain's, and closed (S1, S2).
@@ -312,6 +318,20 @@ impl Watch {
         seq.saturating_sub(came) < 64.min(self.input_window / 4)
     }
 
+    /// S13: a ledger has no more users than there is room for, and not so many who only sit there that nobody else finds room.
+    fn check_room(&mut self, seq: Seq, users: &BTreeSet<UserKey>, inputs: &[Input]) {
+        let speak: BTreeSet<UserKey> = inputs.iter().map(|input| input.user).collect();
+        let (all, idle) = (users.len(), users.difference(&speak).count());
+        assert!(all <= self.users_max, "S13: {all} users in ledger {seq}, which has room for {}", self.users_max);
+        let seats = self.users_max - self.users_max / 4;
+        assert!(idle <= seats, "S13: {idle} users of ledger {seq} only sit there, on {seats} seats");
+        self.seen.hit(match () {
+            _ if all == self.users_max => "full ledgers",
+            _ if idle == seats => "ledgers with every seat taken",
+            _ => return,
+        });
+    }
+
     /// S10: what a ledger records of the settlement bus is what the one before does, or the next step, seen by a quorum.
     fn check_settlement(&mut self, ledger: &ClosedLedger) {
         let header = &ledger.candidate.header;
@@ -372,8 +392,9 @@ impl Watch {
         }
     }
 
-    /// L2: what all honest members listed is in the ledger, unless its key is, or it waits for the one before it.
-    fn check_listed(&mut self, seq: Seq) {
+    /// L2: what all honest members listed is in the ledger, unless its key is, it waits for the one before it, or the ledger is
+    /// full without its user.
+    fn check_listed(&mut self, seq: Seq, users: &BTreeSet<UserKey>) {
         let Some(listed) = self.listed.get(&seq) else { return };
         let at = usize::try_from(seq).expect("small") - 1;
         let unl = &self.unls[at];
@@ -393,7 +414,9 @@ impl Watch {
                 let follower = self.followers.get(&id).filter(|input| self.is_young(input, seq));
                 follower.is_some_and(|input| self.is_before(input, seq) == Some(false))
             };
-            let there = ledger.candidate.inputs.binary_search(&id).is_ok() || self.rivals.contains(&id) || waits();
+            let no_room = || users.len() == self.users_max && !users.contains(&self.senders[&id]);
+            let is_ledgered = ledger.candidate.inputs.binary_search(&id).is_ok();
+            let there = is_ledgered || self.rivals.contains(&id) || waits() || no_room();
             assert!(there, "L2: input {} listed by all is not in ledger {seq}", id.short());
         }
     }
@@ -408,6 +431,7 @@ impl Watch {
                 listed.insert(node, m.body.inputs.iter().copied().collect());
                 let following = |input: &&Input| input.nonce % 2 == 1 && matches!(input.origin, Origin::Session { .. });
                 let held = m.body.inputs.iter().filter_map(|id| Some((*id, disk.pool.get(id)?)));
+                self.senders.extend(held.clone().map(|(id, input)| (id, input.user)));
                 let held = held.filter(|(_, input)| following(input));
                 self.followers.extend(held.map(|(id, input)| (id, input.clone())));
                 let bytes_held = m.body.inputs.iter().all(|id| disk.pool.contains_key(id));
@@ -558,6 +582,11 @@ impl Watch {
         self.chain_id
     }
 
+    /// The ledger that has an input of this key.
+    pub fn ledger_of(&self, key: &InputKey) -> Option<Seq> {
+        self.keys.get(key).copied()
+    }
+
     /// Whether an input of this key is in the chain.
     pub fn is_ledgered(&self, key: &InputKey) -> bool {
         self.keys.contains_key(key)
@@ -579,7 +608,9 @@ impl Watch {
     /// Whether an input is still to be ledgered: it is not, its time is not over, and nobody needed has left the UNL.
     pub fn is_owed(&self, promise: &Promise) -> bool {
         let left = |host: &NodeKey| self.removed.get(host).is_some_and(|seq| *seq > promise.since);
-        !self.is_ledgered(&promise.key) && self.tip() < promise.max_ledger && !promise.hosts.iter().any(left)
+        // A host that lies may bring inputs without end.
+        let may_wait = |host: &NodeKey| left(host) || self.liars.contains(host);
+        !self.is_ledgered(&promise.key) && self.tip() < promise.max_ledger && !promise.hosts.iter().any(may_wait)
     }
 
     /// Last ledger that an honest node stored.

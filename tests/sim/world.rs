@@ -61,6 +61,8 @@ pub enum Manner {
     Rushes,
     /// Votes, but what it sends of closed ledgers and of bodies is false, and it sends more of that than is asked for.
     Forges,
+    /// Claims users without end, to each node other ones, and has ever new ones say something.
+    Crowds,
 }
 
 impl Manner {
@@ -79,6 +81,7 @@ impl Manner {
             Manner::Spams => "spammers",
             Manner::Rushes => "members that rush ahead",
             Manner::Forges => "forgers",
+            Manner::Crowds => "members with crowds",
         }
     }
 
@@ -111,6 +114,8 @@ pub struct Config {
     pub time_res_ms: u64,
     /// `Params`.
     pub input_window: u64,
+    /// `Params`.
+    pub users_max: usize,
     /// One-way latency of a link.
     pub latency_ms: (u64, u64),
     /// A commit takes this long.
@@ -149,6 +154,7 @@ impl Config {
             grace_ms: 30,
             time_res_ms: 1000,
             input_window: 65_536,
+            users_max: 4_096,
             latency_ms: (1, 1),
             disk_ms: (0, 0),
             run_ms: (1, 1),
@@ -426,7 +432,7 @@ impl World {
             ancestor: None,
         };
         let liars = keys.iter().zip(&cfg.manners).filter(|(_, manner)| !manner.is_honest()).map(|(key, _)| *key);
-        let watch = Watch::new(genesis.clone(), cfg.input_window, liars.collect());
+        let watch = Watch::new(genesis.clone(), (cfg.input_window, cfg.users_max), liars.collect());
         let twins = (0..cfg.n).filter(|member| cfg.manners[*member] == Manner::Twins);
         let members: Vec<usize> = (0..cfg.singles()).chain(twins).collect();
         let count = members.len();

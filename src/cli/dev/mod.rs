@@ -33,9 +33,10 @@ use self::{
 };
 use super::{Exit, Failure, Outcome, run::Stop, scratch, tty::Restore};
 use crate::{
-    config::{Config, Document, quoted},
+    config::{Config, Document, USERS_MIN, quoted},
+    contract::raise_nofile_limit,
     crypto::SecretKey,
-    node::control,
+    node::{control, files::Files},
     settlement::{
         Address, Amount, Network as BusNetwork,
         embedded::{Embedded, Options},
@@ -275,7 +276,12 @@ impl Dev {
             }
             let file = Config::path(&dir);
             // What is wrong is told here, once, instead of by every node.
-            Config::parse(document.text(), &file, &dir, &|_| Ok(secret.to_hex()))?;
+            let parsed = Config::parse(document.text(), &file, &dir, &|_| Ok(secret.to_hex()))?;
+            let files = Files::of(&parsed, raise_nofile_limit());
+            if !files.are_enough() && files.users_max as u64 >= USERS_MIN {
+                // A network of a few minutes is no reason to raise a limit. It is the same for each node.
+                document.set("user.users_max", &files.users_max.to_string());
+            }
             write_private(&file, document.text())?;
             let state = self.dir.join("state");
             if state.is_dir() {

@@ -51,6 +51,7 @@ pub fn shared() -> SharedConfig {
         time_res_ms: 1_000,
         input_window: WINDOW,
         inputs: Inputs::Any,
+        users_max: 4_096,
         pubmaxsize: 1 << 20,
         time_limit_s: 30,
         cpu_s: 0,

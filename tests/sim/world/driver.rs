@@ -43,6 +43,7 @@ impl World {
             attempt_ms: 120,
             time_res_ms: self.cfg.time_res_ms,
             input_window: self.cfg.input_window,
+            users_max: self.cfg.users_max,
             input_bytes_max: hotpocket::consensus::INPUT_BYTES_MAX,
             session_inputs: true,
         };

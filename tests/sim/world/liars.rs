@@ -4,14 +4,14 @@ use std::rc::Rc;
 
 use hotpocket::{
     consensus::{
-        header::{Candidate, Header, UnlChange},
+        header::{Candidate, Header, Input, Origin, UnlChange},
         messages::{
-            Advance, AdvanceVote, Basis, Certificate, Closed, Message, Novel, Precommit, Prevote, Propose, Signed,
-            Vote, VoteKind as _,
+            Advance, AdvanceVote, Basis, Certificate, Closed, Message, Novel, Precommit, Presence, Prevote, Propose,
+            Signed, Vote, VoteKind as _,
         },
         votes::ATTEMPTS_MAX,
     },
-    types::{Attempt, Hash, NodeKey, Sig, UserKey},
+    types::{Attempt, Challenge, Hash, NodeKey, Sig, UserKey},
 };
 
 use super::{
@@ -23,6 +23,8 @@ use super::{
 const HEARD_MAX: usize = 200;
 /// Messages that a liar sends besides, each time.
 const BURST: usize = 6;
+/// How long somebody with a crowd claims the same users.
+const CROWD_MS: u64 = 500;
 
 impl Manner {
     /// Every way of lying, for random runs.
@@ -41,7 +43,7 @@ impl Manner {
 
     /// Whether it says things that nobody asked for.
     fn is_busy(self) -> bool {
-        matches!(self, Manner::Proposes | Manner::Spams | Manner::Rushes | Manner::Forges)
+        matches!(self, Manner::Proposes | Manner::Spams | Manner::Rushes | Manner::Forges | Manner::Crowds)
     }
 }
 
@@ -89,6 +91,13 @@ impl World {
                 me.proposed = Some(m.clone());
                 return Some(message.clone());
             }
+            // It votes for all of them, and for nobody's leaving.
+            (Manner::Crowds, Message::Novel(m)) if m.from == key => {
+                let crowds = (0..self.nodes.len()).flat_map(|to| self.crowd(to));
+                let users_add: std::collections::BTreeSet<UserKey> = crowds.collect();
+                let (users_add, users_del) = (users_add.into_iter().collect(), Vec::new());
+                Message::Novel(crypto.signed(Novel { users_add, users_del, ..m.body.clone() }, &scope))
+            }
             (Manner::Forges, Message::Candidate(m)) => {
                 let mut body = m.clone();
                 body.inputs.pop();
@@ -122,7 +131,7 @@ impl World {
         for _ in 0..BURST {
             let to = self.rng.index(self.nodes.len());
             if let Some(epoch) = self.nodes[node].view[to]
-                && let Some(message) = self.invented(node)
+                && let Some(message) = self.invented(node, to)
             {
                 self.watch.seen.hit("things said that nobody asked for");
                 self.send_as_is(node, to, epoch, Rc::new(message));
@@ -131,7 +140,15 @@ impl World {
         self.plan_mischief(node);
     }
 
-    fn invented(&mut self, node: usize) -> Option<Message> {
+    /// The users that somebody with a crowd claims to one node now.
+    fn crowd(&self, to: usize) -> Vec<UserKey> {
+        let user = |at: usize| UserKey(Hash::tagged("sim/crowd", &(to as u64, at as u64, self.now / CROWD_MS)).0);
+        let mut users: Vec<UserKey> = (0..self.cfg.users_max).map(user).collect();
+        users.sort_unstable();
+        users
+    }
+
+    fn invented(&mut self, node: usize, to: usize) -> Option<Message> {
         let me = &self.nodes[node];
         let core = me.core.as_ref()?;
         let (scope, crypto, seq) = (core.scope(), TableCrypto(me.key), core.round_seq());
@@ -159,6 +176,18 @@ impl World {
                 }
                 body.ledger_hash = Hash([self.rng.index(256) as u8; 32]);
                 Message::Propose(crypto.signed(body, &scope))
+            }
+            Manner::Crowds if self.rng.chance(30) => {
+                let (boot, counter, up) = (Hash([70; 32]), self.now, self.crowd(to));
+                Message::Presence(crypto.signed(Presence { boot, counter, full: true, up, down: vec![] }, &scope))
+            }
+            Manner::Crowds => {
+                let mut user = [0; 32];
+                user[..8].copy_from_slice(&self.rng.next().to_le_bytes());
+                let (challenge, sig) = (Challenge([0; 16]), Sig([1; 64]));
+                let origin = Origin::Session { host: me.key, challenge, helo_sig: sig, host_sig: sig };
+                let max_ledger = seq + self.cfg.input_window - 1;
+                Message::Input(Input { user: UserKey(user), origin, nonce: 0, max_ledger, payload: vec![b'z'] })
             }
             Manner::Forges => {
                 let (last, _) = me.disk.history.last()?;
