@@ -68,7 +68,17 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ),
     (
         "user",
-        &["inputs", "connections_max", "per_address", "queue_kb", "reads_max", "read_time_s", "tls_cert", "tls_key"],
+        &[
+            "inputs",
+            "connections_max",
+            "per_address",
+            "failed_per_minute",
+            "queue_kb",
+            "reads_max",
+            "read_time_s",
+            "tls_cert",
+            "tls_key",
+        ],
     ),
     ("mesh", &["admit", "max_connections"]),
     ("log", &["level", "format", "contract_files"]),

@@ -630,6 +630,117 @@ async fn up_and_down_of_a_user_alternate_however_its_sessions_overlap() {
 }
 
 #[tokio::test]
+async fn an_address_whose_handshakes_fail_is_refused_and_its_users_do_not_count() {
+    let (gateway, mut events) = start(|config| config.failed_per_minute = Some(3)).await;
+    let mut users = Vec::new();
+    for number in 1..=10 {
+        users.push(open(&gateway, &mut events, number).await);
+    }
+    let (mut wrong, challenge) = challenged(&gateway).await;
+    wrong.send(Message::text(helo(&key(1), &challenge).to_string().replace("helo", "hello"))).await.unwrap();
+    assert_eq!(refusal(&mut wrong).await.0, "bad_format");
+    // One that says nothing, and one that hangs up at once.
+    let silent = TcpStream::connect(gateway.local_addr()).await.unwrap();
+    connections(&gateway, 11).await;
+    drop(TcpStream::connect(gateway.local_addr()).await.unwrap());
+
+    let mut refused = TcpStream::connect(gateway.local_addr()).await.unwrap();
+    let mut answer = String::new();
+    soon(refused.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(r#""code":"busy""#), "{answer}");
+    assert!(answer.contains("more than 3 handshakes a minute"), "{answer}");
+    users[9].send("served").await.unwrap();
+    assert_eq!(input(&mut events).await.2, "served");
+    drop((silent, users));
+    connections(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn strangers_go_on_in_turns_and_users_need_none() {
+    let (gateway, mut events) = start(|_| {}).await;
+    let mut user = open(&gateway, &mut events, 1).await;
+    let turn = gateway.shared.turns.hold().await;
+    let mut stranger = TcpStream::connect(gateway.local_addr()).await.unwrap();
+    stranger.write_all(b"no HTTP\r\n\r\n").await.unwrap();
+    connections(&gateway, 2).await;
+    for _ in 0..20 {
+        user.send("served").await.unwrap();
+        assert_eq!(input(&mut events).await.2, "served");
+        gateway.deliver(&user.user(), "output".into());
+        assert_eq!(soon(user.recv()).await.unwrap(), Frame::Text("output".into()));
+    }
+    assert_eq!(gateway.connections(), 2, "nobody has looked at what the stranger says");
+    drop(turn);
+    let _ = soon(stranger.read(&mut [0; 16])).await;
+    connections(&gateway, 1).await;
+}
+
+#[tokio::test]
+async fn while_its_thread_is_busy_nobody_waits_for_the_gateway() {
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+        crypto::ring,
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    };
+
+    /// Has no certificate, and takes its time to say so.
+    #[derive(Debug)]
+    struct Busy {
+        asked: mpsc::UnboundedSender<()>,
+        go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+    impl ResolvesServerCert for Busy {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            self.asked.send(()).unwrap();
+            // Where the test stands still meanwhile it fails, instead of waiting for ever.
+            let _ = self.go_on.lock().unwrap().recv_timeout(Duration::from_secs(20));
+            None
+        }
+    }
+
+    let (asked, mut is_busy) = mpsc::unbounded_channel();
+    let (go_on, go_on_rx) = std::sync::mpsc::channel();
+    let provider = Arc::new(ring::default_provider());
+    let server = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Busy { asked, go_on: Mutex::new(go_on_rx) }));
+    let (gateway, _events) = start(|config| config.tls = Some(Tls::of(server))).await;
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let mut client = ClientConnection::new(Arc::new(client), "localhost".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let mut stream = TcpStream::connect(gateway.local_addr()).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    soon(is_busy.recv()).await.unwrap();
+
+    let user = key(1).user_key();
+    gateway.deliver(&user, "output".into());
+    gateway.tell(&user, ErrorCode::Expired, "an input");
+    gateway.announce(ErrorCode::Halted, "wait", true);
+    gateway.say_to_all_signed("a frame".into());
+    assert!(gateway.raw().slow([user].iter(), Duration::from_secs(20)).await.is_empty());
+    assert_eq!((gateway.users(), gateway.connections(), gateway.allows(&user)), (0, 1, true));
+    // Still at it: whatever was asked did not wait for its end.
+    go_on.send(()).unwrap();
+    connections(&gateway, 0).await;
+
+    stream = TcpStream::connect(gateway.local_addr()).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    soon(is_busy.recv()).await.unwrap();
+    let began = Instant::now();
+    gateway.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "the end of a node does not wait for it either");
+    go_on.send(()).unwrap();
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let (gateway, _events) = start(|_| {}).await;
     let (sender, _others) = mpsc::channel(1);

@@ -13,5 +13,6 @@ mod golden_users;
 mod msb;
 mod net;
 mod shim;
+mod strangers;
 mod templates;
 mod tidy;
