@@ -33,6 +33,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing_subscriber::EnvFilter;
 
+pub use self::dev::ReservedPorts;
 use crate::{
     config::{ConfigError, LogFormat, LogLevel},
     ledger::view,

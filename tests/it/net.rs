@@ -3,7 +3,8 @@
 use std::{
     fs,
     future::Future,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    mem,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command as Sync, Stdio},
     sync::OnceLock,
@@ -12,7 +13,10 @@ use std::{
 
 use futures::future::join_all;
 use hotpocket::{
-    cli::client::{Frame, Pins, RawClient, SignedClient},
+    cli::{
+        ReservedPorts,
+        client::{Frame, Pins, RawClient, SignedClient},
+    },
     config::Document,
     crypto::SecretKey,
     ledger::Archive,
@@ -201,11 +205,13 @@ async fn ended(command: &mut Command) -> Ended {
     Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// Ports of 127.0.0.1 that nobody listens on now.
+/// Ports of 127.0.0.1 that nobody listens on now, and nobody else takes as long as this process lives: a node that was killed
+/// finds its own again.
 pub fn free_ports(count: usize) -> Vec<SocketAddr> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("an address")).collect()
+    let reserved = ReservedPorts::take(count).expect("free ports");
+    let addresses = reserved.addresses().to_vec();
+    mem::forget(reserved);
+    addresses
 }
 
 /// The configuration changes of no node.

@@ -10,6 +10,7 @@ mod bin;
 mod diverged;
 mod network;
 mod output;
+mod ports;
 
 use std::{
     fs,
@@ -23,10 +24,11 @@ use anyhow::Context as _;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+pub use self::ports::ReservedPorts;
 use self::{
     author::Author,
     bin::Versions,
-    network::{Network, Up, ended, free_ports, show_logs},
+    network::{Network, Up, ended, show_logs},
     output::{Logs, Paint},
 };
 use super::{Exit, Failure, Outcome, run::Stop, scratch};
@@ -130,15 +132,14 @@ impl Dev {
         if let Some(versions) = &mut versions {
             versions.take()?;
         }
-        let ports = free_ports(usize::from(self.nodes) + 1).context("cannot find free ports")?;
-        // The users' are found out when the nodes listen, and kept when the network begins anew.
-        let mut user_ports = vec![0; usize::from(self.nodes)];
+        // Each node's for peers, users and the page, and the bus's. They stay when the network begins anew.
+        let ports = ReservedPorts::take(3 * usize::from(self.nodes) + 1).context("cannot find free ports")?;
         let quiet = self.client || self.once.is_some();
         let exe = std::env::current_exe().context("cannot find this program's own file")?;
         let mut time = 1;
         let (outcome, folders) = loop {
             let place = folder.path().join(time.to_string());
-            let Prepared { folders, bus } = self.prepare(&place, &binary, versions.as_ref(), &ports, &user_ports)?;
+            let Prepared { folders, bus } = self.prepare(&place, &binary, versions.as_ref(), &ports)?;
             let bus = match bus {
                 None => None,
                 Some(options) => Some(Embedded::start(options).await.context("cannot start the settlement bus")?),
@@ -151,7 +152,6 @@ impl Dev {
             let end = match started {
                 Err(failure) => Err(failure),
                 Ok(Up { users, page, logs }) => {
-                    user_ports = users.iter().map(SocketAddr::port).collect();
                     let urls: Vec<String> = users.iter().map(|user| format!("ws://{user}")).collect();
                     let author = Author { dev: &self, folders: &folders, versions: &mut versions, logs };
                     tokio::select! {
@@ -225,8 +225,7 @@ impl Dev {
         place: &Path,
         binary: &Path,
         versions: Option<&Versions>,
-        ports: &[SocketAddr],
-        user_ports: &[u16],
+        ports: &ReservedPorts,
     ) -> Result<Prepared, Failure> {
         let other = self.config()?;
         let secrets: Vec<SecretKey> = (0..self.nodes).map(|_| SecretKey::generate()).collect();
@@ -234,7 +233,9 @@ impl Dev {
         let contract_id = Hash::tagged("hp/contract/1", &SecretKey::generate().seed());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
         let genesis_time_ms = u64::try_from(now.as_millis()).context("the clock is too far ahead")?;
-        let (bus_at, ports) = ports.split_last().expect("one more than nodes");
+        let (bus_at, ports) = ports.addresses().split_last().expect("three a node and one more");
+        let (ports, others) = ports.split_at(secrets.len());
+        let (user_ports, page_ports) = others.split_at(secrets.len());
         let bootstrap = Hash::tagged("hp/contract/1", &SecretKey::generate().seed());
         let settles = !self.no_bus && self.once.is_none();
         let mut folders = Vec::new();
@@ -255,9 +256,9 @@ impl Dev {
             let peers: Vec<SocketAddr> = ports.iter().filter(|port| **port != ports[at]).copied().collect();
             document.set_list("peers", &peers);
             document.set("peerport", &ports[at].port().to_string());
-            document.set("pubport", &user_ports[at].to_string());
+            document.set("pubport", &user_ports[at].port().to_string());
             if !self.is_quiet() {
-                document.set("http.listen", &quoted("127.0.0.1:0"));
+                document.set("http.listen", &quoted(&page_ports[at].to_string()));
                 // What is worth a word is shown with the contract's output; a line a ledger is not.
                 document.set("log.level", &quoted("warn"));
                 document.set("log.format", &quoted("json"));

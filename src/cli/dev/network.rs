@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -149,11 +149,4 @@ pub(super) fn show_logs(folders: &[PathBuf]) {
             eprintln!("[{}] {line}", at + 1);
         }
     }
-}
-
-/// Ports of 127.0.0.1 that nobody listens on now.
-pub(super) fn free_ports(count: usize) -> io::Result<Vec<SocketAddr>> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<io::Result<_>>()?;
-    listeners.iter().map(TcpListener::local_addr).collect()
 }
