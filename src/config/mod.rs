@@ -77,6 +77,9 @@ pub const HTTP_BODY_MAX: u64 = 32 << 20;
 /// Origins in `http.cors`. More are an error.
 pub const CORS_MAX: usize = 64;
 
+/// Names in `http.names`. More are an error.
+pub const NAMES_MAX: usize = 64;
+
 /// The lowest threshold with which two quorums of any UNL share an honest node.
 pub const THRESHOLD_MIN: u64 = 67;
 
@@ -289,6 +292,8 @@ pub struct Http {
     pub api_tx_exposed: bool,
     /// Origins of pages elsewhere that may read answers; `*` is any.
     pub cors: Vec<String>,
+    /// Host names under which it answers besides addresses and `localhost`, in lower case; `*` is any.
+    pub names: Vec<String>,
     /// Where the token is that operators show. `None`: nothing of theirs is done.
     pub admin_token_file: Option<PathBuf>,
     /// Bytes of a request's body.

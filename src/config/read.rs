@@ -9,8 +9,8 @@ use std::{
 use super::{
     ARGS_MAX, Admit, CORS_MAX, Config, ConfigError, Consensus, Containment, Contract, ENV_MAX, EXAMPLE_SEED,
     FILE_BYTES_MAX, Format, HTTP_BODY_MAX, Http, Inputs, Log, LogFormat, LogLevel, Mesh, Msb, MsbMode, MsbNetwork,
-    PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend, THRESHOLD_MIN,
-    TlsFiles, UNL_MAX, User,
+    NAMES_MAX, PEERS_MAX, PUBMAXSIZE_MAX, PeerAddr, Problem, READ_MAX, READ_TIME_S_MAX, READS_MAX, StateBackend,
+    THRESHOLD_MIN, TlsFiles, UNL_MAX, User,
     table::{Table, shown_text},
     tree::{self, Entry, Item, Value},
 };
@@ -329,6 +329,7 @@ fn http(table: &Table<'_>, dir: &Path) -> Result<Http, ConfigError> {
         listen: table.parsed("listen", "an address like \"127.0.0.1:5001\" or \"[::1]:5001\"")?,
         api_tx_exposed: table.boolean("api_tx_exposed", false)?,
         cors: cors(table)?,
+        names: names(table)?,
         admin_token_file: table.path("admin_token_file")?.map(|name| dir.join(name)),
         body_max: size(table.number("body_max", 1_000..=HTTP_BODY_MAX, 1_000_000)?),
         connections_max: size(table.number("connections_max", 1..=100_000, 256)?),
@@ -352,6 +353,20 @@ fn cors(table: &Table<'_>) -> Result<Vec<String>, ConfigError> {
         other => Err(table.expected("cors", EXPECTED, other)),
     };
     items.iter().map(origin).collect()
+}
+
+/// Host names without scheme and port.
+fn names(table: &Table<'_>) -> Result<Vec<String>, ConfigError> {
+    const EXPECTED: &str = "host names like \"node.example.org\", without scheme and port, or \"*\" for any";
+    let items = table.list("names")?;
+    table.check_length("names", items.len(), 0..=NAMES_MAX)?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_name = |text: &str| text == "*" || !text.is_empty() && !text.ends_with('.') && text.bytes().all(allowed);
+    let name = |item: &Item| match &item.value {
+        Value::Text(text) if is_name(text) => Ok(text.to_ascii_lowercase()),
+        other => Err(table.expected("names", EXPECTED, other)),
+    };
+    items.iter().map(name).collect()
 }
 
 fn mesh(table: &Table<'_>) -> Result<Mesh, ConfigError> {

@@ -105,6 +105,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "listen",
             "api_tx_exposed",
             "cors",
+            "names",
             "admin_token_file",
             "body_max",
             "connections_max",

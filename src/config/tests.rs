@@ -217,6 +217,7 @@ fn a_key_that_is_missing_unknown_or_misplaced_is_named() {
         (least("") + "[consenus]", "consenus: unknown key; the nearest is consensus"),
         (least("") + "[http]\nlisten = \"localhost:5001\"", "http.listen: expected an address like \"127.0.0.1:5001\""),
         (least("") + "[http]\ncors = [\"https://a/b\"]", "http.cors: expected origins like"),
+        (least("") + "[http]\nnames = [\"https://a\"]", "http.names: expected host names like \"node.example.org\""),
         (least("") + "[http]\ntls_cert = \"a\"", "http.tls_key: is missing (tls_cert is there)"),
         (least("") + "[user]\ntls_key = \"a\"", "user.tls_cert: is missing (tls_key is there)"),
         (least("log = 1"), "log: expected a table, got 1"),

@@ -19,7 +19,7 @@ use tracing::error;
 use utoipa::openapi::{Info, OpenApi, Paths};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{AdminToken, Answer, HttpConfig, Question, Source, answer::Failure, held::Room, page, routes};
+use super::{AdminToken, Answer, HttpConfig, Question, Source, answer::Failure, held::Room, host::Hosts, page, routes};
 
 /// Bytes of an answer. What would be longer is refused: `hp ledger` shows it.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -29,6 +29,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 pub(super) struct Api {
     pub(super) source: Arc<dyn Source>,
     pub(super) room: Room,
+    hosts: Arc<Hosts>,
     pub(super) body_bytes_max: usize,
     pub(super) api_tx_exposed: bool,
     pub(super) admin_token: Option<AdminToken>,
@@ -61,6 +62,7 @@ pub(super) fn router(config: HttpConfig, source: Arc<dyn Source>) -> Router {
     let api = Api {
         source,
         room: Room::new(),
+        hosts: Hosts::new(&config.names, config.tls.is_some()).into(),
         body_bytes_max: config.body_bytes_max,
         api_tx_exposed: config.api_tx_exposed,
         admin_token: config.admin_token,
@@ -100,9 +102,14 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     Failure::internal().into_response()
 }
 
-/// What holds for every route: long answers take their turn in memory, and no browser guesses what they are.
+/// What holds for every route: it is this node that is asked, long answers take their turn in memory, and no browser guesses what
+/// they are.
 async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let (mut parts, body) = next.run(request).await.into_parts();
+    let response = match api.hosts.check(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(failure) => failure.into_response(),
+    };
+    let (mut parts, body) = response.into_parts();
     parts.headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
     let is_json = parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     if !is_json {

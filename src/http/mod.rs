@@ -5,18 +5,22 @@
 //! times a second.
 //!
 //! `serve` keeps connections within their limits, `api` is the router and the document that describes it, `routes` has one
-//! file per area, `params` reads what comes from outside, `answer` is what goes out, `page` the page.
+//! file per area, `params` reads what comes from outside, `answer` is what goes out, `host` under which
+//! names it answers, `page` the page.
 
 mod answer;
 mod api;
 mod body;
 mod command;
 mod held;
+mod host;
 mod page;
 mod params;
 mod routes;
 mod serve;
 mod stall;
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
@@ -60,6 +64,8 @@ pub struct HttpConfig {
     pub per_address_max: usize,
     /// Origins of pages elsewhere that may read answers; `*` is any (`cors`).
     pub cors: Vec<String>,
+    /// Host names under which it answers besides addresses and `localhost`, in lower case; `*` is any (`names`).
+    pub names: Vec<String>,
     /// Whether inputs are taken and the contract is run for whoever asks (`api_tx_exposed`).
     pub api_tx_exposed: bool,
     /// What operators show (`admin_token_file`). `None`: nothing of theirs is done.
@@ -141,7 +147,10 @@ pub enum Question {
     /// What the last rounds took.
     Rounds,
     /// What Prometheus reads: a text.
-    Metrics,
+    Metrics {
+        /// In OpenMetrics; else in the text format before that.
+        open: bool,
+    },
     /// What nodes have signed twice.
     Evidence,
     /// Where settling stands, and what was settled.

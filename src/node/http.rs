@@ -117,6 +117,7 @@ pub(super) fn start(
         connections_max: config.http.connections_max,
         per_address_max: config.http.per_address,
         cors: config.http.cors.clone(),
+        names: config.http.names.clone(),
         api_tx_exposed: config.http.api_tx_exposed,
         admin_token: admin_token(config)?,
         tls,
@@ -211,11 +212,12 @@ impl Door {
             }
             Question::Unl => Ok((*self.known(Want::Unl).await?).clone()),
             Question::Rounds => Ok((*self.known(Want::Rounds).await?).clone()),
-            Question::Metrics => {
+            Question::Metrics { open } => {
                 let (metrics, status) = (self.metrics.clone(), self.known(Want::Status).await?);
                 // It reads files.
-                let text = spawn_blocking(move || metrics.text(&status)).await;
-                text.map(Value::String).map_err(|_| Failure::internal())
+                let text =
+                    spawn_blocking(move || if open { metrics.text(&status) } else { metrics.plain_text(&status) });
+                text.await.map(Value::String).map_err(|_| Failure::internal())
             }
             Question::Evidence => {
                 let status = self.known(Want::Status).await?;

@@ -71,6 +71,10 @@ struct Counted {
     received_frames: Counter,
     sent_bytes: Counter,
     sent_frames: Counter,
+    link_overflows: Counter,
+    divergences: Counter,
+    halts: Counter,
+    state_fetches: Counter,
 }
 
 impl Metrics {
@@ -98,6 +102,10 @@ impl Metrics {
             received_frames: Counter::default(),
             sent_bytes: Counter::default(),
             sent_frames: Counter::default(),
+            link_overflows: Counter::default(),
+            divergences: Counter::default(),
+            halts: Counter::default(),
+            state_fetches: Counter::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -119,6 +127,10 @@ impl Metrics {
         r.register("received_frames", "The same, by number", counted.received_frames.clone());
         r.register_with_unit("sent", "Frames to other nodes", Unit::Bytes, counted.sent_bytes.clone());
         r.register("sent_frames", "The same, by number", counted.sent_frames.clone());
+        r.register("link_overflows", "Links reset because a peer took nothing", counted.link_overflows.clone());
+        r.register("divergences", "Ledgers whose result here was not the network's", counted.divergences.clone());
+        r.register("halts", "Ledgers on which results differed and none had a quorum", counted.halts.clone());
+        r.register("state_fetches", "States that were fetched from other nodes", counted.state_fetches.clone());
         // So that a series is there before the first of its kind.
         for part in Part::ALL {
             drop(counted.stages.get_or_create(&[("stage", part.name())]));
@@ -180,13 +192,33 @@ impl Metrics {
         count(&self.0.missing, node, vote);
     }
 
+    /// This node's result of a ledger is not the network's.
+    pub fn diverged(&self) {
+        self.0.divergences.inc();
+    }
+
+    /// The network stands, because results differ and none has a quorum.
+    pub fn halted(&self) {
+        self.0.halts.inc();
+    }
+
+    /// A state that others sent replaced this node's.
+    pub fn state_fetched(&self) {
+        self.0.state_fetches.inc();
+    }
+
     /// The UNL is another: those who left it are not counted any more.
     pub fn members_changed(&self) {
         self.0.late.clear();
         self.0.missing.clear();
     }
 
-    /// All of it as Prometheus reads it, with what is so now: by the node's status, and by the operating system. Reads files.
+    /// All of it in the older text format, version 0.0.4, which every reader knows.
+    pub fn plain_text(&self, status: &Value) -> String {
+        plain(&self.text(status))
+    }
+
+    /// All of it as OpenMetrics text, with what is so now: by the node's status, and by the operating system. Reads files.
     pub fn text(&self, status: &Value) -> String {
         let counted = &*self.0;
         let mut now = Registry::with_prefix(PREFIX);
@@ -207,6 +239,37 @@ impl Metrics {
         encode_eof(&mut text).expect("writing into a string does not fail");
         text
     }
+}
+
+/// The older text format of what is OpenMetrics text: it has no units, no end, nothing of the kind `info`, and the names of its
+/// families are those of their samples. A reader that knows only this one gives up at what it does not know.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut help = None;
+    for line in text.lines() {
+        let Some(told) = line.strip_prefix("# ") else {
+            plain.extend([line, "\n"]);
+            continue;
+        };
+        let mut words = told.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            // The kind, which the name depends on, is in the next line.
+            (Some("HELP"), Some(_), Some(said)) => help = Some(said),
+            (Some("TYPE"), Some(family), Some(kind)) => {
+                let (name, kind) = match kind {
+                    "counter" => (format!("{family}_total"), "counter"),
+                    "info" => (format!("{family}_info"), "gauge"),
+                    kind => (family.to_owned(), kind),
+                };
+                if let Some(said) = help.take() {
+                    plain.push_str(&format!("# HELP {name} {said}\n"));
+                }
+                plain.push_str(&format!("# TYPE {name} {kind}\n"));
+            }
+            _ => {}
+        }
+    }
+    plain
 }
 
 /// Of members alone, and anew when these change: so many there can be.
@@ -265,14 +328,16 @@ const GAUGES: &[Row] = &[
     ("queued_deliveries", "Results that wait to be told to users in signed mode", NO_UNIT, |it| {
         it["queues"]["deliveries"].as_f64()
     }),
-    ("link_overflows", "Links reset because a peer took nothing", NO_UNIT, |it| it["queues"]["overflows"].as_f64()),
     ("fetched_state", "What is here of the state that is being fetched", BYTES, |it| {
         it["fetching_state"]["bytes"].as_f64()
+    }),
+    ("fetched_state_size", "All of the state that is being fetched", BYTES, |it| {
+        it["fetching_state"]["bytes_total"].as_f64()
     }),
     ("settled_seq", "The last ledger that is settled", NO_UNIT, |it| it["settlement"]["settled_seq"].as_f64()),
     ("unsettled_ledgers", "Ledgers behind it", NO_UNIT, |it| it["settlement"]["unsettled_ledgers"].as_f64()),
     ("oldest_unsettled", "How old the oldest unsettled ledger with outputs is", SECONDS, |it| {
-        Some(it["settlement"]["oldest_unsettled_ms"].as_f64()? / 1e3)
+        it["settlement"].is_object().then(|| it["settlement"]["oldest_unsettled_ms"].as_f64().unwrap_or(0.0) / 1e3)
     }),
     ("bus_reachable", "1 when the settlement bus answered last", NO_UNIT, |it| {
         flag(it["settlement"]["reachable"].as_bool()?)
@@ -321,7 +386,7 @@ fn links(registry: &mut Registry, status: &Value) {
     registry.register_with_unit("link_rtt", "Round trip of a ping, queues included", Unit::Seconds, rtt);
 }
 
-/// Brings the counters of what went over the links to what the node counted.
+/// Brings the counters of what went over the links, and of links that broke over it, to what the node counted.
 fn traffic(counted: &Counted, status: &Value) {
     let traffic = &status["traffic"];
     let of = |key: &str| traffic[key].as_u64().unwrap_or(0);
@@ -336,6 +401,7 @@ fn traffic(counted: &Counted, status: &Value) {
         (&counted.received_frames, told.received_frames),
         (&counted.sent_bytes, told.sent_bytes),
         (&counted.sent_frames, told.sent_frames),
+        (&counted.link_overflows, status["queues"]["overflows"].as_u64().unwrap_or(0)),
     ] {
         // Two may ask at a time; none of them sees it go back.
         counter.inner().fetch_max(now, std::sync::atomic::Ordering::Relaxed);
@@ -409,7 +475,7 @@ mod tests {
             "users": 3, "local_users": 1, "pool": 4, "synced": true, "diverged": false, "split": false, "halted": 8,
             "silent": {}, "alerts": ["look"], "evidence": [], "liars": [],
             "queues": {"effects": 1, "effects_bytes": 2, "jobs": 3, "deliveries": 4, "overflows": 5},
-            "fetching_state": {"bytes": 6}, "up_s": 60,
+            "fetching_state": {"bytes": 6, "bytes_total": 8}, "up_s": 60,
             "settlement": {
                 "settled_seq": 5, "unsettled_ledgers": 2, "oldest_unsettled_ms": 2500, "reachable": true,
                 "settlements_left": 7,
@@ -469,6 +535,23 @@ mod tests {
             assert!(has(&text, line), "{line} is not in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let plain = plain(&text);
+        for line in [
+            "# TYPE hotpocket_outputs_bytes_total counter",
+            "# HELP hotpocket_outputs_bytes_total Their bytes.",
+            "hotpocket_outputs_bytes_total 30",
+            "# TYPE hotpocket_node_info gauge",
+            "# TYPE hotpocket_halted gauge",
+            "# TYPE hotpocket_stage_seconds histogram",
+        ] {
+            assert!(has(&plain, line), "{line} is not in\n{plain}");
+        }
+        let samples =
+            |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(samples(&plain), samples(&text));
+        let is_known =
+            |line: &&str| !line.starts_with('#') || line.starts_with("# HELP ") || line.starts_with("# TYPE ");
+        assert_eq!(plain.lines().find(|line| !is_known(line)), None);
         #[cfg(target_os = "linux")]
         assert!(text.contains("\nhotpocket_process_cpu_seconds_total ") && text.contains("_resident_memory_bytes "));
     }
@@ -484,6 +567,27 @@ mod tests {
         for family in families {
             assert!(family.starts_with("hotpocket_"), "{family}");
         }
+    }
+
+    /// The table in docs/operating.md: the names of its rows.
+    fn documented() -> BTreeSet<String> {
+        let text = include_str!("../../docs/operating.md");
+        let table =
+            text.split("### What is measured").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `hotpocket_"));
+        rows.map(|row| format!("hotpocket_{}", row.split(['`', '{', ' ']).next().expect("a name"))).collect()
+    }
+
+    #[test]
+    fn the_documents_name_every_family_and_no_other() {
+        let metrics = Metrics::new(Path::new("/"));
+        metrics.late(&NodeKey([1; 32]), Vote::Novel);
+        metrics.missing(&NodeKey([1; 32]), Vote::Novel);
+        let text = plain(&text(&metrics));
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let served: BTreeSet<String> = types.filter_map(|told| told.split(' ').next()).map(str::to_owned).collect();
+        assert!(served.len() > 50, "{served:?}");
+        assert_eq!(documented(), served);
     }
 
     #[test]

@@ -158,6 +158,7 @@ impl Node {
         error!(seq, "{what}");
         self.report.alert(what);
         self.report.diverged();
+        self.metrics.diverged();
         let (me, mine, agreed) = (self.config.key, mine.clone(), agreed.clone());
         self.look_into_own(seq, |facts| {
             facts.results.insert(me, mine);
@@ -208,7 +209,7 @@ impl Node {
             // It reads files.
             tokio::task::spawn_blocking(move || {
                 // Whoever asked may be gone.
-                let _ = answer.send(json!({ "text": metrics.text(&status) }));
+                let _ = answer.send(json!({ "text": metrics.plain_text(&status) }));
             });
             return Ok(());
         }

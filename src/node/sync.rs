@@ -209,6 +209,7 @@ impl Node {
                 let Standing { result, users, unl } = *standing;
                 info!(seq = result.of_seq, state = %result.state_root.short(), "the state is fetched; going on from it");
                 self.report.state_fetched();
+                self.metrics.state_fetched();
                 self.handle(Event::Synced { result: Box::new(result), users, unl })
             }
         }

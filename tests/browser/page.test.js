@@ -12,7 +12,7 @@ const TARGET = process.env.HP_BROWSER_DIR ?? root("target/browser");
 const { chromium } = createRequire(`${TARGET}/`)("playwright-core");
 const SHOTS = `${TARGET}/shots`;
 // Of another host as far as the browser knows, so that it has no WebCrypto there.
-const ELSEWHERE = "node.example";
+const ELSEWHERE = "192.0.2.7";
 const DEADLINE_MS = 30_000;
 const HOSTILE = "<img src=x onerror=\"globalThis.hit=1\"><script>globalThis.hit=2</script> & more";
 

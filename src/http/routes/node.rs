@@ -2,7 +2,7 @@
 
 use axum::{
     extract::State,
-    http::{HeaderValue, header},
+    http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -67,16 +67,38 @@ async fn rounds(State(api): State<Api>) -> Reply {
     api.ask(Question::Rounds).await.map(Fresh)
 }
 
-/// What Prometheus reads: names `hotpocket_*`, with units.
+/// What Prometheus reads: names `hotpocket_*`, with units. Whoever takes `application/openmetrics-text` gets that, and everybody
+/// else the text format before it.
 #[utoipa::path(get, path = "/metrics", tag = "node", responses(
-    (status = 200, description = "Metrics, as OpenMetrics text", content_type = "application/openmetrics-text"),
+    (status = 200, description = "Metrics", content(
+        (String = "text/plain"),
+        (String = "application/openmetrics-text"),
+    )),
 ))]
-async fn metrics(State(api): State<Api>) -> Result<Response, Failure> {
-    const KIND: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    let text = api.ask(Question::Metrics).await?;
+async fn metrics(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Failure> {
+    const OPEN: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accepted| accepted.to_str().ok());
+    let open = accepted.flat_map(|accepted| accepted.split(',')).any(is_open_metrics);
+    let text = api.ask(Question::Metrics { open }).await?;
     let text = text.as_str().unwrap_or_default().to_owned();
-    let headers = [(header::CONTENT_TYPE, KIND), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    let headers = [
+        (header::CONTENT_TYPE, if open { OPEN } else { PLAIN }),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (header::VARY, HeaderValue::from_static("accept")),
+    ];
     Ok((headers, text).into_response())
+}
+
+/// Whether a media type of an Accept header is OpenMetrics, in a version that is written here.
+fn is_open_metrics(accepted: &str) -> bool {
+    let mut parts = accepted.split(';').map(str::trim);
+    parts.next() == Some("application/openmetrics-text")
+        && parts.all(|part| match part.split_once('=') {
+            Some(("version", version)) => version.trim_matches('"') == "1.0.0",
+            Some(("q", weight)) => !matches!(weight, "0" | "0.0" | "0.00" | "0.000"),
+            _ => true,
+        })
 }
 
 /// Nodes that have signed two different messages for one slot, as this node can prove.
@@ -91,4 +113,24 @@ async fn evidence(State(api): State<Api>) -> Reply {
 ))]
 async fn settlements(State(api): State<Api>) -> Reply {
     api.ask(Question::Settlements).await.map(Fresh)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_open_metrics_says_so_in_a_version_there_is() {
+        for yes in [
+            "application/openmetrics-text",
+            " application/openmetrics-text;version=1.0.0;q=0.8",
+            "application/openmetrics-text; version=\"1.0.0\"; charset=utf-8",
+        ] {
+            assert!(is_open_metrics(yes), "{yes}");
+        }
+        for no in ["text/plain;version=0.0.4;q=0.3", "*/*;q=0.1", "application/openmetrics-text;version=2.0.0", ""] {
+            assert!(!is_open_metrics(no), "{no}");
+        }
+        assert!(!is_open_metrics("application/openmetrics-text;q=0"));
+    }
 }

@@ -261,9 +261,11 @@ impl Node {
             );
         }
         self.report.split(what);
-        if self.records.halted.replace(seq).is_none()
-            && let Some(gateway) = &self.gateway
-        {
+        let stood_before = self.records.halted.replace(seq).is_some();
+        if !stood_before {
+            self.metrics.halted();
+        }
+        if let Some(gateway) = self.gateway.as_ref().filter(|_| !stood_before) {
             let what = format!(
                 "the nodes' results of ledger {seq} differ and none has a quorum: no ledger is closed until one has. Inputs are \
                  held, and nothing is lost; code \"resumed\" says when it goes on"

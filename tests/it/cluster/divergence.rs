@@ -50,6 +50,11 @@ fn a_split_of_all_nodes_stops_ledgers_and_every_node_says_where_it_differs() {
                 "{}",
                 told.out
             );
+            let metrics = call(&["status", node.dir.to_str().expect("UTF-8"), "--metrics"]).await.out;
+            assert!(
+                metrics.contains("\nhotpocket_halts_total 1\n") && metrics.contains("\nhotpocket_split 1.0\n"),
+                "{metrics}"
+            );
         }
         let (code, message) = user.error().await;
         assert!(code == "halted" && message.contains("nothing is lost"), "{code}: {message}");
@@ -122,6 +127,10 @@ fn one_of_four_that_differs_says_so_with_the_path_and_the_others_go_on() {
             alerts.contains("differs from the network's") && alerts.contains("state/odd")
         };
         net.nodes[3].status_where("the node says that and where it differs", told).await;
+        let metrics = call(&["status", net.nodes[3].dir.to_str().expect("UTF-8"), "--metrics"]).await.out;
+        let of = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        assert!(of("hotpocket_divergences_total ").is_some_and(|count| count >= 1.0), "{metrics}");
+        assert_eq!(of("hotpocket_halts_total "), Some(0.0), "the others went on");
         let line = net.nodes[3].logs(&["the differing state is kept"]).await;
         let path =
             line.split("path=").nth(1).expect("a path").split_whitespace().next().expect("a path").trim_matches('"');

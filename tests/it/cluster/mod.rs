@@ -15,6 +15,7 @@ mod join;
 mod ledger;
 mod legacy;
 mod members;
+mod metrics;
 mod multisign;
 mod overtime;
 mod reads;
