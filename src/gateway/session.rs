@@ -426,8 +426,9 @@ impl<'a> Open<'a> {
     }
 
     fn hand_over(&mut self, room: Result<OwnedPermit<GatewayEvent>, SendError<()>>) -> Result<(), End> {
-        let Ok(room) = room else { return Err(End::Stopping) };
+        // The wait is over, also where the node is gone.
         let (input, _) = self.waiting.take().expect("there is room for what waits");
+        let Ok(room) = room else { return Err(End::Stopping) };
         room.send(input);
         Ok(())
     }
