@@ -90,7 +90,8 @@ impl Group {
                 write(&memory, "memory.max", &bytes)?;
                 // Not there: a kernel without swap, or one before 4.19.
                 let _ = write(&memory, "memory.swap.max", "0");
-                let _ = write(&memory, "memory.oom.group", "1");
+                // Not memory.oom.group, which would take the first process of a place along, and with it the launcher.
+                // That one was killed is enough for the run to fail.
                 group.kills = Some(memory.join("memory.events"));
             }
             Above::Each(_) => {
@@ -311,6 +312,65 @@ mod tests {
         set("cgroup.subtree_control", "");
         assert_eq!(of(&own), Ok(own.clone()));
         assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap(), "+memory +pids");
+    }
+
+    /// A group of version 2, with a process in it; both gone when dropped. And what was changed above it.
+    struct Real {
+        folder: PathBuf,
+        process: std::process::Child,
+        disable: Option<(PathBuf, String)>,
+    }
+
+    impl Real {
+        /// `None`: this machine has none, or no controller for it, or we may not make any.
+        fn make() -> Option<(Real, String)> {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+            let top = folder_of(&mounts, "0::/", None)?;
+            let list = |file: &str| fs::read_to_string(top.join(file)).unwrap_or_default();
+            let controller = list("cgroup.controllers").split_ascii_whitespace().next()?.to_owned();
+            let control = top.join("cgroup.subtree_control");
+            let was_on = list("cgroup.subtree_control").split_ascii_whitespace().any(|name| name == controller);
+            fs::write(&control, format!("+{controller}")).ok()?;
+            let folder = top.join(format!("hotpocket-test-{}", Pid::this()));
+            let process = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+            let disable = (!was_on).then(|| (control, format!("-{controller}")));
+            let real = Real { folder, process, disable };
+            fs::create_dir(&real.folder).ok()?;
+            fs::write(real.folder.join("cgroup.procs"), real.process.id().to_string()).ok()?;
+            Some((real, controller))
+        }
+    }
+
+    impl Drop for Real {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+            remove(&self.folder.join(NODE));
+            remove(&self.folder);
+            let _ = self.disable.take().map(|(file, text)| fs::write(file, text));
+        }
+    }
+
+    #[test]
+    fn in_a_real_group_of_version_2_the_node_makes_way_and_nobody_else_is_moved() {
+        let Some((real, controller)) = Real::make() else { return eprintln!("not tried: no group of version 2") };
+        let own = &real.folder;
+        let inside = |folder: &Path| fs::read_to_string(folder.join("cgroup.procs")).unwrap();
+        let pid = real.process.id();
+        assert_eq!(delegated(own, &[&controller], Vec::new), Err(Errno::EBUSY), "it is not the node's");
+        assert_eq!(inside(own), format!("{pid}\n"));
+        assert_eq!(delegated(own, &[&controller], || vec![pid.cast_signed()]), Ok(own.clone()));
+        assert_eq!((inside(own), inside(&own.join(NODE))), (String::new(), format!("{pid}\n")));
+        assert_eq!(fs::read_to_string(own.join("cgroup.subtree_control")).unwrap().trim(), controller);
+        // The next launcher of the node, which has moved.
+        assert_eq!(delegated(&own.join(NODE), &[&controller], Vec::new), Ok(own.clone()));
+        assert_eq!(delegated(own, &["none"], Vec::new), Err(Errno::ENOENT));
+        // What a dead launcher has left is ended and removed, with whatever is in there.
+        let left = own.join("hotpocket-1-2-999999999-5");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("cgroup.procs"), pid.to_string()).unwrap();
+        remove_left(own, "hotpocket-1-2-");
+        assert!(!left.exists() && begun(pid.cast_signed()).is_none());
     }
 
     #[test]

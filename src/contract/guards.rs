@@ -286,7 +286,7 @@ pub(super) fn plan(wanted: &Containment) -> Plan {
     let capabilities = nix::unistd::geteuid().is_root();
     let (processes, memory_bytes) = (wanted.processes, wanted.memory_bytes);
     let cgroup = Some(super::cgroup::Wanted { dir: bytes(&wanted.dir), processes, memory_bytes });
-    let calls = calls::target().map(|_| Calls { network: wanted.network });
+    let calls = calls::processor().map(|_| Calls { network: wanted.network });
     if calls.is_none() {
         off.push((Name::Seccomp, format!("no list of system calls for {}", std::env::consts::ARCH)));
     }

@@ -3,6 +3,8 @@
 //! It exists because starting a process out of a big one is slow, because one place must know every process of a run,
 //! and because it notices the supervisor's death (end of the socket) and ends the run with it. One run at a time.
 
+#[cfg(target_os = "linux")]
+use std::os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _};
 use std::{
     collections::BTreeSet,
     ffi::CString,
@@ -18,7 +20,7 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal},
+        signal::{self, SaFlags, SigAction, SigHandler, SigSet, Signal},
         stat::{Mode, umask},
     },
     unistd::{self, Pid},
@@ -32,7 +34,7 @@ use super::{calls, cgroup::Group, files, guards::Calls, space};
 use super::{
     control::{Exit, Header, Line, Reply, Request, Step},
     guards::Guards,
-    limits::raise_nofile_limit,
+    limits::raise_nofile_bound,
     spawn,
     surroundings::Surroundings,
     tmp,
@@ -61,19 +63,15 @@ pub fn launcher_main() -> ! {
     std::process::exit(code)
 }
 
-/// This process is the first of a place of its own, in which it may end everything else.
+/// This process, or that in whose memory it is, is the first of a place of its own, in which it may end everything else.
 static ALONE: AtomicBool = AtomicBool::new(false);
 
-/// How the first process of a place tells its parent what became of it.
+/// The number of the first process of a place, in there.
+const FIRST: Pid = Pid::from_raw(1);
+
+/// For the stack of the first process of a place, which does what the launcher does.
 #[cfg(target_os = "linux")]
-mod end {
-    /// It has done what was asked, and nothing of it is left.
-    pub(super) const SERVED: i32 = 0;
-    /// It has failed, perhaps in the middle of a run.
-    pub(super) const FAILED: i32 = 1;
-    /// It has taken nothing: the next message, or the end of them, is for the parent.
-    pub(super) const NOT_MINE: i32 = 2;
-}
+const PLACE_STACK_BYTES: usize = 1024 * 1024;
 
 /// The write end that the SIGCHLD handler wakes the loop through.
 static CHILD_PIPE: AtomicI32 = AtomicI32::new(-1);
@@ -93,16 +91,28 @@ struct Resident {
     first_fd: RawFd,
     /// Processes of this user when the launcher started; see `Limits::processes`.
     processes_before: u64,
+    /// For the process that becomes the contract.
+    stack: spawn::Stack,
+    /// The machine's `/proc`, which can be written to whatever a run sees there.
+    #[cfg(target_os = "linux")]
+    proc: Option<File>,
     /// What runs are guarded by from now on.
     guards: Guards,
     /// The filter that the last run had, which is usually that of the next.
     #[cfg(target_os = "linux")]
-    filter: Option<(Calls, Rc<seccompiler::BpfProgram>)>,
+    filter: Option<(Calls, Rc<[libc::sock_filter]>)>,
     /// What counts all runs, or why there is none.
     #[cfg(target_os = "linux")]
     group: Option<Result<Group, Errno>>,
+    /// Of the files that runs may use, what was looked up, or why it cannot be of use. Not while this process receives
+    /// descriptors: what it holds has numbers that are kept for those.
+    #[cfg(target_os = "linux")]
+    known: Option<Result<files::Known, Errno>>,
     #[cfg(target_os = "linux")]
     left: space::Left,
+    /// For the first process of a place; made with the first.
+    #[cfg(target_os = "linux")]
+    place_stack: Option<spawn::Stack>,
     /// The place of the next run, where this process is the first of one; or why there is none.
     #[cfg(target_os = "linux")]
     place: Option<Result<Place, (Step, Errno)>>,
@@ -124,12 +134,12 @@ impl Drop for Resident {
 
 impl Resident {
     fn new(surroundings: Surroundings) -> io::Result<Resident> {
-        // A ctrl-c in the supervisor's terminal is for the supervisor, which then ends the run in its own order.
         let _ = unistd::setsid();
+        spawn::ignore_signals();
         spawn::become_subreaper()?;
         umask(Mode::from_bits_truncate(0o022));
         surroundings.enter()?;
-        raise_nofile_limit();
+        raise_nofile_bound();
         spawn::close_from(3);
         let line = Line(high_copy(io::stdin().as_fd())?);
         let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -144,12 +154,8 @@ impl Resident {
         let handler = SigAction::new(SigHandler::Handler(on_child), SaFlags::SA_RESTART, SigSet::empty());
         // SAFETY: the handler only writes to a descriptor that stays open for the life of the process.
         unsafe { signal::sigaction(Signal::SIGCHLD, &handler) }?;
-        let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-            // SAFETY: ignoring a signal runs no code.
-            unsafe { signal::sigaction(signal, &ignore) }?;
-        }
-        signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        #[cfg(target_os = "linux")]
+        let proc = File::options().read(true).custom_flags(libc::O_PATH).open("/proc").ok();
         let first_fd = surroundings.first_fd();
         // With every number below it taken, received descriptors land where the contract expects them.
         while null.as_fd().try_clone_to_owned()?.into_raw_fd() < first_fd {}
@@ -160,13 +166,20 @@ impl Resident {
             child_pipe: File::from(read),
             first_fd,
             processes_before: processes_of(unistd::geteuid()),
+            stack: spawn::Stack::new(spawn::STACK_BYTES)?,
+            #[cfg(target_os = "linux")]
+            proc,
             guards: Guards::default(),
             #[cfg(target_os = "linux")]
             filter: None,
             #[cfg(target_os = "linux")]
             group: None,
             #[cfg(target_os = "linux")]
+            known: None,
+            #[cfg(target_os = "linux")]
             left: space::Left::default(),
+            #[cfg(target_os = "linux")]
+            place_stack: None,
             #[cfg(target_os = "linux")]
             place: None,
         })
@@ -181,6 +194,8 @@ impl Resident {
             {
                 continue;
             }
+            #[cfg(target_os = "linux")]
+            self.forget_files();
             if !self.serve_one()? {
                 return Ok(());
             }
@@ -261,19 +276,34 @@ impl Resident {
         0
     }
 
-    /// Has a copy of this process, the first of a new place, serve the next request. It is made before there is one, so that
-    /// no run waits for that. False: the next message is none for it.
+    /// Has the first process of a new place serve the next request. It is made before there is one, so that no run waits for
+    /// that. False: the next message is none for it.
     #[cfg(target_os = "linux")]
     fn serve_apart(&mut self, space: &space::Space) -> io::Result<bool> {
-        match self.left.fork(space.network) {
-            Ok(0) => self.first_process(space),
-            Ok(first) => match spawn::reap(Pid::from_raw(first)) {
-                Some(Exit::Code(end::SERVED)) => Ok(true),
-                Some(Exit::Code(end::NOT_MINE)) => Ok(false),
-                // The supervisor sees this process end, too, and begins anew.
-                other => Err(io::Error::other(format!("the first process of a run's place has ended: {other:?}"))),
-            },
-            Err(errno) => {
+        let mut stack = match self.place_stack.take() {
+            Some(stack) => stack,
+            None => spawn::Stack::new(PLACE_STACK_BYTES)?,
+        };
+        match &mut self.known {
+            Some(Ok(known)) => known.refresh(),
+            _ => self.known = self.guards.files.as_ref().map(files::Known::new),
+        }
+        let mut left = std::mem::take(&mut self.left);
+        let mut served = None;
+        let ended = left.first_process(space.network, &mut stack, &mut || served = Some(self.serve_in_place(space)));
+        (self.left, self.place_stack) = (left, Some(stack));
+        ALONE.store(false, Ordering::Relaxed);
+        match (ended, served) {
+            (Ok(Some(Exit::Code(0))), Some(served)) => served,
+            (Ok(_), _) => {
+                let _ =
+                    io::stderr().write_all(b"hp: contract launcher: the first process of a run's place was killed\n");
+                // SAFETY: ends this process without a look at memory that the other may have left half changed. The
+                // supervisor sees that, and begins anew.
+                unsafe { libc::_exit(1) }
+            }
+            (Err(errno), _) => {
+                self.forget_files();
                 self.place = Some(Err((Step::Space, errno)));
                 let served = self.serve_one();
                 self.place = None;
@@ -282,47 +312,53 @@ impl Resident {
         }
     }
 
-    /// The copy, of which nothing but its end comes back.
     #[cfg(target_os = "linux")]
-    fn first_process(&mut self, space: &space::Space) -> ! {
+    fn forget_files(&mut self) {
+        self.known = None;
+    }
+
+    /// What the first process of a place does. Whatever it opens is its own, so all of that is closed here.
+    #[cfg(target_os = "linux")]
+    fn serve_in_place(&mut self, space: &space::Space) -> io::Result<bool> {
         space::end_with_parent();
         ALONE.store(true, Ordering::Relaxed);
         self.place = Some(self.prepare_place(space));
-        let code = loop {
+        // This process's copies of what its parent knows the files by, in the way of what it will receive.
+        spawn::close_from(self.first_fd as u32);
+        let served = loop {
             match self.line.peek() {
                 // The run it meant has ended before this place was made.
-                Ok(Some(Header::KILL)) if self.serve_one().is_ok() => {}
-                Ok(Some(header)) if !header.is_guards() => match self.serve_one() {
-                    Ok(true) => break end::SERVED,
-                    Ok(false) => break end::NOT_MINE,
-                    Err(_) => break end::FAILED,
+                Ok(Some(Header::KILL)) => match self.serve_one() {
+                    Ok(_) => {}
+                    failed => break failed,
                 },
-                Ok(_) => break end::NOT_MINE,
-                Err(_) => break end::FAILED,
+                Ok(Some(header)) if !header.is_guards() => break self.serve_one(),
+                Ok(_) => break Ok(false),
+                Err(error) => break Err(error),
             }
         };
-        // SAFETY: ends this process, without what its original has yet to do at its own end.
-        unsafe { libc::_exit(code) }
+        self.place = None;
+        served
     }
 
     #[cfg(target_os = "linux")]
     fn prepare_place(&mut self, space: &space::Space) -> Result<Place, (Step, Errno)> {
-        // While /proc and /sys are still the machine's and can be written. What is started here inherits both.
+        // While /sys can still be written to. What is started here inherits it.
         if let Some(group) = &self.group {
             group.as_ref().map_err(|errno| *errno).and_then(Group::enter).map_err(|errno| (Step::Cgroup, errno))?;
         }
-        spawn::prefer_as_oom_victim();
         let view = space::View::mount(space)?;
         // The last number below the contract's: one of those that are kept for it.
-        let rules = |files: &files::Files| {
+        let rules = |known: &Result<files::Known, Errno>| {
+            let known = known.as_ref().map_err(|errno| *errno)?;
             unistd::close(self.first_fd - 1)?;
-            let made = files::Rules::new(files);
+            let made = files::Rules::new(known);
             if made.is_err() {
                 fcntl(io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(self.first_fd - 1))?;
             }
             made
         };
-        let rules = self.guards.files.as_ref().map(rules).transpose().map_err(|errno| (Step::Files, errno))?;
+        let rules = self.known.as_ref().map(rules).transpose().map_err(|errno| (Step::Files, errno))?;
         Ok(Place { view, rules })
     }
 
@@ -352,17 +388,20 @@ impl Resident {
                 give(path, user.uid, user.gid).map_err(|errno| (Step::User, errno))?;
             }
         }
-        spawn::spawn(&spawn::Program {
+        let program = spawn::Program {
             path: text(&request.path)?,
             argv: texts(&request.argv)?,
             env: texts(&request.env)?,
             dir: text(&request.dir)?,
             first_fd: self.first_fd,
             std_fds: [std_fds, std_fds + 1, std_fds + 2],
+            #[cfg(target_os = "linux")]
+            proc: self.proc.as_ref().map(File::as_raw_fd),
             limits: request.limits.to_set(self.processes_before()),
             mount: mount.map(|(target, options)| spawn::Mount::new(target, options)),
             guards: self.confined()?,
-        })
+        };
+        spawn::spawn(&program, &mut self.stack)
     }
 
     /// Makes ready what the child does to itself.
@@ -373,12 +412,14 @@ impl Resident {
             Some(Ok(place)) => place.rules.take(),
             _ => None,
         };
-        let files = match (ready, &self.guards.files) {
-            (Some(ready), _) => Some(ready.up_to_date().map_err(rules)?),
-            (None, Some(files)) => Some(files::rules(files).map_err(rules)?),
-            (None, None) => None,
+        let files = match (ready, &self.known, &self.guards.files) {
+            (Some(ready), Some(Ok(known)), _) => Some(ready.up_to_date(known).map_err(rules)?),
+            (_, _, Some(files)) => Some(files::rules(files).map_err(rules)?),
+            (_, _, None) => None,
         };
-        let mounted = files.as_ref().map_or(Ok(0), |_| files::write_rights()).map_err(rules)?;
+        // In a place it is mounted before the rules are made.
+        let is_mounted_later = files.is_some() && self.place.is_none();
+        let mounted = if is_mounted_later { files::write_rights().map_err(rules)? } else { 0 };
         let doors = match (&self.place, &self.group) {
             (None, Some(group)) => {
                 let doors = group.as_ref().map_err(|errno| *errno).and_then(Group::doors);
@@ -406,13 +447,13 @@ impl Resident {
 
     /// The filter of system calls, if there is to be one.
     #[cfg(target_os = "linux")]
-    fn filter(&mut self) -> Result<Option<Rc<seccompiler::BpfProgram>>, (Step, Errno)> {
+    fn filter(&mut self) -> Result<Option<Rc<[libc::sock_filter]>>, (Step, Errno)> {
         let Some(wanted) = self.guards.calls else { return Ok(None) };
         let filter = match self.filter.take().filter(|(of, _)| *of == wanted) {
             Some((_, filter)) => filter,
             None => {
-                let target = calls::target().ok_or((Step::Calls, Errno::ENOTSUP))?;
-                Rc::new(calls::filter(target, wanted.network))
+                let processor = calls::processor().ok_or((Step::Calls, Errno::ENOTSUP))?;
+                calls::filter(processor, wanted.network).into()
             }
         };
         self.filter = Some((wanted, Rc::clone(&filter)));
@@ -510,7 +551,8 @@ fn kill_run(main: Pid) -> (Exit, u32) {
 
 /// Kills and reaps until this process has no child. Orphans become its children, so then nothing is left.
 fn end_descendants() -> u32 {
-    if ALONE.load(Ordering::Relaxed) {
+    // Who is not the first process would end all others of this user.
+    if ALONE.load(Ordering::Relaxed) && unistd::getpid() == FIRST {
         return end_place();
     }
     let mut killed = BTreeSet::new();

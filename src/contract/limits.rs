@@ -113,13 +113,7 @@ impl OsLimits {
 /// runs. Whoever may raise the bound itself, as root may, gets `NOFILE_WANTED`. When the system refuses, the number stays
 /// what it was.
 pub fn raise_nofile_limit() -> u64 {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
-    let is_raised = cfg!(target_os = "linux")
-        && hard < NOFILE_WANTED
-        && setrlimit(Resource::RLIMIT_NOFILE, soft, NOFILE_WANTED).is_ok();
-    let hard = if is_raised { NOFILE_WANTED } else { hard };
-    let wanted = if cfg!(target_os = "linux") { hard } else { hard.min(NOFILE_PORTABLE).max(soft) };
-    let limit = if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft };
+    let limit = raise_nofile_bound();
     // The kernel's table of them grows with the highest number and, in a process with threads, takes milliseconds for
     // it. So it grows now, when nobody waits.
     let highest = i32::try_from(limit.min(NOFILE_READY)).unwrap_or(0) - 1;
@@ -128,6 +122,18 @@ pub fn raise_nofile_limit() -> u64 {
         drop(unsafe { OwnedFd::from_raw_fd(copy) });
     }
     limit
+}
+
+/// The same without room for them: for a launcher, which has one thread, and closes all that a run has left by going through
+/// that table.
+pub(super) fn raise_nofile_bound() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    let is_raised = cfg!(target_os = "linux")
+        && hard < NOFILE_WANTED
+        && setrlimit(Resource::RLIMIT_NOFILE, soft, NOFILE_WANTED).is_ok();
+    let hard = if is_raised { NOFILE_WANTED } else { hard };
+    let wanted = if cfg!(target_os = "linux") { hard } else { hard.min(NOFILE_PORTABLE).max(soft) };
+    if setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() { wanted } else { soft }
 }
 
 /// Files with which tens of thousands of users are no trouble; below what Linux allows anybody (1,048,576).

@@ -1,8 +1,8 @@
 //! A place of its own for a run (Linux): its processes, its view of the files, its queues, and no network.
 //!
-//! A copy of the launcher becomes the first process of that place. It mounts what the run sees before the run is asked for,
-//! and starts the contract when it is; when it ends, the kernel ends every process in there, whatever they did to get away,
-//! and forgets every mount.
+//! A child of the launcher, in the same memory, is the first process of that place. It mounts what the run sees before the
+//! run is asked for, and starts the contract when it is; when it ends, the kernel ends every process in there, whatever they
+//! did to get away, and forgets every mount.
 
 use std::{
     ffi::{CStr, CString, OsStr},
@@ -19,9 +19,14 @@ use nix::{
     errno::Errno,
     libc,
     sched::{CloneFlags, unshare},
+    sys::signal::{SigSet, SigmaskHow, sigprocmask},
+    unistd::Pid,
 };
 
-use super::control::Step;
+use super::{
+    control::{Exit, Step},
+    spawn::{self, Stack},
+};
 
 /// Bytes and names of `/dev/shm`, where the C library keeps semaphores and shared memory. Past it, writing fails with ENOSPC.
 const SHARED: &CStr = c"mode=1777,size=64m,nr_inodes=4096";
@@ -53,19 +58,27 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Makes a copy of this process, which must have one thread, as the first process of a new place. 0 in the copy.
-    pub(super) fn fork(&mut self, network: bool) -> Result<libc::pid_t, Errno> {
+    /// Has `work` done by the first process of a new place, and waits for its end. This process must have one thread.
+    ///
+    /// `None`, or a signal: it was ended from outside, maybe in the middle of a change of what it shares with this process,
+    /// of which then nothing can be relied upon.
+    pub(super) fn first_process(
+        &mut self,
+        network: bool,
+        stack: &mut Stack,
+        work: &mut dyn FnMut(),
+    ) -> Result<Option<Exit>, Errno> {
         // Made once: a network is what takes longest to make and to remove.
         if !network && !self.network {
             privileged(CloneFlags::CLONE_NEWNET)?;
             self.network = true;
         }
-        match fork() {
+        match apart(stack, work) {
             Err(Errno::EPERM) => {
                 privileged(CloneFlags::empty())?;
-                fork()
+                apart(stack, work)
             }
-            forked => forked,
+            done => done,
         }
     }
 }
@@ -88,12 +101,36 @@ fn privileged(kinds: CloneFlags) -> Result<(), Errno> {
     write("/proc/self/gid_map", &format!("{gid} {gid} 1"))
 }
 
-fn fork() -> Result<libc::pid_t, Errno> {
-    let flags = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM this is a fork, which a process with one thread may do at any time: the copy has all its
-    // memory to itself, and nobody holds a lock in it.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0usize, 0usize, 0usize, 0usize) };
-    Errno::result(pid).map(|pid| pid as libc::pid_t)
+/// What the first process of a place is given.
+struct First<'a> {
+    work: &'a mut dyn FnMut(),
+    signals: SigSet,
+}
+
+/// Has `work` done by a child that is in namespaces of its own and in the memory of this process, which sleeps until the
+/// child has ended. So nothing is copied for it, and nothing has to be told by other ways than that memory.
+fn apart(stack: &mut Stack, work: &mut dyn FnMut()) -> Result<Option<Exit>, Errno> {
+    // No handler of this process may run while the child does: also what a handler puts back is shared.
+    let mut before = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    let mut first = First { work, signals: before };
+    let flags = libc::CLONE_VM | libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::SIGCHLD;
+    // SAFETY: this is the only thread, and it does nothing but wait until the child has ended: as if it had called `first_of`
+    // itself, on another stack. `stack` and `first` outlive that. Descriptors, signal handlers and the working directory are
+    // copies, as flags that would share them are missing.
+    let started = unsafe { libc::clone(first_of, stack.top(), flags, std::ptr::from_mut(&mut first).cast()) };
+    let ended = Errno::result(started).map(|pid| spawn::reap(Pid::from_raw(pid)));
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    ended
+}
+
+/// The child. A panic ends it by a signal.
+extern "C" fn first_of(first: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `apart` passes its `first`, which outlives this process.
+    let first = unsafe { &mut *first.cast::<First<'_>>() };
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&first.signals), None);
+    (first.work)();
+    0
 }
 
 /// Ends with its parent from now on, and with what is started in this place.

@@ -24,6 +24,9 @@ pub(super) struct Program {
     pub(super) first_fd: RawFd,
     /// These become stdin, stdout and stderr; they and all higher descriptors are closed.
     pub(super) std_fds: [RawFd; 3],
+    /// The machine's `/proc`, which can be written to.
+    #[cfg(target_os = "linux")]
+    pub(super) proc: Option<RawFd>,
     pub(super) limits: Vec<(Resource, u64, u64)>,
     pub(super) mount: Option<Mount>,
     pub(super) guards: Confined,
@@ -47,7 +50,7 @@ pub(super) struct Confined {
     pub(super) capabilities: bool,
     /// The filter of its system calls.
     #[cfg(target_os = "linux")]
-    pub(super) calls: Option<std::rc::Rc<seccompiler::BpfProgram>>,
+    pub(super) calls: Option<std::rc::Rc<[libc::sock_filter]>>,
 }
 
 /// An overlay that the program alone sees, and the texts that make its user the same inside as outside.
@@ -66,6 +69,47 @@ impl Mount {
     }
 }
 
+/// Memory for the stack of a process that shares all other memory with this one. Kept from one to the next, because memory
+/// that is used for the first time takes the kernel longer than all that is done on it.
+pub(super) struct Stack {
+    lowest: ptr::NonNull<c_void>,
+    bytes: usize,
+}
+
+impl Stack {
+    /// Below it, where nothing can be; as much as one page has on any machine.
+    const GUARD_BYTES: usize = 64 * 1024;
+
+    /// Of so many bytes, a multiple of 64 KiB.
+    pub(super) fn new(bytes: usize) -> Result<Stack, Errno> {
+        let bytes = bytes + Stack::GUARD_BYTES;
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: new memory, at a place that nothing else has; a part of it is then made unusable.
+        unsafe {
+            let lowest = libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0);
+            if lowest == libc::MAP_FAILED {
+                return Err(Errno::last());
+            }
+            let stack = Stack { lowest: ptr::NonNull::new(lowest).ok_or(Errno::EFAULT)?, bytes };
+            Errno::result(libc::mprotect(lowest, Stack::GUARD_BYTES, libc::PROT_NONE))?;
+            Ok(stack)
+        }
+    }
+
+    /// Its upper end, from where it grows down.
+    pub(super) fn top(&mut self) -> *mut c_void {
+        // SAFETY: one past the last byte of what was made as one piece.
+        unsafe { self.lowest.as_ptr().byte_add(self.bytes) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: made by `mmap` in this length; whoever used it is gone, or this is not reached.
+        unsafe { libc::munmap(self.lowest.as_ptr(), self.bytes) };
+    }
+}
+
 /// What the child works with.
 struct Child<'a> {
     program: &'a Program,
@@ -79,15 +123,17 @@ struct Child<'a> {
 
 /// Starts the program in a session of its own. What it could not do before the program's first instruction is the
 /// error; then no process is left of it.
-pub(super) fn spawn(program: &Program) -> Result<Pid, (Step, Errno)> {
-    match spawn_as(program, false) {
+///
+/// `stack` is that of the process until it is the program; [`STACK_BYTES`] are enough.
+pub(super) fn spawn(program: &Program, stack: &mut Stack) -> Result<Pid, (Step, Errno)> {
+    match spawn_as(program, stack, false) {
         // Who may not have a view of the files for himself may have one as the lord of his own users.
-        Err((Step::View, Errno::EPERM)) => spawn_as(program, true),
+        Err((Step::View, Errno::EPERM)) => spawn_as(program, stack, true),
         done => done,
     }
 }
 
-fn spawn_as(program: &Program, own_users: bool) -> Result<Pid, (Step, Errno)> {
+fn spawn_as(program: &Program, stack: &mut Stack, own_users: bool) -> Result<Pid, (Step, Errno)> {
     let pointers = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let child = Child {
         program,
@@ -103,7 +149,7 @@ fn spawn_as(program: &Program, own_users: bool) -> Result<Pid, (Step, Errno)> {
     let block = block.as_ref();
     nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, block, Some(&mut before))
         .map_err(|errno| (Step::Clone, errno))?;
-    let pid = start(&child);
+    let pid = start(&child, stack);
     let _ = nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&before), None);
     let making = if program.mount.is_some() { Step::View } else { Step::Clone };
     let pid = Pid::from_raw(pid.map_err(|errno| (making, errno))?);
@@ -116,12 +162,11 @@ fn spawn_as(program: &Program, own_users: bool) -> Result<Pid, (Step, Errno)> {
     }
 }
 
+/// Far more than the handful of calls before exec needs.
+pub(super) const STACK_BYTES: usize = 128 * 1024;
+
 #[cfg(target_os = "linux")]
-fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
-    /// Far more than the handful of calls between here and exec needs.
-    const STACK_BYTES: usize = 128 * 1024;
-    let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
-    let top = stack.as_mut_ptr_range().end;
+fn start(child: &Child<'_>, stack: &mut Stack) -> Result<libc::pid_t, Errno> {
     let mut flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     if child.program.mount.is_some() {
         flags |= libc::CLONE_NEWNS;
@@ -130,13 +175,12 @@ fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
         flags |= libc::CLONE_NEWUSER;
     }
     // SAFETY: CLONE_VFORK keeps this only thread asleep until the child has executed or ended, so the child is alone
-    // in the memory and both `stack` and `child` outlive its use of them; `top` is aligned to 16 bytes and the stack
-    // grows down from it.
-    Errno::result(unsafe { libc::clone(in_child, top.cast(), flags, ptr::from_ref(child).cast_mut().cast()) })
+    // in the memory and both `stack` and `child` outlive its use of them.
+    Errno::result(unsafe { libc::clone(in_child, stack.top(), flags, ptr::from_ref(child).cast_mut().cast()) })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn start(child: &Child<'_>) -> Result<libc::pid_t, Errno> {
+fn start(child: &Child<'_>, _stack: &mut Stack) -> Result<libc::pid_t, Errno> {
     if child.program.mount.is_some() || child.own_users {
         return Err(Errno::ENOTSUP);
     }
@@ -184,7 +228,8 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
             return (Step::Cgroup, errno);
         }
     }
-    prefer_as_oom_victim();
+    #[cfg(target_os = "linux")]
+    prefer_as_oom_victim(program.proc);
     for (to, from) in program.std_fds.iter().enumerate() {
         // SAFETY: makes descriptor 0, 1 or 2 of the child a copy of one of its pipes.
         if unsafe { libc::dup2(*from, to as c_int) } < 0 {
@@ -236,8 +281,10 @@ fn prepare_and_exec(child: &Child<'_>) -> (Step, Errno) {
     close_from(program.std_fds[0] as u32);
     close_range(3, program.first_fd as u32 - 1);
     #[cfg(target_os = "linux")]
-    drop_rights();
-    reset_signals();
+    if !program.guards.capabilities {
+        drop_rights();
+    }
+    reset_signals(&IGNORED);
     #[cfg(target_os = "linux")]
     if let Err((step, errno)) = confine_calls(&program.guards) {
         return (step, errno);
@@ -320,29 +367,18 @@ fn drop_capabilities(kept: u64) -> Result<(), Errno> {
 #[cfg(target_os = "linux")]
 fn open_to_contract(mount: &Mount, guards: &Confined) -> Result<(), (Step, Errno)> {
     use std::os::fd::AsRawFd as _;
-    /// As the kernel has it.
-    #[repr(C, packed)]
-    struct Beneath {
-        allowed: u64,
-        folder: c_int,
-    }
-    const PATH_BENEATH: c_int = 1;
     let Some(rules) = &guards.files else { return Ok(()) };
-    // SAFETY: async-signal-safe calls with texts and a structure that outlive them; the descriptor is closed before it
-    // is lost.
+    // SAFETY: async-signal-safe calls with a text that outlives them; the descriptor is closed before it is lost.
     let done = unsafe {
         let folder = libc::open(mount.target.as_ptr(), libc::O_PATH | libc::O_CLOEXEC);
         if folder < 0 {
             return Err((Step::Files, Errno::last()));
         }
-        let rule = Beneath { allowed: guards.mounted, folder };
-        let call = libc::SYS_landlock_add_rule;
-        let done = libc::syscall(call, rules.as_raw_fd(), PATH_BENEATH, ptr::from_ref(&rule), 0);
-        let failed = Errno::result(done);
+        let done = super::files::add_rule(rules.as_raw_fd(), folder, guards.mounted);
         libc::close(folder);
-        failed
+        done
     };
-    done.map(drop).map_err(|errno| (Step::Files, errno))
+    done.map_err(|errno| (Step::Files, errno))
 }
 
 #[cfg(target_os = "linux")]
@@ -358,8 +394,7 @@ fn confine_files(guards: &Confined) -> Result<(), (Step, Errno)> {
 fn confine_calls(guards: &Confined) -> Result<(), (Step, Errno)> {
     let Some(program) = &guards.calls else { return Ok(()) };
     let length = u16::try_from(program.len()).map_err(|_| (Step::Calls, Errno::E2BIG))?;
-    // One structure under two names: code, two jumps, a word.
-    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast::<libc::sock_filter>() };
+    let filter = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel copies the filter, of that many instructions, before the call is over.
     let done = unsafe {
         let mode = libc::SECCOMP_SET_MODE_FILTER;
@@ -421,26 +456,40 @@ fn drop_rights() {
     }
 }
 
-/// All signals at their defaults, none blocked.
-fn reset_signals() {
-    // SAFETY: a zeroed action is the default one with an empty mask; the table is the child's own, as it was made
-    // without CLONE_SIGHAND. The two signals that cannot be set return an error without effect.
+/// What a launcher ignores: a ctrl-c in the supervisor's terminal is for the supervisor, which then ends the run in its own
+/// order; and a supervisor that is gone is noticed otherwise.
+pub(super) const IGNORED: [c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
+
+/// From now on this process ignores those and no other, whatever its parent has ignored. So a child need not ask about each.
+pub(super) fn ignore_signals() {
+    let all: [c_int; 64] = std::array::from_fn(|at| at as c_int + 1);
+    reset_signals(&all);
+    for signal in IGNORED {
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// These signals at their defaults, none blocked. What has a handler gets its default by executing a program.
+fn reset_signals(list: &[c_int]) {
+    // SAFETY: a zeroed action is the default one with an empty mask; the table is this process's own, as a child was made
+    // without CLONE_SIGHAND. Signals that cannot be set return an error without effect.
     #[cfg(target_os = "linux")]
     unsafe {
         // Past the C library, which hides two signals that a parent may have ignored all the same. All zero, and
         // longer than the kernel's own structure is anywhere.
         let default = [0u64; 8];
         let set_bytes: usize = 8;
-        for signal in 1..=64 {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null::<c_void>(), set_bytes);
+        for signal in list {
+            libc::syscall(libc::SYS_rt_sigaction, *signal, default.as_ptr(), ptr::null::<c_void>(), set_bytes);
         }
     }
     // SAFETY: as above.
     #[cfg(not(target_os = "linux"))]
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=31 {
-            libc::sigaction(signal, &default, ptr::null_mut());
+        for signal in list.iter().filter(|signal| **signal < 32) {
+            libc::sigaction(*signal, &default, ptr::null_mut());
         }
     }
     // SAFETY: both calls write to a set of this function or to the mask of this process.
@@ -452,18 +501,17 @@ fn reset_signals() {
 }
 
 /// When memory runs out, the kernel shall take the contract and not the node. A refusal changes nothing.
-pub(super) fn prefer_as_oom_victim() {
-    #[cfg(target_os = "linux")]
-    {
-        const FILE: &std::ffi::CStr = c"/proc/self/oom_score_adj";
-        const SCORE: &[u8] = b"500";
-        // SAFETY: async-signal-safe calls with texts that live for ever; the descriptor is closed before it is lost.
-        unsafe {
-            let fd = libc::open(FILE.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            if fd >= 0 {
-                libc::write(fd, SCORE.as_ptr().cast(), SCORE.len());
-                libc::close(fd);
-            }
+#[cfg(target_os = "linux")]
+fn prefer_as_oom_victim(proc: Option<RawFd>) {
+    const FILE: &std::ffi::CStr = c"self/oom_score_adj";
+    const SCORE: &[u8] = b"500";
+    let Some(proc) = proc else { return };
+    // SAFETY: async-signal-safe calls with texts that live for ever; the descriptor is closed before it is lost.
+    unsafe {
+        let fd = libc::openat(proc, FILE.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if fd >= 0 {
+            libc::write(fd, SCORE.as_ptr().cast(), SCORE.len());
+            libc::close(fd);
         }
     }
 }

@@ -65,6 +65,10 @@ fn free_name(path: &Path, moved: &mut u64) -> PathBuf {
 }
 
 fn open_to_owner(folder: &Path) -> io::Result<()> {
+    // To set what is set is to write to the disk.
+    if fs::symlink_metadata(folder)?.permissions().mode() & 0o7777 == 0o700 {
+        return Ok(());
+    }
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
 }
 

@@ -93,7 +93,7 @@ fn open(folder: &Path, port: u16) -> io::Result<File> {
     File::options().create(true).truncate(false).write(true).custom_flags(flags).open(folder.join(port.to_string()))
 }
 
-/// The ports that the system chooses from: "32768 60999".
+/// The ports that the system chooses from: two numbers and what is between them, like "32768 60999".
 fn range(text: &str) -> Option<Range<u16>> {
     let mut words = text.split_whitespace().map(str::parse);
     match (words.next()?, words.next()?) {

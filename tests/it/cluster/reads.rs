@@ -1,6 +1,12 @@
 //! Read-only runs on real nodes: whole states, no effects, no harm to rounds, and nothing left behind.
 
-use std::{cell::Cell, collections::BTreeSet, fs, path::Path};
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 use futures::future::join_all;
 use hotpocket::{
@@ -236,5 +242,30 @@ fn hp_client_asks_a_question_and_a_node_may_answer_none() {
         assert!(told.code == Some(1) && told.out.is_empty() && told.err.contains("exit code 3"), "{told:?}");
         let told = call(&["client", &net.nodes[1].url, "--read", "hello"]).await;
         assert!(told.code == Some(1) && told.err.contains("reads_max = 0"), "{told:?}");
+    });
+}
+
+#[test]
+fn a_question_is_answered_as_the_user_that_the_contract_runs_as_who_owns_that_copy_too() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("not tried: only root can run a contract as another user");
+    }
+    block_on(async {
+        let mut net = Net::new(1, ask(), with(&[("contract.run_as", "\"4242:4343\"")]));
+        let dir = net.nodes[0].dir.clone();
+        for folder in [&*dir, dir.parent().expect("a folder"), ask().parent().expect("a folder")] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o711)).unwrap();
+        }
+        net.start_all().await;
+        let mut writer = user(&net.nodes[0]).await;
+        // The copy is made, and put right again after what the question did to it: it changes, links and locks what it owns.
+        for nonce in 0..3 {
+            let closed = ledger(&mut writer, nonce).await;
+            assert!(ledger_of(&asked(&mut writer, "write").await) >= closed);
+        }
+        let copy = dir.join("reads/1/state");
+        let owner = |path: &Path| fs::symlink_metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+        assert_eq!((owner(&copy), owner(&copy.join("1"))), ((4242, 4343), (4242, 4343)));
+        assert_eq!(owner(&dir.join("reads/1")), (0, 0));
     });
 }
