@@ -908,6 +908,7 @@ impl Node {
         });
         if let Some(change) = &ledger.candidate.unl_change {
             self.unl_changed(ledger.candidate.header.seq, change);
+            self.tell_unl_change(&ledger.candidate.header, &ledger.qc, change);
         }
         self.waiting.accepted(ledger.candidate.header.seq, hash, signed);
         self.accept(ledger.candidate.header.seq, hash, signed);

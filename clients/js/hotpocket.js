@@ -1,8 +1,8 @@
 // A user's side of Hot Pocket: a connection in signed mode that survives its nodes, inputs that take effect once, and
 // outputs that a quorum proves. For Node.js 20 and browsers; no dependency. The frames: docs/protocol.md, "Users".
 
-import { HotPocketError, base64, checkLedger, checkOutput, checkRun, checkSettled, fail, hex, isHex, number, readWelcome, tagged, unbase64, unhex, utf8, vec, wrong } from "./proof.js";
-export { HotPocketError, checkLedger, checkOutput, checkRun, checkSettled, generateKey, importKey, makeNetwork, readHeader, readWelcome } from "./proof.js";
+import { HotPocketError, base64, checkLedger, checkOutput, checkRun, checkSettled, fail, followUnl, hex, isHex, knownTo, knowsUnl, number, readWelcome, tagged, unbase64, unhex, utf8, vec, wrong } from "./proof.js";
+export { HotPocketError, checkLedger, checkOutput, checkRun, checkSettled, followUnl, generateKey, importKey, knownTo, knowsUnl, makeNetwork, readHeader, readWelcome } from "./proof.js";
 
 const PENDING_MAX = 256; // inputs without a word of what became of them; at it submit() refuses
 const FRAMES_MAX = 4096; // frames of a node that wait for their check; past it the node is left
@@ -31,11 +31,11 @@ export async function connect(nodes, key, options = {}) {
   throw reasons.length === 1 ? reasons[0] : new HotPocketError("unreachable", `no node took the connection: ${reasons.map((error) => error.message).join("; ")}`, { reasons });
 }
 
-/** A conversation. Events, each with its `detail`: `output`, `executed`, `settled`, `notice`, `status`, `state`, `frame`. */
+/** A conversation. Events, each with its `detail`: `output`, `executed`, `settled`, `members`, `notice`, `status`, `state`, `frame`. */
 export class Client extends EventTarget {
   #pending = new Map(); #waiting = new Map(); #questions = new Map(); #catching = false; #missed = false;
   #work = Promise.resolve(); #signing = Promise.resolve(); #frames = 0; #id = 0; #socket; #opened; #timers = new Set();
-  #closed = false; #wait = WAIT_MS; #nonce = Date.now() * 1000 + Math.floor(Math.random() * 1000);
+  #early = null; #closed = false; #wait = WAIT_MS; #nonce = Date.now() * 1000 + Math.floor(Math.random() * 1000);
 
   constructor(nodes, key, options) {
     super();
@@ -100,6 +100,7 @@ export class Client extends EventTarget {
 
   /** One attempt at one node; what was not answered is sent again to it. connect() does this. */
   open(url) {
+    this.#early = null;
     const opened = (this.#opened = promised()), began = Date.now();
     this.#tell("state", { state: "connecting", url });
     let socket;
@@ -163,13 +164,20 @@ export class Client extends EventTarget {
   }
 
   async #frame(frame, url, timer) {
+    if (this.#early) { // who the members are is to be proven before anything else
+      if (frame.type !== "answer" || frame.what !== "unl") {
+        if (this.#early.frames.push(frame) > FRAMES_MAX) fail("flood", `${url} does not say who its members are`);
+        return;
+      }
+      return this.#follow(frame, url, timer);
+    }
     switch (frame.type) {
       case "public_challenge": {
         if (!isHex(frame.challenge, 16)) fail("bad_format", "a challenge is 32 hexadecimal digits");
         const sig = hex(await this.key.sign(utf8.encode(frame.challenge)));
         return this.#socket.send(JSON.stringify({ type: "helo", challenge: frame.challenge, pubkey: this.key.publicKey, sig, mode: "signed" }));
       }
-      case "welcome": clearTimeout(timer); return this.#welcomed(frame, url);
+      case "welcome": return this.#welcomed(frame, url, timer);
       case "status": this.#tell("status", frame); return this.#status(frame);
       case "output": return this.#output(frame);
       case "executed": return this.#executed(frame);
@@ -180,6 +188,9 @@ export class Client extends EventTarget {
         return asked?.reject(new HotPocketError(frame.reason ?? "contract_failed", frame.message ?? frame.run));
       }
       case "error": return this.url ? this.#tell("notice", frame) : fail(frame.code, frame.message);
+      case "unl":
+        if (await followUnl(this.network, frame)) this.#tell("members", { seq: frame.seq, change: frame.change, node: frame.node, members: this.network.unl });
+        return;
       case "settled":
         await checkSettled(this.network, frame);
         return this.#tell("settled", frame);
@@ -187,9 +198,26 @@ export class Client extends EventTarget {
     }
   }
 
-  async #welcomed(welcome, url) {
-    const network = await readWelcome(welcome, this.options);
-    if (this.network && (network.chain !== this.network.chain || network.unlHash !== this.network.unlHash)) fail("other_network", "the node names another network than the first one did; if that is right, start again");
+  async #welcomed(welcome, url, timer) {
+    const named = await readWelcome(welcome, this.options), network = this.network ?? named;
+    if (named.chain !== network.chain) fail("other_network", "the node is of another chain than the first one was");
+    if (knowsUnl(network, welcome.unl)) return this.#begin(network, welcome, url, timer);
+    this.#early = { network, welcome, frames: [] };
+    this.#socket.send(JSON.stringify({ type: "query", what: "unl", since: knownTo(network) }));
+  }
+  // The node shows how the members of before became those of now, some changes at a time.
+  async #follow({ since, changes, more }, url, timer) {
+    const { network, welcome, frames } = this.#early;
+    for (const step of changes) await followUnl(network, step);
+    const to = changes.at(-1)?.seq;
+    if (more && to > since) return this.#socket.send(JSON.stringify({ type: "query", what: "unl", since: to }));
+    if (!knowsUnl(network, welcome.unl)) fail("other_network", `the node does not prove how its members, ${welcome.unl.join(" ")}, followed those that are known`);
+    this.#early = null;
+    await this.#begin(network, welcome, url, timer);
+    for (const frame of frames) await this.#frame(frame, url, timer);
+  }
+  async #begin(network, welcome, url, timer) {
+    clearTimeout(timer);
     Object.assign(this, { network, welcome, url, seq: Math.max(this.seq, welcome.seq) });
     for (const input of this.#pending.values()) if (input.text) this.#ask(input.text);
     if (this.covered === null) this.covered = welcome.seq;

@@ -1,7 +1,7 @@
 // What a user signs and checks, without a connection: bytes, hashes, keys, certificates, proofs. Nothing beyond WebCrypto.
 // What each byte means: docs/protocol.md.
 
-const SIBLINGS_MAX = 32, UNL_MAX = 128;
+const SIBLINGS_MAX = 32, UNL_MAX = 128, UNLS_MAX = 1024;
 
 /** What went wrong: `code` for programs (a reason of the protocol, or one of this file), the message for people. */
 export class HotPocketError extends Error {
@@ -97,36 +97,60 @@ export async function importKey(text) {
 
 // ---- What is proven -------------------------------------------------------------------------------------------------
 
-/** What everything is checked with: chain, UNL (ascending) and threshold. */
+/** What everything is checked with: chain, UNL (ascending) and threshold; in `unls` also the UNLs of before, each with the first
+ *  ledger that it closes. */
 export async function makeNetwork(chain, unl, threshold) {
+  const first = await members(chain, unl, threshold, 0);
+  return { chain, threshold, unls: [first], get unl() { return this.unls.at(-1).unl; }, get quorum() { return this.unls.at(-1).quorum; } };
+}
+async function members(chain, unl, threshold, since) {
   if (!unl.length || unl.length > UNL_MAX || !unl.every((key, at) => isHex(key, 32) && (!at || unl[at - 1] < key))) wrong(`a UNL has 1 to ${UNL_MAX} members, ascending and each once`);
   if (!Number.isInteger(threshold) || threshold < 67 || threshold > 100) wrong(`a threshold is 67 to 100 percent, not ${threshold}`);
   const unlHash = hex(await tagged("hp/unl/1", number(unl.length, 4), ...unl.map((key) => unhex(key))));
-  return { chain, unl, threshold, unlHash, quorum: Math.ceil((unl.length * threshold) / 100), scope: join(unhex(chain, 32), unhex(unlHash)) };
+  return { since, unl, unlHash, quorum: Math.ceil((unl.length * threshold) / 100), scope: join(unhex(chain, 32), unhex(unlHash)) };
+}
+const membersOf = (network, seq) => network.unls.findLast(({ since }) => since <= seq) ?? network.unls[0];
+
+/** The ledger behind which changes of the members are not known. */
+export const knownTo = (network) => Math.max(network.unls.at(-1).since - 1, 0);
+
+/** Follows a change of the members, a frame of the node: those before it must have signed it. False when it is known, or of others. */
+export async function followUnl(network, step) {
+  const header = readHeader(unbase64(step.header)), last = network.unls.at(-1);
+  if (header.unl_hash !== last.unlHash || header.seq < last.since) return false;
+  await checkLedger(network, step);
+  if (header.seq !== step.seq) wrong("the change is of another ledger");
+  const others = last.unl.filter((key) => key !== step.node);
+  const next = await members(network.chain, step.change === "add" ? [...others, step.node].sort() : others, network.threshold, header.seq + 1);
+  if (next.unlHash !== header.next_unl_hash || next.unlHash === last.unlHash) wrong("the ledger makes another change of the members");
+  network.unls.push(next);
+  if (network.unls.length > UNLS_MAX) network.unls.shift();
+  return true;
 }
 
-/** The network that a welcome names, which must be that of its genesis and of the pins, `{chain, unl}` as far as they are given. */
+/** Whether these are the members, or were; how they came to be it is followed by followUnl(). */
+export const knowsUnl = (network, unl) => network.unls.some((one) => one.unl.join() === unl.join());
+
+/** The network that a welcome names, with the members that the chain began with: those of its genesis, whose hash is the chain's name.
+ *  Of the pins, `{chain, unl}`, the chain must be this one; the UNL is believed instead of the first one. */
 export async function readWelcome(welcome, pins = {}) {
   const bytes = unbase64(welcome.genesis), from = new Reader(bytes);
   const chain = hex(await tagged("hp/genesis/1", bytes));
   const genesis = { ver: from.number(2), contract: from.hash(), unl: Array.from({ length: Math.min(from.number(4), UNL_MAX) }, () => from.hash()), threshold: from.number(1) };
   if (chain !== welcome.chain || genesis.contract !== welcome.contract || genesis.threshold !== welcome.threshold) wrong("what the node says of its chain does not fit the chain's genesis");
   if (pins.chain && pins.chain !== chain) fail("other_network", `the node is of chain ${chain}, not of ${pins.chain}`);
-  const network = await makeNetwork(chain, welcome.unl, welcome.threshold);
-  if (pins.unl && [...pins.unl].sort().join() !== network.unl.join()) fail("other_network", `the node's UNL is not the expected one: ${network.unl.join(" ")}`);
-  if (pins.chain && !pins.unl && genesis.unl.join() !== network.unl.join()) fail("other_network", "the UNL has changed since the chain began, so the chain's name does not prove it; name its members as well");
-  return network;
+  return makeNetwork(chain, pins.unl ? [...pins.unl].sort() : genesis.unl, welcome.threshold);
 }
 
-async function signedByQuorum(network, tag, body, sigs) {
-  const digest = await tagged(tag, network.scope, body);
-  if (!Array.isArray(sigs) || sigs.length > UNL_MAX || !sigs.every(([key], at) => network.unl.includes(key) && (!at || sigs[at - 1][0] < key))) wrong("the signers are not members of the UNL, each once and ascending");
+async function signedByQuorum({ unl, quorum, scope }, tag, body, sigs) {
+  const digest = await tagged(tag, scope, body);
+  if (!Array.isArray(sigs) || sigs.length > UNL_MAX || !sigs.every(([key], at) => unl.includes(key) && (!at || sigs[at - 1][0] < key))) wrong("the signers are not members of the UNL, each once and ascending");
   const checks = sigs.map(async ([key, sig]) => {
     const member = await subtle().importKey("raw", unhex(key), "Ed25519", false, ["verify"]);
     if (!(await subtle().verify("Ed25519", member, unhex(sig, 64), digest))) wrong(`the signature of ${key} is wrong`);
   });
   await Promise.all(checks);
-  if (sigs.length < network.quorum) wrong(`${sigs.length} of the UNL's ${network.unl.length} members signed, a quorum is ${network.quorum}`);
+  if (sigs.length < quorum) wrong(`${sigs.length} of the UNL's ${unl.length} members signed, a quorum is ${quorum}`);
 }
 
 /** Checks a closed ledger, `{hash, header, attempt, sigs}` with the header in base64 borsh, and returns the header's fields. */
@@ -134,8 +158,9 @@ export async function checkLedger(network, ledger) {
   const bytes = unbase64(ledger.header), header = readHeader(bytes), hash = await tagged("hp/ledger/1", bytes);
   if (ledger.hash !== undefined && ledger.hash !== hex(hash)) wrong("the header is not that of this hash");
   if (header.chain_id !== network.chain) wrong("the header is of another chain");
-  if (header.unl_hash !== network.unlHash) wrong("the ledger was closed by another UNL");
-  await signedByQuorum(network, "hp/precommit/1", join(number(header.seq, 8), number(ledger.attempt, 4), hash), ledger.sigs);
+  const members = membersOf(network, header.seq);
+  if (header.unl_hash !== members.unlHash) wrong("the ledger was closed by another UNL");
+  await signedByQuorum(members, "hp/precommit/1", join(number(header.seq, 8), number(ledger.attempt, 4), hash), ledger.sigs);
   return header;
 }
 
@@ -144,7 +169,7 @@ async function agreedResult(network, seq, ledger, proof) {
   if (proof.by === "results") {
     const bytes = unbase64(proof.result), from = new Reader(bytes);
     result = from.end(readResult(from));
-    await signedByQuorum(network, "hp/result/1", bytes, proof.sigs);
+    await signedByQuorum(membersOf(network, result.of_seq + 1), "hp/result/1", bytes, proof.sigs); // those who close the next one
   } else if (proof.by === "header") {
     const header = await checkLedger(network, proof);
     if (header.seq !== seq + 1 || header.parent !== ledger) wrong("the proof is about another ledger");

@@ -8,12 +8,13 @@ import re
 import struct
 
 import websockets
-from proof import HotPocketError, Key, Network, check_ledger, check_output, check_run, check_settled, read_header, read_welcome, strict, tagged, unbase64, vec, wrong
+from proof import HotPocketError, Key, Network, check_ledger, check_output, check_run, check_settled, follow_unl, read_header, read_welcome, strict, tagged, unbase64, vec, wrong
 from talk import Input, Output, Talk
 
-__all__ = ["Client", "HotPocketError", "Input", "Key", "Network", "Output", "check_ledger", "check_output", "check_run", "check_settled", "connect", "read_header", "read_welcome"]
+__all__ = ["Client", "HotPocketError", "Input", "Key", "Network", "Output", "check_ledger", "check_output", "check_run", "check_settled", "connect", "follow_unl", "read_header", "read_welcome"]
 
 PENDING_MAX = 256  # inputs without a word of what became of them; at it submit() refuses
+EARLY_MAX = 1024  # frames that wait until it is proven who the members are
 FRAME_BYTES_MAX = 96 << 20
 OPEN_S, AGAIN_S, PAUSE_S, PAUSE_S_MAX = 10, 1, 0.1, 10
 
@@ -38,7 +39,7 @@ class Client(Talk):
     def __init__(self, nodes, key, chain, unl, since, on_notice, on_frame, on_settled):
         super().__init__(key, since, on_notice, on_frame, on_settled)
         self.nodes, self.chain, self.unl, self.url, self.welcome = nodes, chain, unl, None, None
-        self._questions, self._id, self._sending, self._socket, self._tasks = {}, 0, None, None, []
+        self._questions, self._id, self._sending, self._socket, self._tasks, self._early = {}, 0, None, None, [], []
 
     # ---- What a program calls ----
 
@@ -112,21 +113,40 @@ class Client(Talk):
                 sig = self.key.sign(challenge.encode()).hex()
                 await socket.send(json.dumps({"type": "helo", "challenge": challenge, "sig": sig, "pubkey": self.key.public, "mode": "signed"}))
                 welcome = json.loads(await socket.recv())
-            if welcome.get("type") != "welcome":
-                raise HotPocketError(str(welcome.get("code", "bad_format")), f"{url}: {welcome.get('message', 'no welcome')}")
-            network = read_welcome(welcome, self.chain, self.unl)
-            if self.network and (network.chain, network.unl) != (self.network.chain, self.network.unl):
-                raise HotPocketError("other_network", f"{url} names another network than the first node did")
+                if welcome.get("type") != "welcome":
+                    raise HotPocketError(str(welcome.get("code", "bad_format")), f"{url}: {welcome.get('message', 'no welcome')}")
+                early, network = [], read_welcome(welcome, self.chain, self.unl)
+                if self.network and network.chain != self.network.chain:
+                    raise HotPocketError("other_network", f"{url} is of another chain than the first node was")
+                network = self.network or network
+                if not network.knows(welcome["unl"]):
+                    await self._follow(url, socket, network, early)
+                if not network.knows(welcome["unl"]):
+                    raise HotPocketError("other_network", f"{url} does not prove how its members, {' '.join(welcome['unl'])}, followed those that are known")
             # What is used later is what it should be, whoever says it.
             strict(lambda: (+welcome["seq"], +welcome["limits"]["payload_bytes"], +welcome["limits"]["input_window"]))()
-        except (HotPocketError, AttributeError, ValueError) as error:
+        except (HotPocketError, AttributeError, KeyError, TypeError, ValueError) as error:
             await socket.close()
             raise error if isinstance(error, HotPocketError) else HotPocketError("bad_format", f"{url} does not speak signed mode") from error
         except BaseException:
             await socket.close()
             raise
-        self.network, self.welcome, self.seq = network, welcome, max(self.seq, welcome["seq"])
+        self.network, self.welcome, self.seq, self._early = network, welcome, max(self.seq, welcome["seq"]), early
         return socket
+
+    async def _follow(self, url, socket, network, early):
+        """Has the node show how those who are known became the members of now. Other frames wait in `early`."""
+        since, more = network.known_to, True
+        while more:
+            await socket.send(json.dumps({"type": "query", "what": "unl", "since": since}))
+            while (page := json.loads(await socket.recv())).get("what") != "unl":
+                early.append(page)
+                if len(early) > EARLY_MAX:
+                    raise HotPocketError("flood", f"{url} does not say who its members are")
+            for step in page["changes"]:
+                follow_unl(network, step)
+            last = max((step["seq"] for step in page["changes"]), default=since)
+            since, more = last, page["more"] and last > since
 
     def _start(self, url, socket):
         self._attach(url, socket)
@@ -171,6 +191,9 @@ class Client(Talk):
         """Until the connection ends; why."""
         writer = asyncio.create_task(self._write(socket, self._sending))
         try:
+            early, self._early = self._early, []
+            for frame in early:
+                self._frame(frame)
             async for text in socket:
                 self._frame(json.loads(text))
             return HotPocketError("disconnected", "the node closed the connection")

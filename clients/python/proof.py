@@ -148,6 +148,7 @@ class _Reader:
         return value if self.at == len(self.data) else wrong("bytes are left over")
 
 
+UNLS_MAX = 1023  # UNLs of before that are remembered
 _LIMITS = ("time limit", "output limit", "party line limit", "file size limit", "forbidden kind of file in state/", "state size limit")
 
 
@@ -172,22 +173,59 @@ def read_header(data):
     return of.end(header)
 
 
-class Network:
-    """What everything is checked with: chain, UNL (ascending) and threshold."""
+class Members:
+    """A UNL (ascending), and the first ledger that it closes."""
 
-    def __init__(self, chain, unl, threshold):
+    def __init__(self, chain, unl, threshold, since):
         if not 1 <= len(unl) <= 128 or any(a >= b for a, b in zip(unl, unl[1:])):
             wrong("a UNL has 1 to 128 members, ascending and each once")
         if type(threshold) is not int or not 67 <= threshold <= 100:
             wrong(f"a threshold is 67 to 100 percent, not {threshold}")
-        self.chain, self.unl, self.threshold, self.quorum = chain, list(unl), threshold, -(-len(unl) * threshold // 100)
+        self.since, self.unl, self.quorum = since, list(unl), -(-len(unl) * threshold // 100)
         unl_hash = tagged("hp/unl/1", struct.pack("<I", len(unl)), *(unhex(key, 32) for key in unl))
         self.unl_hash, self.scope = unl_hash.hex(), unhex(chain, 32) + unl_hash
 
 
+class Network:
+    """What everything is checked with: chain, threshold and members, those of before among them."""
+
+    def __init__(self, chain, unl, threshold):
+        self.chain, self.threshold, self.unls = chain, threshold, [Members(chain, unl, threshold, 0)]
+
+    unl = property(lambda self: self.unls[-1].unl)
+    quorum = property(lambda self: self.unls[-1].quorum)
+    known_to = property(lambda self: max(self.unls[-1].since - 1, 0), doc="The ledger behind which changes are not known.")
+
+    def knows(self, unl):
+        """Whether these are the members, or were."""
+        return any(members.unl == unl for members in self.unls)
+
+    def members_of(self, seq):
+        return next((members for members in reversed(self.unls) if members.since <= seq), self.unls[0])
+
+
+@strict
+def follow_unl(network, step):
+    """Follows a change of the members, a frame of the node: those before it must have signed it. False when it is known, or of others."""
+    header, last = read_header(unbase64(step["header"])), network.unls[-1]
+    if header["unl_hash"] != last.unl_hash or header["seq"] < last.since:
+        return False
+    check_ledger(network, step)
+    if header["seq"] != step["seq"]:
+        wrong("the change is of another ledger")
+    others = set(last.unl) - {step["node"]}
+    unl = sorted(others | {step["node"]} if step["change"] == "add" else others)
+    following = Members(network.chain, unl, network.threshold, header["seq"] + 1)
+    if following.unl_hash != header["next_unl_hash"] or unl == last.unl:
+        wrong("the ledger makes another change of the members")
+    network.unls = [*network.unls[-UNLS_MAX:], following]
+    return True
+
+
 @strict
 def read_welcome(welcome, chain=None, unl=None):
-    """The network that a welcome names, which must be that of its genesis and of what is known: the chain's id, the members."""
+    """The network that a welcome names, with its first members: those of its genesis, whose hash is the chain's name. `chain` must be
+    that name; `unl` is believed instead of the first members."""
     data = unbase64(welcome["genesis"])
     of, named = _Reader(data), tagged("hp/genesis/1", data).hex()
     genesis = (of.number(2), of.hash(), [of.hash() for _ in range(min(of.number(4), 128))], of.number(1))
@@ -195,26 +233,21 @@ def read_welcome(welcome, chain=None, unl=None):
         wrong("what the node says of its chain does not fit the chain's genesis")
     if chain and chain != named:
         raise HotPocketError("other_network", f"the node is of chain {named}, not of {chain}")
-    network = Network(named, welcome["unl"], welcome["threshold"])
-    if unl and sorted(unl) != network.unl:
-        raise HotPocketError("other_network", f"the node's UNL is not the expected one: {' '.join(network.unl)}")
-    if chain and not unl and genesis[2] != network.unl:
-        raise HotPocketError("other_network", "the UNL has changed since the chain began, so the chain's name does not prove it; name its members as well")
-    return network
+    return Network(named, sorted(unl) if unl else genesis[2], welcome["threshold"])
 
 
-def _signed_by_quorum(network, tag, body, sigs):
-    digest, before = tagged(tag, network.scope, body), ""
+def _signed_by_quorum(members, tag, body, sigs):
+    digest, before = tagged(tag, members.scope, body), ""
     for key, sig in sigs:
-        if key not in network.unl or key <= before:
+        if key not in members.unl or key <= before:
             wrong("the signers are not members of the UNL, each once and ascending")
         before = key
         try:
             Ed25519PublicKey.from_public_bytes(unhex(key, 32)).verify(unhex(sig, 64), digest)
         except InvalidSignature:
             wrong(f"the signature of {key} is wrong")
-    if len(sigs) < network.quorum:
-        wrong(f"{len(sigs)} of the UNL's {len(network.unl)} members signed, a quorum is {network.quorum}")
+    if len(sigs) < members.quorum:
+        wrong(f"{len(sigs)} of the UNL's {len(members.unl)} members signed, a quorum is {members.quorum}")
 
 
 @strict
@@ -226,9 +259,10 @@ def check_ledger(network, ledger):
         wrong("the header is not that of this hash")
     if header["chain_id"] != network.chain:
         wrong("the header is of another chain")
-    if header["unl_hash"] != network.unl_hash:
+    members = network.members_of(header["seq"])
+    if header["unl_hash"] != members.unl_hash:
         wrong("the ledger was closed by another UNL")
-    _signed_by_quorum(network, "hp/precommit/1", struct.pack("<QI", header["seq"], ledger["attempt"]) + digest, ledger["sigs"])
+    _signed_by_quorum(members, "hp/precommit/1", struct.pack("<QI", header["seq"], ledger["attempt"]) + digest, ledger["sigs"])
     return header
 
 
@@ -237,7 +271,7 @@ def _agreed_result(network, seq, ledger, proof):
         data = unbase64(proof["result"])
         of = _Reader(data)
         result = of.end(_read_result(of))
-        _signed_by_quorum(network, "hp/result/1", data, proof["sigs"])
+        _signed_by_quorum(network.members_of(result["of_seq"] + 1), "hp/result/1", data, proof["sigs"])  # who close the next one
     elif proof["by"] == "header":
         header = check_ledger(network, proof)
         if (header["seq"], header["parent"]) != (seq + 1, ledger):

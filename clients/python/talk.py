@@ -4,7 +4,7 @@ ledgers, each once, and only when their proof holds. Used by hotpocket.py."""
 import asyncio
 from dataclasses import dataclass
 
-from proof import HotPocketError, check_output, check_run, check_settled
+from proof import HotPocketError, check_output, check_run, check_settled, follow_unl
 
 HELD_MAX = 256  # outputs that came while older ones were asked for, and told ones remembered; past it the oldest is forgotten
 OUTPUTS_MAX = 4096  # outputs that nobody has taken from outputs(); past it the oldest is forgotten
@@ -60,6 +60,10 @@ class Talk:
                 self._executed(frame["seq"], frame["ledger"], frame)
         elif kind in ("answer", "read_result"):
             self._answer(frame)
+        elif kind == "unl":
+            if follow_unl(self.network, frame):
+                what = "joined" if frame["change"] == "add" else "left"
+                self.on_notice("members", f"node {frame['node']} {what} with ledger {frame['seq']}: {len(self.network.unl)} members")
         elif kind == "settled":
             check_settled(self.network, frame)
             self.on_settled(frame["first"], frame["last"], frame["tx"])

@@ -449,6 +449,25 @@ impl Store {
         unl_changes(&self.db, self.known.tip).map_err(self.failed("read the changes of the UNL"))
     }
 
+    /// Closed ledgers after `since` that change the UNL, with the changes, ascending; at most `count`.
+    pub fn unl_steps(&self, since: Seq, count: usize) -> Result<Vec<(Closed, UnlChange)>, LedgerError> {
+        let read = || -> Result<Vec<(Closed, UnlChange)>, Trouble> {
+            let Some(since) = row_seq(since) else { return Ok(Vec::new()) };
+            let mut query = self.db.prepare_cached(
+                "SELECT ledger.header, ledger.qc, unl_change.change FROM unl_change JOIN ledger ON ledger.seq = unl_change.seq
+                 WHERE unl_change.seq > ?1 AND unl_change.seq <= ?2 ORDER BY unl_change.seq LIMIT ?3",
+            )?;
+            let mut rows = query.query([since, row_seq(self.known.tip).unwrap_or(i64::MAX), count as i64])?;
+            let mut steps = Vec::new();
+            while let Some(row) = rows.next()? {
+                let (header, qc) = (column(row, 0, "a header")?, column(row, 1, "a certificate")?);
+                steps.push((Closed { header, qc }, column(row, 2, "a change of the UNL")?));
+            }
+            Ok(steps)
+        };
+        read().map_err(self.failed("read the changes of the UNL"))
+    }
+
     /// An input by its id, whether it is ledgered or waits; `None` when it never came or was deleted.
     pub fn input(&self, id: &Hash) -> Result<Option<Input>, LedgerError> {
         input(&self.db, id).map_err(self.failed("read an input"))

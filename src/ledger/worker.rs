@@ -18,7 +18,7 @@ use tokio::{
 use super::{LedgerError, Outputs, OutputsOf, PastOutputs, PastSettlement, PutOut, Standing, Store, Write};
 use crate::{
     consensus::{
-        header::{ClosedLedger, ExecResult, Input},
+        header::{ClosedLedger, ExecResult, Input, UnlChange},
         messages::{Closed, Headers, Range, Signed, UsersPage},
     },
     types::{Hash, Seq, UserKey},
@@ -174,6 +174,11 @@ impl Ledger {
     /// See [`Store::header_range`].
     pub async fn header_range(&self, first: Seq, count: usize) -> Answer<Vec<Closed>> {
         self.read(move |store| store.header_range(first, count)).await
+    }
+
+    /// See [`Store::unl_steps`].
+    pub async fn unl_steps(&self, since: Seq, count: usize) -> Answer<Vec<(Closed, UnlChange)>> {
+        self.read(move |store| store.unl_steps(since, count)).await
     }
 
     /// See [`Store::input`].

@@ -122,6 +122,7 @@ impl Node {
         self.report.passed(ledger.header.seq);
         if let Some(change) = &ledger.unl_change {
             self.unl_changed(ledger.header.seq, change);
+            self.tell_unl_change(&ledger.header, &ledger.qc, change);
         }
         self.look_at_settlement(&ledger.header, &ledger.qc);
     }

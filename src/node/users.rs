@@ -16,7 +16,7 @@ use super::{
 use crate::{
     consensus::{
         Event, LocalInput, LocalRef, Refused, SignedRef, SignedState,
-        header::{ExecResult, Header, Input, Settlement},
+        header::{ExecResult, Header, Input, Settlement, UnlChange},
         merkle::{self, Tree},
         messages::{Certificate, Closed, ResultCert},
     },
@@ -24,8 +24,9 @@ use crate::{
     ledger::{Ledger, LedgerError, PastOutputs, PastSettlement},
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputState, LedgerFrame, Limits, OutputFrame,
-        OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, Settled, StatusFrame, Text, Welcome,
-        proof::{Agreement, OutputProof, texts},
+        OutputsPage, Query, QueryFrame, Reason, Reply, Request, RunEnd, Settled, StatusFrame, Text, UnlPage, UnlStep,
+        Welcome,
+        proof::{Agreement, OutputProof},
     },
     types::{Execute, Hash, Seq, Status, UserKey},
     wire,
@@ -45,6 +46,9 @@ const DELIVERIES_IN_MEMORY_MAX: usize = 8;
 /// Bytes of outputs of one ledger that are made into frames on the loop; more are made beside it.
 const FRAMES_BYTES_MAX: usize = 64 << 10;
 
+/// Changes of the UNL in one answer: at most 420 KB, where each has the signatures of 128 members.
+const UNL_STEPS_MAX: usize = 16;
+
 /// Something that users in signed mode are to be told of, in order.
 #[derive(Debug)]
 pub(super) enum Delivery {
@@ -56,9 +60,9 @@ pub(super) enum Delivery {
         /// Users with input in that ledger.
         senders: Vec<UserKey>,
     },
-    /// What was put out is final: everybody is told this frame. A range more costs each of them a few hundred bytes, whatever it
-    /// holds.
-    Settled(String),
+    /// Everybody is told this frame: that what was put out is final, or that the members are others. It costs each of them some
+    /// hundred bytes a member.
+    ToAll(String),
 }
 
 /// What a node knows of what is final when it makes frames.
@@ -319,7 +323,7 @@ impl Node {
                 }
                 SignedState::Ledgered(seq) => Some(seq),
             },
-            Query::Ledger { .. } | Query::Outputs { .. } => None,
+            Query::Ledger { .. } | Query::Outputs { .. } | Query::Unl { .. } => None,
         };
         let count = self.asking.get(&session).copied().unwrap_or(0);
         if count >= ASKED_BY_SESSION_MAX || self.asking.values().sum::<usize>() >= ASKED_MAX {
@@ -332,6 +336,7 @@ impl Node {
                 Query::Ledger { seq } => ledger_frame(&ledger, seq).await,
                 Query::Input { nonce } => input_state(&ledger, nonce, ledgered.expect("found above"), tip_agreed).await,
                 Query::Outputs { since } => outputs_page(&ledger, user, since, tip_agreed, finality).await,
+                Query::Unl { since } => unl_page(&ledger, since).await,
             };
             let frame = body.map(|body| Reply::Answer(Answer { id, body }).to_json()).unwrap_or_else(|error| {
                 warn!(error = &error as &dyn std::error::Error, "cannot answer a user");
@@ -464,7 +469,16 @@ impl Node {
         {
             let recorded = Closed { header: header.clone(), qc: qc.clone() };
             let frame = Reply::Settled(settled(first, settlement, &recorded)).to_json();
-            self.enqueue_delivery(Delivery::Settled(frame));
+            self.enqueue_delivery(Delivery::ToAll(frame));
+        }
+    }
+
+    /// A ledger is closed, and in the database, that changes the UNL. Whoever checks signatures learns it before any of the new
+    /// members counts.
+    pub(super) fn tell_unl_change(&mut self, header: &Header, qc: &Certificate, change: &UnlChange) {
+        if self.gateway.as_ref().is_some_and(|gateway| gateway.has_any_signed()) {
+            let closed = Closed { header: header.clone(), qc: qc.clone() };
+            self.enqueue_delivery(Delivery::ToAll(Reply::Unl(UnlStep::of(&closed, change)).to_json()));
         }
     }
 
@@ -487,7 +501,7 @@ impl Node {
             let Some(gateway) = &self.gateway else { return };
             let (agreed, outputs, senders) = match delivery {
                 Delivery::Result { agreed, outputs, senders } => (*agreed, outputs, senders),
-                Delivery::Settled(frame) => {
+                Delivery::ToAll(frame) => {
                     gateway.say_to_all_signed(frame);
                     continue;
                 }
@@ -685,13 +699,15 @@ async fn make_frames(
 
 async fn ledger_frame(ledger: &Ledger, seq: Seq) -> Result<AnswerBody, LedgerError> {
     let found = ledger.header_range(seq, 1).await?.into_iter().find(|closed| closed.header.seq == seq);
-    let ledger = found.map(|closed| LedgerFrame {
-        hash: Text(closed.qc.vote.ledger_hash),
-        header: Base64(wire::encode(&closed.header)),
-        attempt: closed.qc.vote.attempt,
-        sigs: texts(&closed.qc.sigs),
-    });
-    Ok(AnswerBody::Ledger { seq, ledger })
+    Ok(AnswerBody::Ledger { seq, ledger: found.as_ref().map(LedgerFrame::of) })
+}
+
+async fn unl_page(ledger: &Ledger, since: Seq) -> Result<AnswerBody, LedgerError> {
+    let mut steps = ledger.unl_steps(since, UNL_STEPS_MAX + 1).await?;
+    let more = steps.len() > UNL_STEPS_MAX;
+    steps.truncate(UNL_STEPS_MAX);
+    let changes = steps.iter().map(|(closed, change)| UnlStep::of(closed, change)).collect();
+    Ok(AnswerBody::Unl(UnlPage { since, changes, more }))
 }
 
 async fn input_state(

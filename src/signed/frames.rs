@@ -6,10 +6,14 @@ use std::{fmt::Display, str::FromStr};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::proof::{Agreement, OutputProof, SignedBy};
+use super::proof::{Agreement, OutputProof, SignedBy, texts};
 use crate::{
-    consensus::header::ExecResult,
+    consensus::{
+        header::{ExecResult, UnlChange},
+        messages::Closed,
+    },
     types::{Attempt, Execute, Hash, NodeKey, Seq, Sig, Status, WallMs},
+    wire,
 };
 
 /// Bytes of a request beside the base64 of its payload; far more than the longest one has.
@@ -124,6 +128,11 @@ pub enum Query {
         /// That ledger; 0 for all.
         since: Seq,
     },
+    /// Changes of the UNL in the ledgers after this one.
+    Unl {
+        /// That ledger; 0 for all.
+        since: Seq,
+    },
 }
 
 /// Why a frame is no request.
@@ -222,9 +231,10 @@ pub fn parse_request(frame: &[u8], payload_bytes_max: usize) -> Result<Request, 
                 ("ledger", Some(seq), None, None) => Query::Ledger { seq },
                 ("input", None, Some(nonce), None) => Query::Input { nonce },
                 ("outputs", None, None, Some(since)) => Query::Outputs { since },
-                ("lcl" | "ledger" | "input" | "outputs", ..) => {
-                    let text =
-                        "a query has `what` and, of \"ledger\", `seq`; of \"input\", `nonce`; of \"outputs\", `since`";
+                ("unl", None, None, Some(since)) => Query::Unl { since },
+                ("lcl" | "ledger" | "input" | "outputs" | "unl", ..) => {
+                    let text = "a query has `what` and, of \"ledger\", `seq`; of \"input\", `nonce`; of \"outputs\" and \"unl\", \
+                                `since`";
                     return Err(RequestError::Format(text.into()));
                 }
                 (other, ..) => return Err(RequestError::Format(format!("unknown query {:?}", shown(other)))),
@@ -262,6 +272,8 @@ pub enum Reply {
     Executed(Executed),
     /// The chain records that a range of ledgers is settled: what they put out is final.
     Settled(Settled),
+    /// A ledger was closed that changes the UNL: what comes after it is signed by others.
+    Unl(UnlStep),
     /// Of a query.
     Answer(Answer),
     /// What came of a question to the contract.
@@ -568,6 +580,8 @@ pub enum AnswerBody {
     },
     /// Outputs of the past.
     Outputs(OutputsPage),
+    /// Changes of the UNL.
+    Unl(UnlPage),
 }
 
 /// A header and the votes that closed it.
@@ -581,6 +595,72 @@ pub struct LedgerFrame {
     pub attempt: Attempt,
     /// A quorum of precommits, ascending by signer.
     pub sigs: SignedBy,
+}
+
+impl LedgerFrame {
+    /// Of a closed ledger.
+    pub fn of(closed: &Closed) -> LedgerFrame {
+        LedgerFrame {
+            hash: Text(closed.qc.vote.ledger_hash),
+            header: Base64(wire::encode(&closed.header)),
+            attempt: closed.qc.vote.attempt,
+            sigs: texts(&closed.qc.sigs),
+        }
+    }
+}
+
+/// A ledger that changes the UNL: the members before it closed it, so they prove those after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlStep {
+    /// The ledger.
+    pub seq: Seq,
+    /// What becomes of whom. Makes of the UNL of the header's `unl_hash` the one of its `next_unl_hash`.
+    pub change: Change,
+    /// Who comes or goes.
+    pub node: Text<NodeKey>,
+    /// The ledger's header and who closed it.
+    #[serde(flatten)]
+    pub ledger: LedgerFrame,
+}
+
+/// What becomes of a node in a change of the UNL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It comes.
+    Add,
+    /// It goes.
+    Remove,
+}
+
+impl UnlStep {
+    /// Of a closed ledger and the change in it.
+    pub fn of(closed: &Closed, change: &UnlChange) -> UnlStep {
+        let (change, node) = match change {
+            UnlChange::Add(node) => (Change::Add, *node),
+            UnlChange::Remove(node) => (Change::Remove, *node),
+        };
+        UnlStep { seq: closed.header.seq, change, node: Text(node), ledger: LedgerFrame::of(closed) }
+    }
+
+    /// As ledgers hold it.
+    pub fn change(&self) -> UnlChange {
+        match self.change {
+            Change::Add => UnlChange::Add(self.node.0),
+            Change::Remove => UnlChange::Remove(self.node.0),
+        }
+    }
+}
+
+/// Some changes of the UNL, ascending by ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlPage {
+    /// As it was asked.
+    pub since: Seq,
+    /// The changes in the ledgers after it.
+    pub changes: Vec<UnlStep>,
+    /// Whether there are more: ask again, since the last one's ledger.
+    pub more: bool,
 }
 
 /// What a node knows of an input.

@@ -6,9 +6,10 @@ mod frames;
 pub mod proof;
 
 pub use frames::{
-    Answer, AnswerBody, Base64, ErrorFrame, Executed, FRAME_OVERHEAD_BYTES, Fate, InputFrame, InputState, LedgerFrame,
-    Limits, OutputFrame, OutputsPage, Query, QueryFrame, ReadFate, ReadFrame, ReadReason, ReadResult, Reason, Reply,
-    Request, RequestError, RunEnd, Settled, StatusFrame, Text, Welcome, frame_bytes_max, parse_request,
+    Answer, AnswerBody, Base64, Change, ErrorFrame, Executed, FRAME_OVERHEAD_BYTES, Fate, InputFrame, InputState,
+    LedgerFrame, Limits, OutputFrame, OutputsPage, Query, QueryFrame, ReadFate, ReadFrame, ReadReason, ReadResult,
+    Reason, Reply, Request, RequestError, RunEnd, Settled, StatusFrame, Text, UnlPage, UnlStep, Welcome,
+    frame_bytes_max, parse_request,
 };
 
 use crate::{

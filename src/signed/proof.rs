@@ -1,11 +1,14 @@
 //! Whether an output is what a quorum of the network agreed on: checked by whoever receives it, trusting no node.
 //!
 //! What is trusted is a [`Trust`]: the chain's name, its UNL and its threshold. A user who has them from elsewhere than
-//! the node it talks to need not believe that node anything.
+//! the node it talks to need not believe that node anything. When the members change, those before the change have
+//! signed it, so who trusted them trusts the others.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Base64, OutputFrame, RunEnd, Settled, Text, Welcome};
+use super::{Base64, OutputFrame, RunEnd, Settled, Text, UnlStep, Welcome};
 use crate::{
     consensus::{
         UNL_MAX,
@@ -23,6 +26,10 @@ use crate::{
 const SIBLINGS_MAX: usize = 32;
 /// The thresholds there are, in percent.
 const THRESHOLDS: std::ops::RangeInclusive<u8> = 67..=100;
+
+/// UNLs of one chain that are remembered, to check what was signed under them. Past it the oldest is forgotten: outputs of then are
+/// not proven any more.
+const UNLS_MAX: usize = 1_024;
 
 /// Signers and signatures, ascending by signer.
 pub type SignedBy = Vec<(Text<NodeKey>, Text<Sig>)>;
@@ -96,10 +103,19 @@ pub fn texts(sigs: &[(NodeKey, Sig)]) -> SignedBy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
     chain_id: Hash,
-    unl: Vec<NodeKey>,
     threshold: u8,
-    /// Whether the chain's name stands for these members: they are those of its genesis.
-    is_first_unl: bool,
+    /// The members, and those before them, ascending by ledger; never empty.
+    unls: Vec<Members>,
+}
+
+/// A UNL, and from when on it is in force: until the next one is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Members {
+    /// First ledger that they close; they sign the result of the one before it.
+    since: Seq,
+    /// Ascending.
+    unl: Vec<NodeKey>,
+    hash: Hash,
 }
 
 /// Why something said about a network makes no sense, or is not what the user believes.
@@ -114,11 +130,17 @@ pub enum TrustError {
     /// The genesis a node shows is not that of the chain it names, or says something else than the node.
     #[error("what the node says of its chain does not fit the chain's genesis")]
     Genesis,
-    /// The chain's name proves its first members alone.
-    #[error(
-        "the UNL has changed since the chain began, so the chain's name does not prove it; name its members as well"
-    )]
-    Changed,
+    /// The members are not those that the chain began with, and nothing proves how they came to be it.
+    #[error("the node does not prove how its members, {0}, followed those that the chain began with")]
+    Unproven(String),
+    /// What is to prove a change of the members does not.
+    #[error("the node shows a change of the members in ledger {seq} that is not proven")]
+    Step {
+        /// The ledger.
+        seq: Seq,
+        /// Why not.
+        source: ProofError,
+    },
     /// Not the chain the user asked for.
     #[error("the node is of chain {found}, not of {expected}")]
     Chain {
@@ -176,10 +198,12 @@ impl Trust {
         if !THRESHOLDS.contains(&threshold) {
             return Err(TrustError::Threshold(threshold));
         }
-        Ok(Trust { chain_id, unl, threshold, is_first_unl: false })
+        let hash = header::unl_hash(&unl);
+        Ok(Trust { chain_id, threshold, unls: vec![Members { since: 0, unl, hash }] })
     }
 
-    /// What a node says of its network. The chain's name stands for its genesis, threshold and first UNL included.
+    /// The network that a node names, with its first members: the chain's name stands for its genesis, which has them and the
+    /// threshold.
     pub fn of(welcome: &Welcome) -> Result<Trust, TrustError> {
         let genesis: Genesis = wire::decode(&welcome.genesis.0).map_err(|_| TrustError::Genesis)?;
         let fits = genesis.chain_id() == welcome.chain.0
@@ -188,26 +212,68 @@ impl Trust {
         if !fits {
             return Err(TrustError::Genesis);
         }
-        let unl = welcome.unl.iter().map(|key| key.0).collect();
-        let mut trust = Trust::new(welcome.chain.0, unl, welcome.threshold)?;
-        trust.is_first_unl = trust.unl == genesis.unl;
-        Ok(trust)
+        Trust::new(welcome.chain.0, genesis.unl, welcome.threshold)
     }
 
-    /// Whether this is the chain, and these are the members, that the user knows from elsewhere.
-    pub fn check_pins(&self, chain: Option<Hash>, unl: Option<&[NodeKey]>) -> Result<(), TrustError> {
-        if let Some(expected) = chain.filter(|chain| *chain != self.chain_id) {
-            return Err(TrustError::Chain { expected, found: self.chain_id });
+    /// The same with what the user knows of it from elsewhere: that it is this chain, and that these are or once were the members.
+    pub fn pinned(welcome: &Welcome, chain: Option<Hash>, unl: Option<&[NodeKey]>) -> Result<Trust, TrustError> {
+        let trust = Trust::of(welcome)?;
+        if let Some(expected) = chain.filter(|chain| *chain != trust.chain_id) {
+            return Err(TrustError::Chain { expected, found: trust.chain_id });
         }
-        let Some(expected) = unl else {
-            return if chain.is_some() && !self.is_first_unl { Err(TrustError::Changed) } else { Ok(()) };
-        };
-        let list = |keys: &mut dyn Iterator<Item = &NodeKey>| keys.map(NodeKey::to_string).collect::<Vec<_>>();
-        let missing = list(&mut expected.iter().filter(|key| !self.unl.contains(key)));
-        let extra = list(&mut self.unl.iter().filter(|key| !expected.contains(key)));
-        if missing.is_empty() && extra.is_empty() {
+        let Some(unl) = unl else { return Ok(trust) };
+        let unl: BTreeSet<NodeKey> = unl.iter().copied().collect();
+        Trust::new(trust.chain_id, unl.into_iter().collect(), trust.threshold)
+    }
+
+    /// The ledger behind which changes of the members are not known.
+    pub fn known_to(&self) -> Seq {
+        self.members().since.saturating_sub(1)
+    }
+
+    /// Whether these are the members, or were, as far as that is known.
+    pub fn knows(&self, unl: &[Text<NodeKey>]) -> bool {
+        let same = |members: &Members| members.unl.iter().eq(unl.iter().map(|key| &key.0));
+        self.unls.iter().rev().any(same)
+    }
+
+    /// Whether this change follows on the last members: then the others are the members from now on. One that is known
+    /// already, or is of other members, changes nothing.
+    pub fn follow(&mut self, step: &UnlStep) -> Result<bool, ProofError> {
+        let header: Header = wire::decode(&step.ledger.header.0).map_err(|_| ProofError::Malformed("header"))?;
+        let last = self.members();
+        if header.unl_hash != last.hash || header.seq < last.since {
+            return Ok(false);
+        }
+        let header = self.closed(&step.ledger.header, step.ledger.attempt, &step.ledger.sigs)?;
+        if header.seq != step.seq || header.hash() != step.ledger.hash.0 {
+            return Err(ProofError::Other("another ledger"));
+        }
+        let unl = step.change().apply(&last.unl).filter(|unl| header::unl_hash(unl) == header.next_unl_hash);
+        let unl = unl.ok_or(ProofError::Other("another change"))?;
+        // Behind the last ledger there is nothing to check.
+        let since = header.seq.checked_add(1).ok_or(ProofError::Other("the last ledger of all"))?;
+        self.unls.push(Members { since, unl, hash: header.next_unl_hash });
+        if self.unls.len() > UNLS_MAX {
+            self.unls.remove(0);
+        }
+        Ok(true)
+    }
+
+    /// Whether these are or were the members, which they are where every change was followed; `is_pinned` says that the user
+    /// named those that it began with.
+    pub fn check_unl(&self, unl: &[Text<NodeKey>], is_pinned: bool) -> Result<(), TrustError> {
+        if self.knows(unl) {
             return Ok(());
         }
+        let expected = self.unl();
+        let unl: Vec<NodeKey> = unl.iter().map(|key| key.0).collect();
+        let list = |keys: &mut dyn Iterator<Item = &NodeKey>| keys.map(NodeKey::to_string).collect::<Vec<_>>();
+        if !is_pinned {
+            return Err(TrustError::Unproven(list(&mut unl.iter()).join(" ")));
+        }
+        let missing = list(&mut expected.iter().filter(|key| !unl.contains(key)));
+        let extra = list(&mut unl.iter().filter(|key| !expected.contains(key)));
         let mut what = Vec::new();
         if !missing.is_empty() {
             what.push(format!("without {}", missing.join(" ")));
@@ -225,12 +291,21 @@ impl Trust {
 
     /// Members, ascending.
     pub fn unl(&self) -> &[NodeKey] {
-        &self.unl
+        &self.members().unl
     }
 
-    /// Signatures that prove something.
+    /// Signatures that prove something now.
     pub fn quorum(&self) -> usize {
-        Quorum::new(self.unl.len(), self.threshold).q
+        Quorum::new(self.unl().len(), self.threshold).q
+    }
+
+    fn members(&self) -> &Members {
+        self.unls.last().expect("never empty")
+    }
+
+    /// Who decides this ledger, as far as changes are known; the oldest that are known, of what is older.
+    fn members_of(&self, seq: Seq) -> &Members {
+        self.unls.iter().rfind(|members| members.since <= seq).unwrap_or(&self.unls[0])
     }
 
     /// Whether a quorum agreed that the run of ledger `seq` put this out for `user`.
@@ -289,7 +364,8 @@ impl Trust {
         match agreement {
             Agreement::Results { result, sigs } => {
                 let result: ExecResult = wire::decode(&result.0).map_err(|_| ProofError::Malformed("result"))?;
-                self.signed_by_quorum(&result, sigs)?;
+                // Those sign it who close the next ledger.
+                self.signed_by_quorum(self.members_of(result.of_seq.saturating_add(1)), &result, sigs)?;
                 Ok(result)
             }
             Agreement::Header { header, attempt, sigs } => {
@@ -308,25 +384,23 @@ impl Trust {
         if header.chain_id != self.chain_id {
             return Err(ProofError::Other("another chain"));
         }
-        if header.unl_hash != self.scope().unl_hash {
+        let members = self.members_of(header.seq);
+        if header.unl_hash != members.hash {
             return Err(ProofError::Other("a ledger of another UNL"));
         }
         let vote = Vote { seq: header.seq, attempt, ledger_hash: header.hash() };
-        self.signed_by_quorum(&Precommit(vote), sigs)?;
+        self.signed_by_quorum(members, &Precommit(vote), sigs)?;
         Ok(header)
     }
 
-    fn scope(&self) -> Scope {
-        Scope { chain_id: self.chain_id, unl_hash: header::unl_hash(&self.unl) }
-    }
-
-    /// At least a quorum of distinct members signed this.
-    fn signed_by_quorum(&self, body: &impl Signable, sigs: &SignedBy) -> Result<(), ProofError> {
-        let digest = body.digest(&self.scope());
+    /// At least a quorum of distinct ones of these members signed this.
+    fn signed_by_quorum(&self, members: &Members, body: &impl Signable, sigs: &SignedBy) -> Result<(), ProofError> {
+        let Members { unl, hash, .. } = members;
+        let digest = body.digest(&Scope { chain_id: self.chain_id, unl_hash: *hash });
         let mut last: Option<NodeKey> = None;
         let mut found = 0;
         for (Text(key), Text(sig)) in sigs {
-            if last.is_some_and(|last| last >= *key) || !self.unl.contains(key) {
+            if last.is_some_and(|last| last >= *key) || !unl.contains(key) {
                 break;
             }
             if !crypto::verify(&key.0, &digest.0, sig) {
@@ -335,18 +409,18 @@ impl Trust {
             last = Some(*key);
             found += 1;
         }
-        let quorum = self.quorum();
+        let quorum = Quorum::new(unl.len(), self.threshold).q;
         if found == sigs.len() && found >= quorum {
             return Ok(());
         }
-        Err(ProofError::TooFew { found, members: self.unl.len(), quorum })
+        Err(ProofError::TooFew { found, members: unl.len(), quorum })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{consensus::messages::Certificate, crypto::SecretKey};
+    use crate::{consensus::messages::Certificate, crypto::SecretKey, signed::LedgerFrame};
 
     const CHAIN: Hash = Hash([7; 32]);
     const LEDGER: Hash = Hash([4; 32]);
@@ -391,8 +465,8 @@ mod tests {
             seq: 5,
             parent: LEDGER,
             time_ms: 1,
-            unl_hash: trust().scope().unl_hash,
-            next_unl_hash: trust().scope().unl_hash,
+            unl_hash: trust().members().hash,
+            next_unl_hash: trust().members().hash,
             users_root: Hash::ZERO,
             n_users: 0,
             inputs_root: Hash::ZERO,
@@ -404,7 +478,7 @@ mod tests {
     }
 
     fn signatures(body: &impl Signable, signers: &[SecretKey]) -> Vec<(NodeKey, Sig)> {
-        let digest = body.digest(&trust().scope());
+        let digest = body.digest(&Scope { chain_id: CHAIN, unl_hash: trust().members().hash });
         signers.iter().map(|key| (key.node_key(), key.sign(&digest.0))).collect()
     }
 
@@ -635,8 +709,8 @@ mod tests {
 
     #[test]
     fn a_chains_name_proves_its_threshold_and_first_unl_and_nothing_later() {
-        let first = Trust::of(&welcome()).unwrap();
-        assert_eq!(first.check_pins(Some(first.chain_id()), None), Ok(()));
+        let first = Trust::pinned(&welcome(), Some(welcome().chain.0), None).unwrap();
+        assert_eq!(first.check_unl(&welcome().unl, false), Ok(()));
         for lie in [
             Welcome { threshold: 67, ..welcome() },
             Welcome { chain: Text(Hash([9; 32])), ..welcome() },
@@ -645,11 +719,16 @@ mod tests {
         ] {
             assert_eq!(Trust::of(&lie), Err(TrustError::Genesis));
         }
-        let other = Welcome { unl: welcome().unl[1..].to_vec(), ..welcome() };
-        let other = Trust::of(&other).unwrap();
-        assert_eq!(other.check_pins(Some(other.chain_id()), None), Err(TrustError::Changed));
-        assert_eq!(other.check_pins(Some(other.chain_id()), Some(other.unl())), Ok(()), "by the user's own word");
-        assert_eq!(other.check_pins(None, None), Ok(()), "who pins nothing believes the node");
+        let expected = Hash([1; 32]);
+        let other = TrustError::Chain { expected, found: welcome().chain.0 };
+        assert_eq!(Trust::pinned(&welcome(), Some(expected), None), Err(other));
+
+        // Others have to be proven, or known to the user from elsewhere.
+        let unl = welcome().unl[1..].to_vec();
+        let keys: Vec<NodeKey> = unl.iter().map(|key| key.0).collect();
+        assert!(matches!(first.check_unl(&unl, false), Err(TrustError::Unproven(_))));
+        let pinned = Trust::pinned(&welcome(), None, Some(&keys)).unwrap();
+        assert_eq!(pinned.check_unl(&unl, true), Ok(()));
     }
 
     #[test]
@@ -661,18 +740,130 @@ mod tests {
         assert_eq!(Trust::new(CHAIN, unl.clone(), 66), Err(TrustError::Threshold(66)));
         assert_eq!(Trust::new(CHAIN, unl.clone(), 101), Err(TrustError::Threshold(101)));
 
-        assert_eq!(trust().check_pins(Some(CHAIN), Some(&unl)), Ok(()));
-
+        let pinned = |unl: &[NodeKey]| Trust::pinned(&welcome(), None, Some(unl)).unwrap();
         let reversed: Vec<NodeKey> = unl.iter().rev().copied().collect();
-        assert_eq!(trust().check_pins(None, Some(&reversed)), Ok(()), "in any order");
-        let expected = Hash([1; 32]);
-        let other = TrustError::Chain { expected, found: CHAIN };
-        assert_eq!(trust().check_pins(Some(expected), None), Err(other));
-        let Err(TrustError::OtherUnl(what)) = trust().check_pins(None, Some(&unl[..4])) else { panic!("refused") };
-        assert_eq!(what, format!("with {}", unl[4]));
+        assert_eq!(pinned(&reversed).check_unl(&welcome().unl, true), Ok(()), "in any order");
+        let told = pinned(&unl[..4]).check_unl(&welcome().unl, true);
+        assert_eq!(told, Err(TrustError::OtherUnl(format!("with {}", unl[4]))));
         let mut more = unl.clone();
         more.push(NodeKey([9; 32]));
-        let Err(TrustError::OtherUnl(what)) = trust().check_pins(None, Some(&more)) else { panic!("refused") };
-        assert_eq!(what, format!("without {}", NodeKey([9; 32])));
+        let told = pinned(&more).check_unl(&welcome().unl, true);
+        assert_eq!(told, Err(TrustError::OtherUnl(format!("without {}", NodeKey([9; 32])))));
+    }
+
+    // ---- Members that change: five at first, then without the last one, then with a sixth ------------------------------
+
+    fn joiner() -> SecretKey {
+        SecretKey::from_seed([77; 32])
+    }
+
+    /// Those who close ledger `seq`, where ledgers 5 and 8 change them.
+    fn in_force(seq: Seq) -> Vec<SecretKey> {
+        let mut all = nodes(5);
+        if seq > 5 {
+            all.pop();
+        }
+        if seq > 8 {
+            all.push(joiner());
+        }
+        all.sort_by_key(SecretKey::node_key);
+        all
+    }
+
+    fn unl_of(seq: Seq) -> Vec<NodeKey> {
+        in_force(seq).iter().map(SecretKey::node_key).collect()
+    }
+
+    fn certified(header: Header, signers: &[SecretKey]) -> Closed {
+        let vote = Vote { seq: header.seq, attempt: 0, ledger_hash: header.hash() };
+        let digest = Precommit(vote).digest(&Scope { chain_id: CHAIN, unl_hash: header.unl_hash });
+        let sigs = signers.iter().map(|key| (key.node_key(), key.sign(&digest.0))).collect();
+        Closed { header, qc: Certificate { vote, sigs } }
+    }
+
+    fn header_of(seq: Seq) -> Header {
+        let (unl_hash, next_unl_hash) = (header::unl_hash(&unl_of(seq)), header::unl_hash(&unl_of(seq + 1)));
+        Header { seq, unl_hash, next_unl_hash, ..next(ExecResult { of_seq: seq - 1, ..result() }) }
+    }
+
+    fn closed(seq: Seq) -> Closed {
+        certified(header_of(seq), &in_force(seq))
+    }
+
+    fn gone() -> header::UnlChange {
+        header::UnlChange::Remove(*unl_of(5).iter().find(|key| !unl_of(6).contains(key)).unwrap())
+    }
+
+    fn steps() -> [UnlStep; 2] {
+        let came = header::UnlChange::Add(joiner().node_key());
+        [UnlStep::of(&closed(5), &gone()), UnlStep::of(&closed(8), &came)]
+    }
+
+    fn followed() -> Trust {
+        let mut trust = trust();
+        for step in steps() {
+            assert_eq!(trust.follow(&step), Ok(true));
+        }
+        trust
+    }
+
+    #[test]
+    fn members_are_followed_and_what_was_signed_is_checked_with_those_of_its_ledger() {
+        let trust = followed();
+        assert_eq!(trust.unl(), unl_of(9));
+        assert_eq!(trust.known_to(), 8);
+        for seq in 4..12 {
+            let listed = Agreement::by_header(&closed(seq));
+            let Agreement::Header { header, attempt, sigs } = &listed else { unreachable!() };
+            assert!(trust.closed(header, *attempt, sigs).is_ok(), "{seq}");
+            let result = ExecResult { of_seq: seq - 1, ..result() };
+            let digest = result.digest(&Scope { chain_id: CHAIN, unl_hash: header_of(seq).unl_hash });
+            let sigs = in_force(seq).iter().map(|key| (key.node_key(), key.sign(&digest.0))).collect();
+            let by = Agreement::by_results(&ResultCert { result, sigs });
+            assert!(trust.agreed(seq - 1, LEDGER, &by).is_ok(), "{seq}");
+        }
+        let list = |unl: Vec<NodeKey>| unl.into_iter().map(Text).collect::<Vec<_>>();
+        assert!(trust.knows(&list(unl_of(9))) && trust.knows(&list(unl_of(1))));
+        assert!(!trust.knows(&list(nodes(3).iter().map(SecretKey::node_key).collect())));
+    }
+
+    #[test]
+    fn members_of_one_time_prove_nothing_of_another() {
+        let trust = followed();
+        // Those of the beginning close a ledger of today: their keys may be anybody's by now.
+        let late = Header { unl_hash: header::unl_hash(&unl_of(1)), ..header_of(11) };
+        let by = Agreement::by_header(&certified(late, &in_force(1)));
+        assert_eq!(trust.agreed(10, LEDGER, &by), Err(ProofError::Other("a ledger of another UNL")));
+        let early = Header { unl_hash: header::unl_hash(&unl_of(9)), ..header_of(7) };
+        let by = Agreement::by_header(&certified(early, &in_force(9)));
+        assert_eq!(trust.agreed(6, LEDGER, &by), Err(ProofError::Other("a ledger of another UNL")));
+        let result = ExecResult { of_seq: 10, ..result() };
+        let digest = result.digest(&Scope { chain_id: CHAIN, unl_hash: header::unl_hash(&unl_of(1)) });
+        let sigs = in_force(1).iter().map(|key| (key.node_key(), key.sign(&digest.0))).collect();
+        let by = Agreement::by_results(&ResultCert { result, sigs });
+        assert!(trust.agreed(10, LEDGER, &by).is_err());
+    }
+
+    #[test]
+    fn a_change_is_followed_once_in_its_place_and_only_when_a_quorum_signed_it() {
+        let [first, second] = steps();
+        let mut trust = trust();
+        assert_eq!(trust.follow(&second), Ok(false), "of other members than ours");
+        let few = certified(header_of(5), &in_force(5)[..3]);
+        let few = UnlStep::of(&few, &gone());
+        assert_eq!(trust.follow(&few), Err(ProofError::TooFew { found: 3, members: 5, quorum: 4 }));
+        let other = header::UnlChange::Add(NodeKey([9; 32]));
+        assert_eq!(trust.follow(&UnlStep::of(&closed(5), &other)), Err(ProofError::Other("another change")));
+        let stays = UnlStep::of(&closed(4), &gone());
+        assert_eq!(trust.follow(&stays), Err(ProofError::Other("another change")), "the header changes nothing");
+        let named = UnlStep { seq: 6, ..first.clone() };
+        assert_eq!(trust.follow(&named), Err(ProofError::Other("another ledger")));
+        let cut = UnlStep { ledger: LedgerFrame { header: Base64(vec![1]), ..first.ledger.clone() }, ..first.clone() };
+        assert_eq!(trust.follow(&cut), Err(ProofError::Malformed("header")));
+        assert_eq!(trust, super::tests::trust(), "nothing of it was believed");
+        assert_eq!(trust.follow(&first), Ok(true));
+        assert_eq!(trust.follow(&first), Ok(false), "it is known");
+        assert_eq!(trust.follow(&second), Ok(true));
+        assert_eq!(trust, followed());
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, env, fs, path::PathBuf};
 
 use hotpocket::{
     consensus::{
-        header::{ExecResult, Genesis, Header, Settlement},
+        header::{ExecResult, Genesis, Header, Settlement, UnlChange},
         merkle,
         messages::{Certificate, Closed, Precommit, ResultCert, Scope, Signable, Vote},
     },
@@ -12,8 +12,8 @@ use hotpocket::{
     signed::{
         Answer, AnswerBody, Base64, ErrorFrame, Executed, Fate, InputFrame, InputState, LedgerFrame, Limits,
         OutputFrame, OutputsPage, Query, QueryFrame, ReadFate, ReadFrame, ReadReason, ReadResult, Reason, Reply,
-        Request, RunEnd, Settled, StatusFrame, Text, Welcome, parse_request,
-        proof::{Agreement, OutputProof, Trust, texts},
+        Request, RunEnd, Settled, StatusFrame, Text, UnlPage, UnlStep, Welcome, parse_request,
+        proof::{Agreement, OutputProof, Trust},
         sign_input,
     },
     types::{Execute, Hash, NodeKey, Sig, Status},
@@ -111,6 +111,22 @@ fn settled() -> Settled {
     Settled { first: 2, last: 4, tx, ch, confirmed_length: 30, recorded_in: 6, proof }
 }
 
+fn joining() -> NodeKey {
+    SecretKey::from_seed([9; 32]).node_key()
+}
+
+/// The ledger after [`recording`], which takes another member in.
+fn step() -> UnlStep {
+    let mut unl = genesis().unl;
+    unl.push(joining());
+    unl.sort();
+    let next_unl_hash = hotpocket::consensus::header::unl_hash(&unl);
+    let header = Header { seq: 7, parent: recording().header.hash(), next_unl_hash, ..recording().header };
+    let vote = Vote { seq: 7, attempt: 0, ledger_hash: header.hash() };
+    let closed = Closed { header, qc: Certificate { vote, sigs: signatures(&Precommit(vote)) } };
+    UnlStep::of(&closed, &UnlChange::Add(joining()))
+}
+
 fn by_results() -> OutputFrame {
     output(by_signatures(&result()))
 }
@@ -157,6 +173,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("query-ledger", query(Query::Ledger { seq: 8 })),
         ("query-input", query(Query::Input { nonce: 7 })),
         ("query-outputs", query(Query::Outputs { since: 3 })),
+        ("query-unl", query(Query::Unl { since: 3 })),
         ("read", Request::Read(ReadFrame { id: 5, payload: Base64(b"a question".to_vec()) })),
     ]
 }
@@ -167,12 +184,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
     let answer = |id, body| Reply::Answer(Answer { id, body });
     let read = |fate| Reply::ReadResult(ReadResult { id: 5, fate });
     let (hash, id) = (Text(Hash([4; 32])), Some(Text(Hash([1; 32]))));
-    let ledger = LedgerFrame {
-        hash: Text(next().header.hash()),
-        header: Base64(wire::encode(&next().header)),
-        attempt: 1,
-        sigs: texts(&next().qc.sigs),
-    };
+    let ledger = LedgerFrame::of(&next());
     let page = OutputsPage {
         since: 3,
         to: 6,
@@ -192,6 +204,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("output-by-header", Reply::Output(output(Agreement::by_header(&next())))),
         ("output-not-final", Reply::Output(OutputFrame { is_final: Some(false), ..by_results() })),
         ("settled", Reply::Settled(settled())),
+        ("unl", Reply::Unl(step())),
         ("executed", Reply::Executed(Executed { seq: 4, ledger: hash, run: RunEnd { proof: None, ..went_well() } })),
         ("executed-failed", Reply::Executed(failed(by_signatures(&failing())))),
         ("answer-lcl", answer(None, AnswerBody::Lcl { seq: 4, ledger: hash, time_ms: 1_700_000_000_000 })),
@@ -229,6 +242,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ),
         ("answer-input-pending", answer(None, AnswerBody::Input { nonce: 7, state: InputState::Pending })),
         ("answer-outputs", answer(Some(5), AnswerBody::Outputs(page))),
+        ("answer-unl", answer(Some(5), AnswerBody::Unl(UnlPage { since: 3, changes: vec![step()], more: false }))),
         ("read-ok", read(ReadFate::Ok { seq: 4, ledger: hash, payload: Base64(b"an answer".to_vec()) })),
         ("read-failed", read(ReadFate::Failed { seq: 4, ledger: hash, run: "exit code 3".into() })),
         ("read-refused", read(ReadFate::Refused { reason: ReadReason::NotReady, message: "ask again".into() })),
@@ -270,7 +284,10 @@ fn the_frames_of_signed_mode_are_what_they_were_and_read_back() {
 #[test]
 fn the_examples_prove_what_they_say() {
     let trust = Trust::of(&welcome()).expect("a network");
-    trust.check_pins(Some(genesis().chain_id()), None).expect("its chain");
+    assert_eq!(trust.chain_id(), genesis().chain_id());
+    let mut followed = trust.clone();
+    assert_eq!(followed.follow(&step()), Ok(true));
+    assert!(followed.unl().len() == genesis().unl.len() + 1 && followed.unl().contains(&joining()));
     for (name, reply) in replies() {
         if let Reply::Output(output) = reply {
             assert_eq!(trust.check_output(&user().user_key(), &output), Ok(()), "{name}");

@@ -92,10 +92,11 @@ test("a node that lies about an output is left for good, and the same bytes go t
   client.close();
 });
 
-test("another chain than the first one is refused on the way", async () => {
+test("members that nobody proves are refused on the way", async () => {
   const other = { ...welcome, unl: welcome.unl.slice(1) };
   let lost;
-  const WebSocket = network({ a: node((_, socket) => (lost ??= socket).close()), b: node(null, other) });
+  const noChange = ({ what, since }, socket) => what === "unl" && socket.say({ type: "answer", what, since, changes: [], more: false });
+  const WebSocket = network({ a: node((_, socket) => (lost ??= socket).close()), b: node(noChange, other) });
   const client = await connect(["a", "b"], key, { WebSocket });
   const notice = heard(client, "notice");
   client.query("lcl").catch(() => {});
@@ -170,4 +171,31 @@ test("an output that comes in several ways, also while older ones are fetched, i
   assert.deepEqual(told, [[4, "an output"]]);
   assert.deepEqual(asked.slice(0, 2), [3, 3]);
   client.close();
+});
+
+test("members who changed are believed when those before them signed it, and frames wait for that", async () => {
+  const step = await golden("unl"), output = await golden("output-by-results"), unl = [...welcome.unl, step.node].sort();
+  const shows = (changes) => node(({ what, since }, socket) => {
+    if (what !== "unl") return;
+    assert.equal(since, 0);
+    socket.say(output);
+    socket.say({ type: "answer", what: "unl", since, changes, more: false });
+  }, { ...welcome, seq: 3, unl });
+  const WebSocket = network({ a: shows([step]), silent: shows([]), liar: shows([{ ...step, sigs: step.sigs.slice(1) }]) });
+  const told = [], connecting = connect("a", key, { WebSocket });
+  const client = await connecting;
+  client.addEventListener("output", ({ detail }) => told.push(detail.text));
+  await heard(client, "output");
+  assert.deepEqual([client.network.unl, told], [unl, ["an output"]]);
+  client.close();
+  await assert.rejects(connect("silent", key, { WebSocket }), { code: "other_network" });
+  await assert.rejects(connect("liar", key, { WebSocket }), { code: "unproven" });
+
+  let socket;
+  const live = await connect("b", key, { WebSocket: network({ b: node((_, from) => (socket = from)) }) });
+  live.query("lcl").catch(() => {});
+  const heardOf = heard(live, "members");
+  socket.say(step);
+  assert.deepEqual(await heardOf, { seq: 7, change: "add", node: step.node, members: unl });
+  live.close();
 });

@@ -1,7 +1,7 @@
 // The golden frames of tests/golden/signed, checked as they are and with one thing wrong at a time. Knows neither Node.js
 // nor a browser, so that it runs in both: `read(name)` gives a golden file's object.
 
-import { HotPocketError, checkLedger, checkOutput, checkRun, checkSettled, generateKey, importKey, readWelcome } from "../hotpocket.js";
+import { HotPocketError, checkLedger, checkOutput, checkRun, checkSettled, followUnl, generateKey, importKey, knownTo, knowsUnl, readWelcome } from "../hotpocket.js";
 import { base64, hex, number, tagged, unbase64, unhex, vec } from "../proof.js";
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
@@ -116,12 +116,27 @@ export function tests(read) {
         await refused(() => readWelcome({ ...welcome, ...lie }), Object.keys(lie)[0] === "genesis" && lie.genesis.length < 9 ? "missing" : "genesis");
       }
       await refused(() => readWelcome(welcome, { chain: "01".repeat(32) }), "is of chain");
-      await refused(() => readWelcome(welcome, { unl: unl.slice(1) }), "not the expected one");
-      await refused(() => readWelcome({ ...welcome, unl: unl.slice(1) }, { chain }), "has changed");
-      await readWelcome({ ...welcome, unl: unl.slice(1) });
-      for (const bad of [[], [unl[0], unl[0]], [...unl].reverse(), ["zz"], Array.from({ length: 129 }, (_, at) => at.toString(16).padStart(64, "0"))]) {
-        await refused(() => readWelcome({ ...welcome, unl: bad }), "a UNL has");
+      const other = await readWelcome(welcome, { unl: unl.slice(1) });
+      equal([pinned, other].map((network) => knowsUnl(network, unl)), [true, false], "who is known");
+      equal(knowsUnl(await readWelcome({ ...welcome, unl: unl.slice(1) }, { chain }), unl.slice(1)), false, "the chain's name is of its first members");
+      for (const bad of [[], [unl[0], unl[0]], ["zz"], Array.from({ length: 129 }, (_, at) => at.toString(16).padStart(64, "0"))]) {
+        await refused(() => readWelcome(welcome, { unl: bad }), "a UNL has");
       }
+    }],
+    ["a change of the members is followed once, and no lie about it", async () => {
+      const [trusted, step, { publicKey }] = [await network(), await read("unl"), await user()], before = [...trusted.unl];
+      const lies = [[{ sigs: step.sigs.slice(1) }, "a quorum is 3"], [{ attempt: 1 }, "signature"], [{ header: flip(step.header, 182) }, "hash"],
+        [{ seq: 8 }, "another ledger"], [{ change: "remove" }, "another change"], [{ node: "22".repeat(32) }, "another change"], [{ node: before[0] }, "another change"]];
+      for (const [lie, part] of lies) await refused(() => followUnl(trusted, { ...step, ...lie }), part);
+      equal([trusted.unl, knownTo(trusted)], [before, 0], "nothing of it was believed");
+      equal([await followUnl(trusted, step), await followUnl(trusted, step)], [true, false], "once");
+      equal([trusted.unl, trusted.quorum, knownTo(trusted)], [[...before, step.node].sort(), 4, 7], "the members");
+      equal([before, trusted.unl, before.slice(1)].map((unl) => knowsUnl(trusted, unl)), [true, true, false], "who is known");
+      for (const name of ["output-by-results", "output-by-header"]) await checkOutput(trusted, publicKey, await read(name));
+      const late = await network();
+      late.unls.unshift({ ...late.unls[0], unlHash: "00".repeat(32) });
+      late.unls[1].since = 6;
+      await refused(async () => checkOutput(late, publicKey, await read("output-by-header")), "another UNL");
     }],
     ["an input is signed as the golden one", async () => {
       const [frame, { chain }, key] = [await read("input"), await read("welcome"), await user()];

@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from proof import HotPocketError, Key, check_ledger, check_output, check_run, check_settled, read_welcome, tagged, vec  # noqa: E402
+from proof import HotPocketError, Key, check_ledger, check_output, check_run, check_settled, follow_unl, read_welcome, tagged, vec  # noqa: E402
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "tests/golden/signed"
 STRANGER = ["11" * 32, "22" * 64]
@@ -152,12 +152,36 @@ class TestProof(unittest.TestCase):
             self.refused("genesis", lambda: read_welcome({**welcome, **lie}))
         self.refused("missing", lambda: read_welcome({**welcome, "genesis": "AQ=="}))
         self.refused("is of chain", lambda: read_welcome(welcome, "01" * 32), "other_network")
-        self.refused("not the expected one", lambda: read_welcome(welcome, None, unl[1:]), "other_network")
-        self.refused("has changed", lambda: read_welcome({**welcome, "unl": unl[1:]}, chain))
-        for bad in ([], [unl[0], unl[0]], unl[::-1], ["%064x" % n for n in range(129)]):
-            self.refused("a UNL has", lambda: read_welcome({**welcome, "unl": bad}))
-        for bad in (["zz"], [1], None, {}):
-            self.refused("", lambda: read_welcome({**welcome, "unl": bad}))
+        self.assertEqual([network.knows(unl) for network in (pinned, read_welcome(welcome, None, unl[1:]))], [True, False])
+        self.assertFalse(read_welcome(welcome, chain).knows(unl[1:]), "the chain's name is of its first members")
+        for bad in ([unl[0], unl[0]], ["%064x" % n for n in range(129)]):
+            self.refused("a UNL has", lambda: read_welcome(welcome, None, bad))
+        for bad in (["zz"], [1]):
+            self.refused("", lambda: read_welcome(welcome, None, bad))
+
+    def test_a_change_of_the_members_is_followed_once_and_no_lie_about_it(self):
+        step, before = read("unl"), self.network.unl
+        for part, path, value in [
+            ("a quorum is 3", "sigs", lambda sigs: sigs[1:]),
+            ("signature", "attempt", lambda attempt: attempt + 1),
+            ("hash", "header", lambda header: flip(header, 182)),
+            ("another ledger", "seq", 8),
+            ("another change", "change", "remove"),
+            ("another change", "node", "22" * 32),
+            ("another change", "node", before[0]),
+            ("malformed", "node", None),
+            ("malformed", "sigs", 1),
+        ]:
+            with self.subTest(path=path):
+                self.refused(part, lambda: follow_unl(self.network, at(step, path, value)), "unproven")
+        self.assertEqual((self.network.unl, self.network.known_to), (before, 0), "nothing of it was believed")
+        self.assertEqual([follow_unl(self.network, step) for _ in range(2)], [True, False])
+        self.assertEqual((self.network.unl, self.network.quorum, self.network.known_to), (sorted([*before, step["node"]]), 4, 7))
+        self.assertEqual([self.network.knows(unl) for unl in (before, self.network.unl, before[1:])], [True, True, False])
+        for name in ("output-by-results", "output-by-header"):
+            check_output(self.network, self.key.public, read(name))
+        self.network.unls[0].since, self.network.unls[1].since = 0, 5  # of the first ones nothing from ledger 5 on
+        self.refused("another UNL", lambda: check_output(self.network, self.key.public, read("output-by-header")))
 
     def test_an_input_is_signed_as_the_golden_one(self):
         frame = read("input")

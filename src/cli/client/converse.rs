@@ -27,7 +27,7 @@ use super::{
     talk::{Show, Talk},
     terminal::{LINE_BYTES_MAX, Line},
 };
-use crate::{crypto::SecretKey, types::Seq};
+use crate::{crypto::SecretKey, signed::proof::Trust, types::Seq};
 
 /// How often what a node had no room for is sent again, and the result of a ledger is asked for.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -307,7 +307,7 @@ async fn talk(
     let mut over = pin!(over);
     loop {
         let connected = tokio::select! {
-            connected = nodes.connect(first, &mut screen) => connected,
+            connected = nodes.connect(first, talk.trust(), &mut screen) => connected,
             () = &mut over => Err(nodes.no_answer()),
             _ = interrupts.recv() => return Ok(INTERRUPTED),
         };
@@ -363,13 +363,18 @@ impl Nodes {
     }
 
     /// The next node that takes the connection. At the start each is tried once; later, until the time is over.
-    async fn connect(&mut self, first: bool, screen: &mut Screen) -> Result<SignedClient, ClientError> {
+    async fn connect(
+        &mut self,
+        first: bool,
+        known: Option<&Trust>,
+        screen: &mut Screen,
+    ) -> Result<SignedClient, ClientError> {
         let deadline = Instant::now() + self.timeout;
         let mut pause = PAUSE;
         let each = if self.urls.len() > 1 { CONNECT_TIME.min(self.timeout) } else { self.timeout };
         let mut tried = 0;
         loop {
-            let connect = SignedClient::connect_to(self.url(), &self.key, &self.pins, &self.servers);
+            let connect = SignedClient::connect_again(self.url(), &self.key, &self.pins, &self.servers, known);
             let error = match timeout(each, connect).await {
                 Ok(Ok(client)) => return Ok(client),
                 Ok(Err(error)) => error,
@@ -425,6 +430,8 @@ impl Nodes {
         let trust = client.trust();
         let (chain, quorum, members) = (trust.chain_id().to_string(), trust.quorum(), trust.unl().len());
         let by_whom = match (&self.pins.chain, &self.pins.unl) {
+            (_, Some(_)) if trust.known_to() > 0 => "the members followed those of --unl, as signed by them",
+            (Some(_), None) if trust.known_to() > 0 => "the members followed those of --chain, as signed by them",
             (_, Some(_)) => "the members are those of --unl",
             (Some(_), None) => "the members are those of --chain",
             (None, None) => &format!("who they are this node says; --chain {chain} pins them"),
@@ -454,7 +461,8 @@ impl<P: Purpose> Connection<'_, P> {
         has_others: bool,
         wait: Duration,
     ) -> anyhow::Result<End> {
-        let (mut sink, mut messages) = client.into_websocket().split();
+        let (websocket, mut early) = client.into_parts();
+        let (mut sink, mut messages) = websocket.split();
         let (sending, mut to_send) = mpsc::channel::<String>(SENDING_MAX);
         // Sending goes on beside receiving: a node that waits for us to read takes no more from us.
         let writer = tokio::spawn(async move {
@@ -477,7 +485,7 @@ impl<P: Purpose> Connection<'_, P> {
             // At the end of the lines one node is not waited for longer than for any answer; before, a person decides.
             let watched = self.talk.waits() && (has_others || !*self.reading);
             tokio::select! {
-                reply = recv(&mut messages) => {
+                reply = async { if let Some(reply) = early.pop_front() { Ok(reply) } else { recv(&mut messages).await } } => {
                     heard = Instant::now();
                     let reply = match reply {
                         Ok(reply) => reply,

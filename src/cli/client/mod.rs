@@ -76,7 +76,8 @@ disconnected, error.
 
 Every input is signed with your key and taken at most once, whichever nodes it is sent to. An output is shown when a
 quorum of the network's members signed for it. Who they are the node says, unless you do: --chain pins the network with
-its first members, --unl pins the members. --raw talks as Hot Pocket 0.1 did: the node's word for everything.
+its first members, --unl those of some time since. When members come or go, those before them have signed it, and that is \
+followed. --raw talks as Hot Pocket 0.1 did: the node's word for everything.
 
 Exit codes: 0 ok, 1 refused, a wrong proof or no connection, 6 no answer in time.";
 
@@ -112,13 +113,13 @@ pub struct ClientArgs {
     /// Seconds to wait for an answer, or for a node when none can be reached
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     timeout: Duration,
-    /// The chain's id: only its nodes, with the members and the threshold it began with
+    /// The chain's id: only its nodes, with the threshold and the members it began with, and those who followed these
     #[arg(long, value_name = "HASH", conflicts_with = "raw")]
     chain: Option<Hash>,
     /// Behind wss://, trust the certificates in this file, or the one certificate with the fingerprint sha256:HEX
     #[arg(long, value_name = "FILE")]
     ca: Option<String>,
-    /// The network's members: only their signatures count
+    /// The network's members, or those it had once: only their signatures count, and of those who followed them
     #[arg(long, value_name = "KEY,...", value_delimiter = ',', conflicts_with = "raw")]
     unl: Vec<NodeKey>,
     /// Show the outputs of the ledgers after this one too, as far as the node keeps them; 0 for all

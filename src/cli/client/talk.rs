@@ -9,8 +9,8 @@ use super::keys::Nonces;
 use crate::{
     crypto::SecretKey,
     signed::{
-        AnswerBody, Base64, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, ReadFate,
-        ReadFrame, ReadReason, ReadResult, Reason, Reply, Request, Settled, StatusFrame, Welcome,
+        AnswerBody, Base64, Change, Executed, Fate, InputFrame, OutputFrame, OutputsPage, Query, QueryFrame, ReadFate,
+        ReadFrame, ReadReason, ReadResult, Reason, Reply, Request, Settled, StatusFrame, UnlStep, Welcome,
         proof::{ProofError, Trust},
         sign_input,
     },
@@ -78,9 +78,16 @@ pub(super) enum Untrusted {
         #[source]
         source: ProofError,
     },
+    /// A change of the members, with a wrong proof.
+    #[error("the node says with a wrong proof that the members change in ledger {seq}, which is not believed")]
+    Members {
+        seq: Seq,
+        #[source]
+        source: ProofError,
+    },
     /// Another network than the one the conversation began with.
-    #[error("the node names another network than the first one did: {0}")]
-    Network(&'static str),
+    #[error("the node is of another chain than the first one was")]
+    Network,
 }
 
 struct Sent {
@@ -147,13 +154,10 @@ impl Talk {
 
     /// A node took the connection: what it is to be sent. The first one's network is the conversation's.
     pub(super) fn welcome(&mut self, welcome: &Welcome, trust: &Trust) -> Result<Vec<String>, Untrusted> {
-        match &self.trust {
-            Some(first) if first.chain_id() != trust.chain_id() => return Err(Untrusted::Network("another chain")),
-            Some(first) if first.unl() != trust.unl() => {
-                return Err(Untrusted::Network("other members; if that is right, start again"));
-            }
-            _ => self.trust = Some(trust.clone()),
+        if self.trust.as_ref().is_some_and(|first| first.chain_id() != trust.chain_id()) {
+            return Err(Untrusted::Network);
         }
+        self.trust = Some(trust.clone());
         self.window = welcome.limits.input_window;
         self.seq = self.seq.max(welcome.seq);
         self.held.clear();
@@ -169,6 +173,11 @@ impl Talk {
             }
         }
         Ok(frames)
+    }
+
+    /// What is proven of the network, once a node took the connection.
+    pub(super) fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
     }
 
     /// Whether another input may be taken.
@@ -273,13 +282,14 @@ impl Talk {
                 }
             }
             Reply::Settled(settled) => shows.extend(self.settled(&settled)?),
+            Reply::Unl(step) => shows.extend(self.follow(&step)?),
             Reply::Answer(answer) => match answer.body {
                 AnswerBody::Outputs(page) => self.page(page, &mut shows, &mut frames)?,
                 AnswerBody::Lcl { seq, ledger, time_ms } => {
                     self.seq = self.seq.max(seq);
                     shows.push(Show::Lcl { seq, ledger: ledger.0, time_ms });
                 }
-                AnswerBody::Ledger { .. } | AnswerBody::Input { .. } => {}
+                AnswerBody::Ledger { .. } | AnswerBody::Input { .. } | AnswerBody::Unl(_) => {}
             },
             Reply::ReadResult(result) => shows.extend(self.answered(result)),
             Reply::Error(error) => shows.push(Show::Note(format!("{}: {}", error.code, error.message))),
@@ -370,6 +380,20 @@ impl Talk {
         trust.check_settled(settled).map_err(|source| Untrusted::Settled { last, source })?;
         self.not_final.retain(|seq| *seq > last);
         Ok(Some(Show::Settled { first, last, tx: tx.0 }))
+    }
+
+    /// What to show of a change of the members, once it is proven.
+    fn follow(&mut self, step: &UnlStep) -> Result<Option<Show>, Untrusted> {
+        let trust = self.trust.as_mut().expect("a network said welcome");
+        let followed = trust.follow(step).map_err(|source| Untrusted::Members { seq: step.seq, source })?;
+        let (what, members) = (if step.change == Change::Add { "joined" } else { "left" }, trust.unl().len());
+        Ok(followed.then(|| {
+            Show::Note(format!(
+                "node {} {what} the network with ledger {}: {members} members",
+                step.node.0.short(),
+                step.seq
+            ))
+        }))
     }
 
     fn page(&mut self, page: OutputsPage, shows: &mut Vec<Show>, frames: &mut Vec<String>) -> Result<(), Untrusted> {
@@ -744,8 +768,8 @@ mod tests {
         }
         assert!(begun().reply(Reply::Output(unsigned)).is_err());
         let mut talk = begun();
-        let other = Welcome { unl: vec![Text(me().node_key())], ..welcome(10) };
-        assert!(talk.welcome(&other, &Trust::of(&other).unwrap()).is_err(), "other members than before");
+        let other = Trust::new(Hash([9; 32]), trust().unl().to_vec(), 80).unwrap();
+        assert_eq!(talk.welcome(&welcome(10), &other), Err(Untrusted::Network));
     }
 
     #[test]

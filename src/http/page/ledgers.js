@@ -1,7 +1,7 @@
 // The list of ledgers, and one of them in detail: what it says is checked here, in the browser, against the network's signatures.
 
 import { $, clock, count, empty, h, keyed, many, moment, payload, say, short, table } from "/page/dom.js";
-import { base64, checkLedger, hex, makeNetwork, number, readWelcome, tagged, unhex, vec } from "/page/proof.js";
+import { base64, checkLedger, hex, knowsUnl, makeNetwork, number, readWelcome, tagged, unhex, vec } from "/page/proof.js";
 
 const PAGE = 20; // ledgers asked for at once
 const KEPT_MAX = 400; // in the list; past it the oldest are dropped, and may be asked for again
@@ -164,8 +164,9 @@ async function verify(which, ledger, next, beginning, now) {
   let network, proven, first;
   const name = { genesis: base64(unhex(beginning.genesis_bytes)), chain: now.chain, contract: now.contract, threshold: now.threshold, unl: ledger.unl };
   const wellKnown = await check("Members", async () => {
-    network = await readWelcome(name);
-    first = await readWelcome(name, { chain: now.chain }).then(() => true, () => false);
+    const begun = await readWelcome(name);
+    first = knowsUnl(begun, ledger.unl);
+    network = first ? begun : await makeNetwork(now.chain, ledger.unl, now.threshold);
     return first ? `the ${many(network.unl.length, "member")} that the chain's id ${short(now.chain)} stands for` : `${many(network.unl.length, "member")}, as this node names them: they have changed since the chain began`;
   });
   const holds = wellKnown && (await check("Certificate", async () => {

@@ -1,9 +1,20 @@
 //! Real networks whose UNL changes: by the operators' votes, by the contract, with kills in between.
 
-use hotpocket::crypto::SecretKey;
-use serde_json::Value;
+use std::process::Stdio;
 
-use crate::net::{Ended, Net, TestNode, block_on_for, call, plain, probe, until};
+use hotpocket::{
+    cli::client::{ClientError, Pins, Servers, SignedClient},
+    crypto::SecretKey,
+    signed::{AnswerBody, Query},
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    process::Command,
+    time::timeout,
+};
+
+use crate::net::{DEADLINE, Ended, Net, SignedUser, TestNode, block_on_for, call, hp, plain, probe, until};
 
 /// The longest of these tests on a busy machine.
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(240);
@@ -283,5 +294,86 @@ fn a_node_that_finds_nobody_by_itself_is_dialled_at_the_address_that_comes_with_
         // All three are needed, and agree.
         assert_eq!(net.nodes[2].user().await.ask("four").await, "4 4");
         net.agree().await;
+    });
+}
+
+#[test]
+fn clients_follow_the_members_and_take_no_others_for_them() {
+    block_on_for(LONGEST, async {
+        let net = network(4, 1).await;
+        let me = SecretKey::from_seed([7; 32]);
+        let mut user = net.nodes[1].signed(&me).await;
+        let began_with = user.client.trust().clone();
+        let (chain, first_unl) = (began_with.chain_id(), began_with.unl().to_vec());
+        let keys: Vec<String> = first_unl.iter().map(ToString::to_string).collect();
+        let mut person = Command::new(hp())
+            .args(["client", &net.nodes[2].url, "--json", "--unl", &keys.join(","), "--timeout", "100"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("hp starts");
+        let mut typed = person.stdin.take().expect("piped");
+        let mut shown = BufReader::new(person.stdout.take().expect("piped")).lines();
+        let mut total = 0;
+        // What both say is put out, and proven by whoever the members are then.
+        let mut say = async |user: &mut SignedUser, nonce| {
+            let request = user.input(nonce, "hello");
+            user.send(&request).await;
+            total += 5;
+            assert_eq!(user.output().await.1, format!("5 {total}"));
+            typed.write_all(b"word\n").await.expect("it reads");
+            total += 5;
+            let expected = format!("5 {total}");
+            loop {
+                let line = timeout(DEADLINE, shown.next_line()).await.expect("in time").expect("text").expect("a line");
+                let event: Value = serde_json::from_str(&line).expect("an object");
+                assert_ne!(event["event"], "disconnected", "{event}");
+                if event["event"] == "output" {
+                    assert_eq!(event["text"], expected);
+                    break;
+                }
+            }
+        };
+        say(&mut user, 1).await;
+        let (fifth, left) = (key(&net.nodes[4]), key(&net.nodes[0]));
+        for node in &net.nodes[..4] {
+            vote(node, &["add", &fifth]).await;
+        }
+        for node in &net.nodes {
+            decides_with(node, &net.nodes.iter().collect::<Vec<_>>()).await;
+        }
+        say(&mut user, 2).await;
+        for node in &net.nodes[1..] {
+            vote(node, &["remove", &left]).await;
+        }
+        let rest: Vec<&TestNode> = net.nodes[1..].iter().collect();
+        for node in &net.nodes {
+            decides_with(node, &rest).await;
+        }
+        say(&mut user, 3).await;
+        drop(typed);
+        assert_eq!(timeout(DEADLINE, person.wait()).await.expect("it ends").expect("a status").code(), Some(0));
+        let mut expected: Vec<String> = rest.iter().map(|node| key(node)).collect();
+        expected.sort();
+        let followed: Vec<String> = user.client.trust().unl().iter().map(ToString::to_string).collect();
+        assert_eq!(followed, expected);
+
+        // Who comes later is shown how they followed those of the beginning, and can check what was put out under each.
+        let node = &net.nodes[4];
+        let pins = |unl| Pins { chain: Some(chain), unl };
+        let late = SignedClient::connect(&node.url, &me, &pins(None)).await.expect("proven by the chain's name");
+        assert_eq!(late.trust(), user.client.trust());
+        let mut late = SignedUser { client: late, key: me.clone() };
+        let AnswerBody::Outputs(page) = late.ask(Query::Outputs { since: 0 }).await else { panic!("outputs") };
+        assert_eq!(page.outputs.len(), 3);
+        let by_members = SignedClient::connect(&node.url, &me, &pins(Some(first_unl.clone()))).await;
+        assert_eq!(by_members.expect("proven by those of then").trust().unl(), late.client.trust().unl());
+        let servers = Servers::default();
+        let again = SignedClient::connect_again(&node.url, &me, &Pins::default(), &servers, Some(&began_with)).await;
+        assert_eq!(again.expect("proven by what was known").trust(), late.client.trust());
+        let strangers = Some(vec![SecretKey::from_seed([9; 32]).node_key()]);
+        let refused = SignedClient::connect(&node.url, &me, &pins(strangers)).await;
+        assert!(matches!(refused, Err(ClientError::Trust { .. })), "{refused:?}");
     });
 }
