@@ -461,7 +461,12 @@ async fn a_user_that_does_not_read_is_dropped_and_the_others_miss_nothing() {
     let mut received = Vec::new();
     let _ = soon(stuck.read_to_end(&mut received)).await;
     let whole = [&[0x82, 0x7f][..], &(output.len() as u64).to_be_bytes(), &output].concat();
-    assert!(!received.is_empty() && received.chunks(whole.len()).all(|frame| *frame == whole[..frame.len()]));
+    let mut rest = &received[..];
+    while let Some(after) = rest.strip_prefix(&whole[..]) {
+        rest = after;
+    }
+    // Then a part of one more, or why it ends.
+    assert!(!received.is_empty() && (whole.starts_with(rest) || rest[0] == 0x81), "{} bytes", received.len());
 }
 
 #[tokio::test]
