@@ -6,10 +6,12 @@
 //! ledger, `users` answers users, `serve` peers, `http` the HTTP side, `settle` the bus,
 //! `report` and `events` tell people.
 
+pub mod alerts;
 mod backend;
 pub mod backup;
 mod catchup;
 pub mod control;
+pub(crate) mod disk;
 mod diverge;
 mod events;
 mod exec;
@@ -27,6 +29,7 @@ pub mod replay;
 mod report;
 mod rounds;
 mod serve;
+mod service;
 pub(crate) mod settle;
 pub mod silence;
 mod start;
@@ -52,8 +55,8 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::{catchup::Draw, http::reload_tls, report::Banner, start::NodeError, sync::SyncProgress};
 use self::{
+    alerts::Kind,
     catchup::Found,
     control::{Asked, Control},
     exec::{Ended, ExecError, Executor},
@@ -61,6 +64,7 @@ use self::{
     rounds::Part,
     users::{Delivery, Told},
 };
+pub use self::{catchup::Draw, http::reload_tls, report::Banner, start::NodeError, sync::SyncProgress};
 use crate::{
     config::Config,
     consensus::{
@@ -223,6 +227,9 @@ pub struct Node {
     rounds: rounds::Rounds,
     traffic: rounds::Traffic,
     metrics: metrics::Metrics,
+    disk: disk::Disk,
+    /// Who started this process, where it wants to be told.
+    service: service::Service,
     records: diverge::Records,
     /// Settles what the contract puts out, where that is asked for.
     settling: Option<settle::Settling>,
@@ -286,12 +293,16 @@ impl Node {
 
     async fn work(&mut self) -> Result<(), NodeError> {
         self.rounds.begin(self.micros());
+        // First: what the start would vote and run waits too.
+        self.look_at_disk()?;
         self.handle(Event::Start)?;
         if std::mem::take(&mut self.state_was_lost) {
             self.handle(Event::StateLost)?;
         }
         let mut looks = catchup::looks();
+        self.tell_service_ready();
         loop {
+            let service_due = self.service.due(*self.changes.borrow());
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let open = self.is_open();
@@ -319,7 +330,9 @@ impl Node {
                 Some(asked) = self.requests.recv() => self.on_request(asked)?,
                 Some(asked) = self.http_asks.recv() => self.on_http(asked)?,
                 () = sleep_until(wake.into()) => self.on_time()?,
-                _ = looks.tick() => {
+                () = service::at(service_due) => self.tell_service(),
+                _ = looks.tick(), if self.must_look() => {
+                    self.look_at_disk()?;
                     self.look();
                     self.reads.look(Instant::now());
                     self.look_for_halt();
@@ -330,7 +343,21 @@ impl Node {
         }
     }
 
+    /// Whether there is anything that time alone changes, so that it is looked at once a second.
+    fn must_look(&self) -> bool {
+        self.disk.is_paused()
+            || self.core.may_be_behind()
+            || self.syncing.is_some()
+            || self.progress.began().is_some()
+            || self.report.progress.is_some()
+            || self.reads.has_places()
+            || self.offers.has_any()
+            || self.records.is_undecided()
+            || self.events.is_heard()
+    }
+
     async fn stop(&mut self) {
+        self.service.stopping();
         if let Some(running) = self.running.take() {
             running.abort();
             let _ = running.await;
@@ -616,6 +643,9 @@ impl Node {
                 self.line.end(ran.hash);
                 self.line_counters.remove(&ran.hash);
                 self.report.ran(&ran);
+                if let Some(bytes) = ran.state_bytes {
+                    self.disk.state_is(bytes);
+                }
                 let run = self.rounds.ran(&ran);
                 self.metrics.ran(&run);
                 self.events.tell("run", || self.report.last_run().cloned().unwrap_or_default());
@@ -650,7 +680,7 @@ impl Node {
             error = &error as &dyn std::error::Error,
             "state/ is not what it should be; it is fetched from other nodes"
         );
-        self.report.alert(what);
+        self.report.alert(Kind::StateLost, what);
         self.handle(Event::StateLost)?;
         // Where it was known before, the fetch stands behind the run that found it out again.
         self.next_job();
@@ -698,6 +728,7 @@ impl Node {
 
     /// Performs effects in order, up to a `Sync` that has to wait for the disk.
     fn perform(&mut self) -> Result<(), NodeError> {
+        let mut closed = false;
         while self.committing.is_none() {
             let Some(effect) = self.effects.pop_front() else { break };
             self.effects_bytes -= weight(&effect);
@@ -717,6 +748,7 @@ impl Node {
                 }
                 Effect::LedgerClosed { ledger, hash, attempt, signed } => {
                     self.ledger_closed(&ledger, hash, attempt, &signed);
+                    closed = true;
                 }
                 Effect::Rollback(_) => self.enqueue(Job::Rollback),
                 Effect::Undo { seq, state_root, senders } => self.undo(seq, state_root, senders),
@@ -744,7 +776,8 @@ impl Node {
             }
         }
         self.give_answers();
-        Ok(())
+        // What a ledger leaves on the disk is there by now.
+        if closed { self.look_at_disk() } else { Ok(()) }
     }
 
     /// One commit covers all that is to be persisted, also behind later `Sync`s.
@@ -810,6 +843,11 @@ impl Node {
 
     fn next_job(&mut self) {
         if self.running.is_some() || (self.swap.is_held() && matches!(self.jobs.front(), Some(Job::Run(_)))) {
+            return;
+        }
+        // What would write waits; it is the first again when there is room.
+        let writes = |job: &Job| matches!(job, Job::Run(_) | Job::Sync(..) | Job::Keep(_));
+        if self.disk.is_paused() && self.jobs.front().is_some_and(writes) {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };

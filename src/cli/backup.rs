@@ -70,7 +70,7 @@ impl Backup {
                 json!({
                     "file": file.display().to_string(), "bytes": bytes, "running": running,
                     "tip": manifest.tip, "executed": manifest.executed, "with_key": manifest.with_key,
-                    "chain_id": text(manifest.chain_id()), "state_root": text(manifest.state_root()),
+                    "with_bus": manifest.with_bus(), "chain_id": text(manifest.chain_id()), "state_root": text(manifest.state_root()),
                 })
             ));
         }
@@ -78,8 +78,15 @@ impl Backup {
             true => "the secret key is in it: keep it safe",
             false => "the secret key is NOT in it: keep cfg/hp.cfg (or the key file) elsewhere",
         };
+        let bus = match (manifest.with_bus(), dir.join("msb").exists()) {
+            (true, _) => "\n  msb/, the settlement bus that the node runs in itself, is in it, with its key",
+            (false, true) => {
+                "\n  msb/, the settlement bus that the node runs in itself, is NOT in it: --with-key takes it, and its key"
+            }
+            (false, false) => "",
+        };
         answer(&format!(
-            "{}: {bytes} bytes\n  chain   {}\n  ledger  {}, state after ledger {}\n  {key}\n",
+            "{}: {bytes} bytes\n  chain   {}\n  ledger  {}, state after ledger {}\n  {key}{bus}\n",
             file.display(),
             text(manifest.chain_id()),
             manifest.tip,

@@ -163,6 +163,9 @@ fn text(status: &Value) -> String {
         ("kept by", kept_by(&status["state_kept"])),
         ("guards", guards(&status["guards"])),
     ];
+    if let Some(text) = crate::node::disk::describe(&status["disk"]) {
+        lines.push(("disk", text));
+    }
     for (part, name) in [("verified", "fetched"), ("executed", "run")] {
         let part = &status["catching_up"][part];
         if let (Some(at), Some(to)) = (part["at"].as_u64(), part["to"].as_u64()) {
@@ -222,8 +225,11 @@ fn text(status: &Value) -> String {
         let count = liar["count"].as_u64().unwrap_or(0);
         lines.push(("liar", format!("{} sent {} ({count} times)", text("node"), text("what"))));
     }
-    for alert in list("alerts") {
-        lines.push(("ALERT", alert.as_str().unwrap_or_default().to_owned()));
+    let kinds = list("alert_kinds");
+    for (at, alert) in list("alerts").iter().enumerate() {
+        // The name under which the manual has it.
+        let kind = kinds.get(at).and_then(Value::as_str).map_or(String::new(), |kind| format!(" ({kind})"));
+        lines.push(("ALERT", format!("{}{kind}", alert.as_str().unwrap_or_default())));
     }
     lines.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
 }
@@ -304,6 +310,7 @@ fn standing(status: &Value) -> &'static str {
         (true, ..) => "DIVERGED: differs from the network's",
         (_, true, _) => "SPLIT: no result has a quorum",
         _ if status["halted"].is_u64() => "HALTED: results differ, and none has a quorum yet",
+        _ if status["disk"]["paused"] == true => "DISK FULL: neither votes nor runs until there is room",
         (_, _, true) => "in sync",
         _ => "catching up",
     }

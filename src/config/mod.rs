@@ -121,6 +121,8 @@ pub struct Config {
     pub pubmaxsize: u64,
     /// Inputs a minute of one connection. `None`: no limit.
     pub pubmaxcpm: Option<u32>,
+    /// Bytes of the disk below which the node neither votes nor runs the contract; 0: none.
+    pub disk_reserve: u64,
     /// `[consensus]`.
     pub consensus: Consensus,
     /// `[contract]`.

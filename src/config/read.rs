@@ -75,6 +75,7 @@ pub(super) fn parse(text: &str, file: &Path, dir: &Path, keys: &Keys<'_>) -> Res
         roundtime_ms,
         pubport,
         pubmaxsize: top.number("pubmaxsize", 1..=PUBMAXSIZE_MAX, 1 << 20)?,
+        disk_reserve: top.number("disk_reserve_mb", 0..=1 << 24, 256)? << 20,
         pubmaxcpm: top.optional("pubmaxcpm", 1..=1_000_000)?.map(|cpm| u32::try_from(cpm).expect("in range")),
         consensus: consensus(&top.table("consensus")?)?,
         contract: contract(&top.table("contract")?, &unl, dir)?,

@@ -31,6 +31,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "pubport",
             "pubmaxsize",
             "pubmaxcpm",
+            "disk_reserve_mb",
             "consensus",
             "contract",
             "user",

@@ -45,7 +45,7 @@ pub struct Params {
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "an event lives for one call; a box would cost each message more")]
 pub enum Event {
-    /// The process started. Comes once, first.
+    /// The process started. Comes once, and first but for `Paused`.
     Start,
     /// A peer's message. Its signatures were checked, those inside its certificates not.
     Message(NodeKey, Message),
@@ -72,6 +72,9 @@ pub enum Event {
     Overtime(Arc<Execution>),
     /// Other members say that another process with this node's key was there before this one.
     OlderTwin,
+    /// The driver has no room to go on: from here on nothing new is promised, closed, run or taken. Or it has again. May come
+    /// before `Start`.
+    Paused(bool),
     /// A peer's answer to `Get::Range`, checked beside the loop: see [`Consensus::expects_range`](super::Consensus).
     Range(NodeKey, Result<CheckedRange, Lie>),
     /// The same of `Get::Headers`.

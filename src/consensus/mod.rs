@@ -11,8 +11,8 @@
 //!
 //! Reading order: `event` (what goes in and comes out), this file, [`rules`] (when a node may vote), `step` (rules A to
 //! F), `receive` (messages), `fetch` (missing data), `catchup` (missing ledgers), [`join`] (those that nobody keeps),
-//! `results` (running ledgers), `overtime` (runs that take too long), `unl` (who decides), `settlement` (what the bus
-//! confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
+//! `results` (running ledgers), `overtime` (runs that take too long), `pause` (no room left), `unl` (who decides), `settlement`
+//! (what the bus confirmed), [`silence`] (who must not), [`header`] (what a ledger is), [`votes`] (counting).
 
 mod catchup;
 pub mod details;
@@ -26,6 +26,7 @@ pub mod merkle;
 pub mod messages;
 pub mod mutation;
 mod overtime;
+mod pause;
 mod pool;
 mod presence;
 pub mod range;
@@ -180,6 +181,8 @@ pub struct Consensus {
     /// Since when, and with how many bytes, a peer's GETs were answered.
     answered: BTreeMap<NodeKey, (MonoMs, usize)>,
 
+    /// Whether the driver cannot go on, so that nothing new is promised.
+    paused: bool,
     round_started: Option<MonoMs>,
     /// When the retransmission timer goes off; 0 while it is not used.
     retransmit_at: MonoMs,
@@ -267,6 +270,7 @@ impl Consensus {
             status_sent: BTreeMap::new(),
             presence_sent: BTreeMap::new(),
             answered: BTreeMap::new(),
+            paused: false,
             round_started: None,
             retransmit_at: 0,
             now: 0,
@@ -310,6 +314,7 @@ impl Consensus {
             Event::ExecDone(result) => self.executed(result),
             Event::Overtime(run) => self.cut_short(run),
             Event::OlderTwin => self.found_older_twin(),
+            Event::Paused(paused) => self.pause(paused),
             Event::Loaded(ledgers) => self.loaded(ledgers),
             Event::Range(from, range) => self.on_range(from, range),
             Event::Headers(from, headers) => self.on_headers(from, headers),
@@ -391,6 +396,14 @@ impl Consensus {
         self.quorum
     }
 
+    /// Whether anything here may lack what others have, or wait for its run.
+    pub fn may_be_behind(&self) -> bool {
+        !self.trusted
+            || self.unexecuted() > 0
+            || !self.overtimes.is_empty()
+            || self.peer_tips.values().any(|tip| *tip > self.tip.seq)
+    }
+
     /// Where this node stands.
     pub fn summary(&self) -> Summary {
         Summary {
@@ -452,6 +465,9 @@ impl Consensus {
         }
         // Whatever waited in the pool when the process ended may be past its last ledger.
         self.forget_dead();
+        if self.trusted {
+            self.run_next();
+        }
         self.compare_results();
     }
 
@@ -559,6 +575,9 @@ impl Consensus {
     fn take_input(&mut self, id: Hash, input: Input, link: NodeKey, needed: bool) -> Result<bool, Refused> {
         if let Some(seq) = self.window.get(&input.key()) {
             return Err(Refused::Ledgered(*seq));
+        }
+        if self.is_paused() {
+            return Err(Refused::NoRoom);
         }
         if input.payload.len() > self.params.input_bytes_max {
             return Err(Refused::TooLong);

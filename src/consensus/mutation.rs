@@ -97,11 +97,15 @@ mod made {
         OneSettlementVoteLess,
         /// What members say of the bus is taken though it does not follow.
         AnySettlement,
+        /// A node votes, closes and takes inputs that has no room left on its disk.
+        VoteThoughPaused,
+        /// A node that has room again forgets the run that waited for it.
+        ForgetPausedRun,
     }
 
     impl Mutation {
         /// All of them.
-        pub const ALL: [Mutation; 30] = [
+        pub const ALL: [Mutation; 32] = [
             Mutation::HidePolc,
             Mutation::IgnoreTcMaximum,
             Mutation::PrecommitAfterAdvance,
@@ -132,6 +136,8 @@ mod made {
             Mutation::VoteWithGap,
             Mutation::OneSettlementVoteLess,
             Mutation::AnySettlement,
+            Mutation::VoteThoughPaused,
+            Mutation::ForgetPausedRun,
         ];
     }
 

@@ -25,6 +25,8 @@ const AHEAD: u64 = 64;
 pub enum Refused {
     /// The pool, or its host's share, is full.
     Busy,
+    /// This node has no room on its disk for anything new.
+    NoRoom,
     /// `max_ledger` is past.
     Expired,
     /// `max_ledger` is too far ahead.

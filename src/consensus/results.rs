@@ -427,6 +427,10 @@ impl Consensus {
 
     /// Hands out the next run, if none is under way.
     pub(super) fn run_next(&mut self) {
+        // What was left at the last end waits for the start: by then it is known whether there is room.
+        if self.is_paused() || self.round_started.is_none() {
+            return;
+        }
         self.runs_all &= self.tip.seq - self.executed > SYNC_LEDGERS_LEFT;
         if self.runs.is_idle() && self.is_too_slow() && !self.runs_all {
             return self.lose_state(self.tip.seq - SYNC_LEDGERS_LEFT, Lost::Behind);

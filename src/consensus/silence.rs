@@ -120,13 +120,13 @@ impl Consensus {
     /// Whether this node may sign what counts in a round: the only place that decides it.
     pub(super) fn may_vote(&self) -> bool {
         let speaks = self.silence.is_none() || mutated!(VoteThoughSilent);
-        self.is_member(&self.params.me) && speaks && self.knows_window()
+        self.is_member(&self.params.me) && speaks && self.knows_window() && !self.is_paused()
     }
 
     /// Signs what counts in a round: the only place that does, but for a RESULT, which is signed when it is journaled and
     /// said when the node may.
     pub(super) fn sign_vote<T: Signable>(&self, body: T) -> Signed<T> {
-        assert!(self.may_vote(), "a silent node signs nothing");
+        assert!(self.may_vote(), "a silent or paused node signs nothing");
         self.sign_in(body, &self.scope)
     }
 

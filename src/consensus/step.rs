@@ -20,6 +20,11 @@ use crate::types::{Attempt, Hash, NodeKey, Seq};
 
 impl Consensus {
     pub(super) fn step(&mut self) {
+        if self.is_paused() {
+            // What is agreed on already is handed out; all else waits.
+            while self.settle_results() {}
+            return;
+        }
         loop {
             self.round.wanted.clear();
             if self.adopt_ledgers() || self.is_bare() {

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::Node;
+use super::{Node, alerts::Alert};
 use crate::{
     consensus::Stage,
     http::{Event, Subscription},
@@ -78,6 +78,11 @@ impl Events {
         Some(Subscription { past, future: inner.sender.subscribe() })
     }
 
+    /// Whether anybody listens, now.
+    pub(super) fn is_heard(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.sender.receiver_count() > 0)
+    }
+
     fn is_on(&self) -> bool {
         self.0.is_some()
     }
@@ -94,7 +99,7 @@ impl Inner {
 pub(super) struct Last {
     stage: Option<(Seq, Attempt, Stage)>,
     users: Option<(usize, usize)>,
-    alerts: Vec<String>,
+    alerts: Vec<Alert>,
     settlement: Value,
 }
 
@@ -122,7 +127,11 @@ impl Node {
         }
         let alerts = self.alerts();
         if self.told_last.alerts != alerts {
-            self.events.tell("alerts", || json!({ "alerts": alerts }));
+            self.events.tell("alerts", || {
+                let (texts, kinds): (Vec<&str>, Vec<&str>) =
+                    alerts.iter().map(|alert| (&*alert.text, alert.kind.name())).unzip();
+                json!({ "alerts": texts, "alert_kinds": kinds })
+            });
             self.told_last.alerts = alerts;
         }
         let settlement = self.settling_status();

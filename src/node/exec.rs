@@ -138,6 +138,8 @@ pub struct Ran {
     pub contract: Duration,
     /// The part of it in which what the contract left was hashed.
     pub hashing: Duration,
+    /// Bytes of all files of the state after it; `None` where it was rolled back.
+    pub state_bytes: Option<u64>,
 }
 
 /// The state and the root it should have.
@@ -468,7 +470,7 @@ impl Executor {
             End::Overtime => return Ok(None),
         };
         let (top, quota) = (self.plan.dir.join("state"), self.plan.quota);
-        let (root, changed, recent, hashing) = self
+        let (root, changed, recent, hashing, state_bytes) = self
             .blocking(move |held| {
                 let mut hashing = Duration::ZERO;
                 if status == Status::Ok {
@@ -486,7 +488,7 @@ impl Executor {
                             let now = |path: Vec<u8>| Changed { now: held.state.leaf(&path), path };
                             let changed: Vec<Changed> = scan.changed.into_iter().take(DETAILS_MAX).map(now).collect();
                             let recent = Recent::of(&top, &*held.state, scan.files, &changed);
-                            return Ok((scan.root, changed, recent, status, hashing));
+                            return Ok((scan.root, changed, recent, status, hashing, Some(scan.bytes)));
                         }
                         Err(StateError::Forbidden { path, kind }) => {
                             warn!(seq, ?path, %kind, "the contract left something in state/ that nodes cannot agree on");
@@ -497,12 +499,12 @@ impl Executor {
                 }
                 held.root = held.state.rollback()?;
                 held.after = Some(seq);
-                Ok((held.root, Vec::new(), None, status, hashing))
+                Ok((held.root, Vec::new(), None, status, hashing, None))
             })
             .await
-            .map(|(root, changed, recent, final_status, hashing)| {
+            .map(|(root, changed, recent, final_status, hashing, state_bytes)| {
                 status = final_status;
-                (root, changed, recent, hashing)
+                (root, changed, recent, hashing, state_bytes)
             })?;
 
         let outputs: Vec<(UserKey, Vec<u8>)> = match status {
@@ -523,7 +525,18 @@ impl Executor {
         };
         let (elapsed, contract) = (started.elapsed(), report.elapsed);
         let hash = execution.hash;
-        Ok(Some(Ran { hash, result, outputs, leaves: output_leaves, details, recent, elapsed, contract, hashing }))
+        Ok(Some(Ran {
+            hash,
+            result,
+            outputs,
+            leaves: output_leaves,
+            details,
+            recent,
+            elapsed,
+            contract,
+            hashing,
+            state_bytes,
+        }))
     }
 
     fn state_dir(&self) -> PathBuf {

@@ -30,7 +30,10 @@ use prometheus_client::{
 };
 use serde_json::Value;
 
-use super::rounds::{Part, Round, Run, Traffic, Vote};
+use super::{
+    alerts::Kind,
+    rounds::{Part, Round, Run, Traffic, Vote},
+};
 use crate::types::{NodeKey, Status};
 
 /// Before all names.
@@ -228,6 +231,7 @@ impl Metrics {
                 gauge(&mut now, name, help, unit(), value);
             }
         }
+        alerts(&mut now, status);
         links(&mut now, status);
         traffic(counted, status);
         disk(&mut now, &counted.dir);
@@ -317,6 +321,11 @@ const GAUGES: &[Row] = &[
     ("split", "1 while no result can reach a quorum", NO_UNIT, |it| flag(it["split"] == true)),
     ("halted", "1 while results differ and none has a quorum", NO_UNIT, |it| flag(it["halted"].is_u64())),
     ("silent", "1 while this node signs nothing", NO_UNIT, |it| flag(it["silent"].is_object())),
+    ("paused", "1 while this node neither votes nor runs, because the disk is nearly full", NO_UNIT, |it| {
+        flag(it["disk"]["paused"] == true)
+    }),
+    ("growth_per_day", "What the node keeps more each day", BYTES, |it| it["disk"]["growth_bytes_per_day"].as_f64()),
+    ("disk_days_left", "Days for which the disk is enough at that", NO_UNIT, |it| it["disk"]["days_left"].as_f64()),
     ("alerts", "Alerts that stand", NO_UNIT, |it| length(&it["alerts"])),
     ("evidence_kinds", "Kinds of messages that nodes signed twice, differently", NO_UNIT, |it| length(&it["evidence"])),
     ("liars", "Nodes that sent false ledgers", NO_UNIT, |it| length(&it["liars"])),
@@ -367,6 +376,18 @@ fn info(registry: &mut Registry, status: &Value) {
     let of = |key: &'static str| (key, status[key].as_str().unwrap_or("-").to_owned());
     let labels = [of("version"), of("node"), of("contract"), of("role")];
     registry.register("node", "Which node this is", Info::new(labels));
+}
+
+/// Which alerts stand, by kind.
+fn alerts(registry: &mut Registry, status: &Value) {
+    let family = Family::<[(&'static str, &'static str); 1], prometheus_client::metrics::gauge::Gauge>::default();
+    let stand: Vec<&Value> = status["alert_kinds"].as_array().into_iter().flatten().collect();
+    // All of them, also those that do not stand: what is not there cannot be told from what is not known.
+    for kind in Kind::ALL {
+        let count = stand.iter().filter(|name| **name == kind.name()).count();
+        family.get_or_create(&[("kind", kind.name())]).set(i64::try_from(count).expect("a few"));
+    }
+    registry.register("alert", "Alerts of this kind that stand; docs/operating.md says what to do", family);
 }
 
 /// The round trips of links, members' first.
@@ -473,7 +494,7 @@ mod tests {
             "attempt": 2, "rounds_per_s": 1.5, "unl": ["aa", "bb"], "live": ["aa"], "suspects": ["bb"], "quorum": 2,
             "links": [{"peer": "0123456789ab", "rtt_us": 1500, "member": true}, {"peer": "cc", "rtt_us": null}],
             "users": 3, "local_users": 1, "pool": 4, "synced": true, "diverged": false, "split": false, "halted": 8,
-            "silent": {}, "alerts": ["look"], "evidence": [], "liars": [],
+            "silent": {}, "disk": {"paused": false, "growth_bytes_per_day": 9, "days_left": 8}, "alerts": ["look", "no"], "alert_kinds": ["split", "nobody's"], "evidence": [], "liars": [],
             "queues": {"effects": 1, "effects_bytes": 2, "jobs": 3, "deliveries": 4, "overflows": 5},
             "fetching_state": {"bytes": 6, "bytes_total": 8}, "up_s": 60,
             "settlement": {
@@ -516,6 +537,12 @@ mod tests {
         for line in [
             "hotpocket_ledger_seq 7.0",
             "hotpocket_halted 1.0",
+            "hotpocket_alerts 2.0",
+            "hotpocket_alert{kind=\"split\"} 1",
+            "hotpocket_alert{kind=\"disk_full\"} 0",
+            "hotpocket_paused 0.0",
+            "hotpocket_growth_per_day_bytes 9.0",
+            "hotpocket_disk_days_left 8.0",
             "hotpocket_members_live 1.0",
             "hotpocket_oldest_unsettled_seconds 2.5",
             "hotpocket_outputs_total 2",

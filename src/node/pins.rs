@@ -106,6 +106,11 @@ impl Offers {
         self.offered.len() < OFFERED_MAX
     }
 
+    /// Whether there is anything to be let go later.
+    pub fn has_any(&self) -> bool {
+        !self.offered.is_empty()
+    }
+
     /// Lets go what had its time.
     pub fn look(&mut self, now: Instant) {
         self.offered.retain(|it| now - it.since < OFFERED_TIME && !it.pin.is_lost());

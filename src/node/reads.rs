@@ -103,6 +103,11 @@ impl Reads {
         while self.tasks.try_join_next().is_some() {}
     }
 
+    /// Whether there is anything to be let go later.
+    pub(super) fn has_places(&self) -> bool {
+        self.places.has_idle()
+    }
+
     /// Lets go what was not needed for a while.
     pub(super) fn look(&mut self, now: Instant) {
         let left_alone = self.places.left_alone(now);

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Node,
+    alerts::{Alert, Kind},
     diverge::Streak,
     exec::Ran,
     progress::{self, Part},
@@ -46,7 +47,7 @@ const STUCK_TIME: Duration = Duration::from_secs(10);
 /// What the node has told, and counted, so far.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    alerts: VecDeque<String>,
+    alerts: VecDeque<Alert>,
     /// Nodes that this one has no link with, and why; whoever is linked after all is taken out.
     refused: VecDeque<(NodeKey, String)>,
     split: Option<String>,
@@ -95,9 +96,10 @@ impl Report {
         (*last, *count) = (lie, *count + 1);
     }
 
-    pub fn alert(&mut self, what: String) {
-        if self.alerts.back() != Some(&what) {
-            self.alerts.push_back(what);
+    pub fn alert(&mut self, kind: Kind, what: String) {
+        let alert = kind.with(what);
+        if self.alerts.back() != Some(&alert) {
+            self.alerts.push_back(alert);
         }
         if self.alerts.len() > ALERTS_MAX {
             self.alerts.pop_front();
@@ -298,25 +300,32 @@ impl Node {
     }
 
     /// What the operator must know or do something about.
-    pub(super) fn alerts(&self) -> Vec<String> {
+    pub(super) fn alerts(&self) -> Vec<Alert> {
         let (summary, quorum) = (self.core.summary(), self.core.quorum());
         let is_live = |node: &&NodeKey| **node == self.config.key || self.linked.contains(node);
         let live = self.core.unl().iter().filter(is_live).count();
-        let mut alerts: Vec<String> = self.report.alerts.iter().cloned().collect();
-        alerts.extend(self.report.split.clone());
-        let silent = summary.silent.as_ref();
-        alerts.extend(silent.filter(|silent| silent.is_alarm).map(|silent| silence::alarm(silent, quorum.n)));
-        alerts.extend(self.report.refused.iter().map(|(peer, why)| format!("no link with {}: {why}", peer.short())));
-        alerts.extend(too_few(live, quorum.n, quorum.q));
-        alerts.extend(self.report.failing.clone());
+        let report = &self.report;
+        let mut alerts: Vec<Alert> = report.alerts.iter().cloned().collect();
+        alerts.extend(report.split.clone().map(|what| Kind::Split.with(what)));
+        alerts.extend(self.disk_alerts());
+        let silent = summary.silent.as_ref().filter(|silent| silent.is_alarm);
+        alerts.extend(silent.map(|silent| Kind::Silent.with(silence::alarm(silent, quorum.n))));
+        let no_link =
+            |(peer, why): &(NodeKey, String)| Kind::NoLink.with(format!("no link with {}: {why}", peer.short()));
+        alerts.extend(report.refused.iter().map(no_link));
+        alerts.extend(too_few(live, quorum.n, quorum.q).map(|what| Kind::FewMembers.with(what)));
+        alerts.extend(report.failing.clone().map(|what| Kind::ContractFailed.with(what)));
         alerts.extend(self.settling_alerts());
         let pause = self.sync_due.map(|due| due.saturating_duration_since(Instant::now()));
-        alerts.extend(diverging(&self.report.streak, pause));
-        alerts.extend(self.syncing.as_ref().and_then(|syncing| syncing.look().waits));
-        let quiet = self.report.last_closed.unwrap_or(self.started).elapsed();
-        alerts.extend(undecided(summary.seq, summary.overtimes, quiet));
-        let is_well = summary.synced || self.syncing.is_some() || self.mesh.links().is_empty();
-        alerts.extend(stuck(is_well, quiet));
+        alerts.extend(diverging(&report.streak, pause).map(|what| Kind::Diverging.with(what)));
+        let waits = self.syncing.as_ref().and_then(|syncing| syncing.look().waits);
+        alerts.extend(waits.map(|what| Kind::StateWaits.with(what)));
+        let quiet = report.last_closed.unwrap_or(self.started).elapsed();
+        let undecided = undecided(summary.seq, summary.overtimes, quiet);
+        alerts.extend(undecided.map(|what| Kind::RunUndecided.with(what)));
+        // A node whose disk is nearly full falls behind on purpose.
+        let is_well = summary.synced || self.syncing.is_some() || self.mesh.links().is_empty() || self.disk.is_paused();
+        alerts.extend(stuck(is_well, quiet).map(|what| Kind::Behind.with(what)));
         alerts
     }
 
@@ -391,7 +400,7 @@ impl Node {
             "catching_up": self.report.progress.map(|progress| json!({
                 "verified": part(&progress.verified), "executed": part(&progress.executed),
             })),
-            "alerts": alerts,
+            "alerts": alerts.iter().map(|alert| &*alert.text).collect::<Vec<_>>(),
             "peer_address": self.mesh.local_addr().to_string(),
             "user_address": self.gateway.as_ref().map(|gateway| gateway.local_addr().to_string()),
             "up_s": self.started.elapsed().as_secs(),
@@ -405,6 +414,9 @@ impl Node {
         status["halted"] = json!(self.records.halted());
         status["silent"] = json!(silent.map(|silent| silence::describe(silent, quorum.n)));
         status["guards"] = guards.into();
+        status["disk"] = self.disk_status();
+        // One for each alert, in the same order.
+        status["alert_kinds"] = alerts.iter().map(|alert| alert.kind.name()).collect();
         status["queues"] = json!({
             "effects": self.effects.len(), "effects_bytes": self.effects_bytes, "jobs": self.jobs.len(),
             "deliveries": self.deliveries.len(), "overflows": self.mesh.vote_overflows(),
@@ -476,6 +488,7 @@ impl Banner {
         peers: SocketAddr,
         users: Option<String>,
         http: Option<String>,
+        room: String,
     ) -> Banner {
         let tolerance = Tolerance { n: unl.len(), threshold: config.consensus.threshold }.to_string();
         let role = if unl.contains(&config.key) { "" } else { "  (not in the UNL: observer)" };
@@ -491,6 +504,7 @@ impl Banner {
                 ("peers", format!("listening on {peers}, {} to dial", config.peers.len())),
                 ("users", users),
                 ("http", http),
+                ("disk", room),
             ],
         }
     }
@@ -553,7 +567,7 @@ mod tests {
     #[test]
     fn a_node_without_a_link_is_told_until_it_is_linked_and_strangers_push_out_each_other_only() {
         let mut report = Report::default();
-        report.alert("the first".to_owned());
+        report.alert(Kind::Diverged, "the first".to_owned());
         report.refused(NodeKey([0; 32]), "then".to_owned());
         report.refused(NodeKey([0; 32]), "now".to_owned());
         assert_eq!(Vec::from(report.refused.clone()), [(NodeKey([0; 32]), "now".to_owned())]);
@@ -582,10 +596,10 @@ mod tests {
     fn the_same_alert_is_told_once_and_old_ones_make_room() {
         let mut report = Report::default();
         for at in 0..=ALERTS_MAX {
-            report.alert(at.to_string());
-            report.alert(at.to_string());
+            report.alert(Kind::Differs, at.to_string());
+            report.alert(Kind::Differs, at.to_string());
         }
         assert_eq!(report.alerts.len(), ALERTS_MAX);
-        assert_eq!((report.alerts[0].as_str(), report.alerts[ALERTS_MAX - 1].as_str()), ("1", "20"));
+        assert_eq!((&*report.alerts[0].text, &*report.alerts[ALERTS_MAX - 1].text), ("1", "20"));
     }
 }

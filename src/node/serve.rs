@@ -6,7 +6,9 @@ use serde_json::json;
 use tracing::{debug, error, warn};
 
 use super::{
-    Node, NodeError, backup, class,
+    Node, NodeError,
+    alerts::Kind,
+    backup, class,
     control::{self, Request},
     diverge::{self, differences},
     unl::Refused,
@@ -156,7 +158,7 @@ impl Node {
             differences(mine, agreed).join("; ")
         );
         error!(seq, "{what}");
-        self.report.alert(what);
+        self.report.alert(Kind::Diverged, what);
         self.report.diverged();
         self.metrics.diverged();
         let (me, mine, agreed) = (self.config.key, mine.clone(), agreed.clone());
@@ -194,7 +196,7 @@ impl Node {
             if signer == self.config.key {
                 let what = "this node's key signed something this process did not: the key is used elsewhere too; stop one of them";
                 error!("{what}");
-                self.report.alert(what.to_owned());
+                self.report.alert(Kind::KeyElsewhere, what.to_owned());
             }
             self.batch.push(Write::Evidence(Box::new(evidence)));
         }

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::{Node, NodeError};
+use super::{
+    Node, NodeError,
+    alerts::{Alert, Kind},
+};
 use crate::{
     config::{self, Config, MsbMode, MsbNetwork},
     consensus::{
@@ -18,7 +21,7 @@ use crate::{
     ledger::{HEADERS_READ_MAX, Ledger},
     settlement::{
         Address, Amount, Network,
-        agent::{Agent, ReadHeaders, Setup, Tip},
+        agent::{About, Agent, ReadHeaders, Setup, Tip},
         client::{Authorities, Client},
         embedded::{Embedded, Options},
         read_key,
@@ -32,7 +35,7 @@ const SAID_MAX: usize = 4;
 /// What each member has on a bus that a node runs in itself, from its beginning: enough for 33 million settlements.
 const OWN_FUNDS: Amount = Amount::tnk(1_000_000);
 /// Folder of that bus, in the contract folder. No contract sees it: the validator's key is there.
-const OWN_FOLDER: &str = "msb";
+pub(super) const OWN_FOLDER: &str = "msb";
 
 /// A node that settles.
 pub(super) struct Settling {
@@ -207,8 +210,19 @@ impl Node {
     }
 
     /// What the operator must do about settling.
-    pub(super) fn settling_alerts(&self) -> Vec<String> {
-        self.settling.as_ref().map(|settling| settling.agent.status().alerts).unwrap_or_default()
+    pub(super) fn settling_alerts(&self) -> Vec<Alert> {
+        let Some(settling) = &self.settling else { return Vec::new() };
+        let status = settling.agent.status();
+        let kind = |about: &About| match about {
+            About::Chain => Kind::SettlingChain,
+            About::Journal => Kind::SettlingJournal,
+            About::Bus => Kind::SettlingBus,
+            About::Lie => Kind::SettlingLie,
+            About::Alone => Kind::SettlingAlone,
+            About::Refused => Kind::SettlingRefused,
+            About::Balance => Kind::SettlingBalance,
+        };
+        status.about.iter().zip(status.alerts).map(|(about, text)| kind(about).with(text)).collect()
     }
 
     /// Where settling stands; null where nothing is settled by this node.

@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, backend, control::Control, diverge, events::Events, guards,
-    http, metrics, reads::Reads, release::Release, report::Report, rounds, settle, silence, twins, users::Finality,
-    wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, control::Control, disk, diverge,
+    events::Events, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds, service, settle,
+    silence, twins, users::Finality, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -293,12 +293,13 @@ impl Node {
         report.restore_evidence(store.proven()?);
         if let Some(damage) = damage {
             warn!(error = &damage as &dyn std::error::Error, "what is kept of the state is damaged; it is put aside");
-            report.alert(format!(
+            let what = format!(
                 "what was kept of the state was damaged ({:#}); it is in {}, and what is not right in state/ is fetched \
                  from other nodes",
                 anyhow::Error::new(damage),
                 config.dir.join(state::DAMAGED).display()
-            ));
+            );
+            report.alert(Kind::StateDamaged, what);
         }
         let executed = journal.executed();
         let executor = Executor::new(launcher, state, root, executed, &config);
@@ -389,6 +390,7 @@ impl Node {
             files: reads.files(&executor),
         };
         let (http, http_asks) = http::start(&config, http_tls.clone(), parts)?;
+        let disk = disk::Disk::new(&config.dir, config.disk_reserve, chosen.backend);
         let rounds = rounds::Rounds::new(config.key, core.unl(), seq);
         let node = Node {
             config,
@@ -468,10 +470,14 @@ impl Node {
             rounds,
             traffic: Default::default(),
             metrics,
+            disk,
+            service: service::Service::of_environment(),
             records,
             _lock: lock,
         };
-        let banner = Banner::new(&node.config, node.core.unl(), seq, node.mesh.local_addr(), users, node.http_url());
+        let room = node.disk.text(wall_ms());
+        let banner =
+            Banner::new(&node.config, node.core.unl(), seq, node.mesh.local_addr(), users, node.http_url(), room);
         Ok((node, banner))
     }
 }

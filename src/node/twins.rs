@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 use tracing::error;
 
-use super::{Node, NodeError};
+use super::{Node, NodeError, alerts::Kind};
 use crate::{
     consensus::{
         Event,
@@ -84,7 +84,8 @@ impl Node {
         self.send(peer, &Message::Twins(twins));
         if is_new {
             error!(node = %peer, "two processes run with the key of one node");
-            self.report.alert(format!("two processes run with the key of node {peer}: its operator has to end one"));
+            let what = format!("two processes run with the key of node {peer}: its operator has to end one");
+            self.report.alert(Kind::TwinElsewhere, what);
         }
     }
 
@@ -97,7 +98,7 @@ impl Node {
         if !std::mem::replace(&mut self.twins.alarmed, true) {
             let what = "another process runs with this node's key, as others see: end one of the two";
             error!(by = %from.short(), "{what}");
-            self.report.alert(what.to_owned());
+            self.report.alert(Kind::TwinHere, what.to_owned());
         }
         if twins.newer == self.twins.boot {
             self.twins.told.insert(from);

@@ -236,6 +236,7 @@ impl Node {
                 let Some(session) = self.sessions.get(&(*user, *challenge)) else { return };
                 match why {
                     Refused::Busy => gateway.refuse(*session, ErrorCode::Busy, BUSY),
+                    Refused::NoRoom => gateway.refuse(*session, ErrorCode::Busy, NO_ROOM),
                     Refused::Expired | Refused::TooFar => {
                         gateway.refuse(*session, ErrorCode::Expired, "too late for the ledger it was meant for")
                     }
@@ -247,6 +248,10 @@ impl Node {
                 let reason = match why {
                     Refused::Ledgered(seq) => return self.tell_what_became(*input, seq),
                     Refused::Busy => Reason::Busy,
+                    Refused::NoRoom => {
+                        let fate = Fate::Rejected { reason: Reason::Busy, message: NO_ROOM.to_owned() };
+                        return gateway.say(&input.user, status(input, fate));
+                    }
                     Refused::Expired => Reason::Expired,
                     Refused::TooFar => Reason::TooFar,
                     Refused::TooLong | Refused::NotSigned => Reason::TooLarge,
@@ -548,6 +553,7 @@ impl Node {
 const NO_SESSION: SessionId = SessionId(u64::MAX);
 
 const BUSY: &str = "the node holds as many inputs as it can; send it again later";
+const NO_ROOM: &str = "the disk of this node is nearly full; send it to another node, or again later";
 
 fn status(input: &SignedRef, fate: Fate) -> String {
     Reply::Status(StatusFrame { nonce: input.nonce, id: Some(Text(input.id)), fate }).to_json()

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hotpocket::consensus::votes::Quorum;
+use hotpocket::{consensus::votes::Quorum, node::alerts::Kind};
 
 /// Parts that talk to the world. Only `node` knows more than one of them.
 const ADAPTERS: [&str; 7] = ["mesh", "gateway", "contract", "state", "ledger", "settlement", "http"];
@@ -626,6 +626,36 @@ fn the_quorums_of_the_protocol_are_those_of_the_code() {
     for [n, threshold, q, safe, live] in rows {
         let quorum = Quorum::new(n, u8::try_from(threshold).unwrap());
         assert_eq!((quorum.q, quorum.safe(), quorum.live()), (q, safe, live), "n {n} threshold {threshold}");
+    }
+}
+
+#[test]
+fn every_alert_has_its_row_in_the_operators_manual_and_every_row_its_alert() {
+    let text = include_str!("../../docs/operating.md");
+    let (_, section) = text.split_once("\n## Alerts and what to do\n").expect("the section is there");
+    let (section, _) = section.split_once("\n## ").expect("it is not the last");
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+        .map(|row| row.split(" | ").collect())
+        .collect();
+    let full = |row: &&Vec<&str>| row.len() == 4 && row.iter().all(|cell| !cell.trim().is_empty());
+    assert_eq!(rows.iter().find(|row| !full(row)), None, "kind, text, meaning, what to do");
+    let written: BTreeSet<&str> = rows.iter().map(|row| row[0].trim_end_matches('`')).collect();
+    let raised: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    assert_eq!(written, raised, "docs/operating.md and src/node/alerts.rs name different alerts");
+    // The words that people look for are those that the product says.
+    let sources = product_files();
+    let source: String = sources.iter().map(|source| source.text.replace("\\\n", "")).collect();
+    let squeezed: String = source.split_whitespace().collect::<Vec<_>>().join(" ");
+    for row in rows {
+        for quoted in row[1].split('`').skip(1).step_by(2) {
+            let is_unsaid = |part: &&str| !squeezed.contains(*part);
+            // Capitals and dots stand for what is another one each time.
+            let parts = quoted.split(|c: char| c.is_ascii_uppercase() || c == '.').map(str::trim);
+            let unsaid: Vec<&str> = parts.filter(|part| part.len() >= 9).filter(is_unsaid).collect();
+            assert!(unsaid.is_empty(), "no alert says {unsaid:?}, of the row `{}`", row[0]);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod lies;
 mod members;
 mod mutations;
 mod overtime;
+mod pauses;
 mod plans;
 mod properties;
 mod rng;
@@ -107,6 +108,10 @@ const EXPECTED: &[&str] = &[
     "settlements recorded",
     "txv changed",
     "lies about the bus",
+    "disks nearly full",
+    "disks nearly full, or not any more, in the middle of a run",
+    "room on a disk again",
+    "restarts without room on the disk",
 ];
 
 fn run(seed: u64) -> Result<Coverage, String> {

@@ -6,7 +6,7 @@ use hotpocket::consensus::{
     mutation::{Mutated, Mutation},
 };
 
-use super::{caught, lies, members, run, schedules, settlements, silence};
+use super::{caught, lies, members, pauses, run, schedules, settlements, silence};
 
 /// What shows that something is wrong.
 enum Finder {
@@ -90,6 +90,10 @@ fn finders(mutation: Mutation) -> Vec<Finder> {
         }
         Mutation::AnySettlement => {
             vec![schedule!(settlements::what_does_not_follow_is_not_recorded_whoever_says_it)]
+        }
+        Mutation::VoteThoughPaused => vec![Seeds(50, "S12")],
+        Mutation::ForgetPausedRun => {
+            vec![schedule!(pauses::a_run_that_waits_for_room_is_done_when_there_is_some)]
         }
         Mutation::OldScope => vec![Seeds(50, "a signature")],
     }

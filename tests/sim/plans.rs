@@ -27,6 +27,8 @@ const LOOKS: u64 = 100;
 const LOOK_MS: u64 = 500;
 /// What happens on the bus is drawn from another seed than the rest.
 const BUS_SEED: u64 = 0xb05_5eed;
+/// So are disks that are nearly full for a while.
+const PAUSE_SEED: u64 = 0xd15c_5eed;
 /// How long each of these votes stands at least.
 const VOTE_MS: u64 = 3_000;
 
@@ -53,11 +55,13 @@ fn prepared(seed: u64) -> (World, u64) {
         let cfg = Config { latency_ms, disk_ms, run_ms: (0, 2), input_window, ..quick };
         let mut world = World::new(cfg, rng);
         fall_behind(&mut world);
+        plan_pauses(&mut world, seed, LONG_MS + 900);
         return (world, LONG_MS + 1000);
     }
     let mut world = World::new(cfg, rng);
     plan(&mut world, length);
     plan_bus(&mut world, seed, length);
+    plan_pauses(&mut world, seed, length);
     (world, length)
 }
 
@@ -260,6 +264,23 @@ fn plan_bus(world: &mut World, seed: u64, length: u64) {
     world.plan(length + 200, Happening::Bus(BusHappening::Confirm));
     for turn in 0..LOOKS {
         world.plan(length + 100 + LOOK_MS * turn, Happening::Bus(BusHappening::Look(100)));
+    }
+}
+
+/// In some runs disks are nearly full for a while, sometimes all at once. By numbers of its own too.
+fn plan_pauses(world: &mut World, seed: u64, length: u64) {
+    let mut rng = Rng::new(seed ^ PAUSE_SEED);
+    if !rng.chance(25) {
+        return;
+    }
+    for _ in 0..rng.within(1, 4) {
+        let (node, at) = (rng.index(world.cfg.singles()), rng.within(0, length));
+        let until = at + rng.within(1, 1_500);
+        let all = rng.chance(15);
+        for node in (0..world.cfg.singles()).filter(|other| all || *other == node) {
+            world.plan(at, Happening::Pause(node, true));
+            world.plan(until, Happening::Pause(node, false));
+        }
     }
 }
 

@@ -218,6 +218,8 @@ pub enum Happening {
     Back(usize),
     /// Something about the settlement bus.
     Bus(BusHappening),
+    /// A node has no room on its disk, or has again.
+    Pause(usize, bool),
     /// Faults end.
     Gst,
 }
@@ -349,6 +351,8 @@ pub struct Node {
     syncing: Option<Seq>,
     /// Its contract computes what all compute, after it did not.
     cured: bool,
+    /// Whether it has no room on its disk, also while it is down.
+    pub paused: bool,
     /// Whether it stays down.
     pub dead: bool,
     /// Whether it lost its disk once.
@@ -468,6 +472,7 @@ impl World {
                 lost: false,
                 syncing: None,
                 cured: false,
+                paused: false,
                 dead: false,
                 emptied: false,
                 mask,
@@ -670,6 +675,7 @@ impl World {
                 }
             }
             Happening::Bus(what) => self.on_bus(what),
+            Happening::Pause(node, paused) => self.pause(node, paused),
             Happening::Gst => {
                 self.gst = true;
                 self.cfg.loss = 0;
@@ -678,6 +684,7 @@ impl World {
                 self.cfg.reorder = false;
                 self.silent.clear();
                 for node in 0..self.nodes.len() {
+                    self.pause(node, false);
                     self.nodes[node].crash_in = None;
                     if self.nodes[node].dead {
                         self.crash(node);

@@ -352,6 +352,7 @@ fn state(status: &Value) -> (&'static str, Color) {
         () if is("diverged") => ("DIVERGED", Color::Red),
         () if is("split") => ("SPLIT", Color::Red),
         () if status["halted"].is_u64() => ("HALTED", Color::Red),
+        () if status["disk"]["paused"] == true => ("disk full", Color::Red),
         () if status["silent"].is_object() => ("silent", Color::Yellow),
         () if !is("synced") => ("catching up", Color::Yellow),
         () if length(&status["alerts"]) > 0 => ("in sync", Color::Yellow),

@@ -12,12 +12,15 @@ use std::{
 use tar::{Builder, EntryType, Header};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::{BackupError, FORMAT, Hashing, MANIFEST, Manifest, NO_STATE, OTHERS_MAX, Tell, io_error, refused, sync};
+use super::{
+    BUS, BackupError, FORMAT, Hashing, MANIFEST, Manifest, NO_STATE, OTHERS_MAX, Tell, io_error, refused, sync,
+};
 use crate::{
     config::{self, Config},
     crypto::SecretKey,
     ledger::{Archive, Stands, Store},
-    node::{NodeError, recover::switch, start::Lock},
+    node::{NodeError, recover::switch, settle::OWN_FOLDER, start::Lock},
+    settlement::embedded,
     state::folder,
     types::{Hash, Seq, WallMs},
 };
@@ -147,6 +150,10 @@ impl Prepared {
                 self.executed, self.root, stands.executed, stands.state_root
             ));
         }
+        // Behind the copy of the database: a bus knows of a settlement before the chain records it. And while nobody starts the
+        // node, if it does not run.
+        let bus = config.dir.join(OWN_FOLDER);
+        let bus_bytes = embedded::copied_bytes(&bus).map_err(io_error("read the log in", &bus))?;
         drop(lock);
 
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -176,6 +183,12 @@ impl Prepared {
             if from.is_dir() {
                 tar.folder(&from, name, true, &mut |_| {})?;
             }
+        }
+        if let Some(bytes) = bus_bytes.filter(|_| with_key) {
+            let [log, key] = BUS;
+            tar.part(&config.dir.join(log), log, bytes)?;
+            let path = config.dir.join(key);
+            tar.bytes(key, &fs::read(&path).map_err(io_error("read", &path))?)?;
         }
         let files = std::mem::take(&mut tar.files);
         let manifest = Manifest {
@@ -239,20 +252,35 @@ impl<W: std::io::Write> Tar<'_, W> {
 
     /// A file, which is listed.
     fn file(&mut self, from: &Path, name: &str, tell: &mut dyn FnMut(u64)) -> Result<(), BackupError> {
-        let hash = self.append(from, Path::new(name), tell)?;
+        let hash = self.append(from, Path::new(name), None, tell)?;
         self.files.insert(name.to_owned(), hash);
         Ok(())
     }
 
-    fn append(&mut self, from: &Path, name: &Path, tell: &mut dyn FnMut(u64)) -> Result<(u64, String), BackupError> {
+    /// The beginning of a file that grows, which is listed.
+    fn part(&mut self, from: &Path, name: &str, bytes: u64) -> Result<(), BackupError> {
+        let hash = self.append(from, Path::new(name), Some(bytes), &mut |_| {})?;
+        self.files.insert(name.to_owned(), hash);
+        Ok(())
+    }
+
+    /// A file, or so much of it.
+    fn append(
+        &mut self,
+        from: &Path,
+        name: &Path,
+        part: Option<u64>,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<(u64, String), BackupError> {
         let file = File::open(from).map_err(io_error("read", from))?;
         let meta = file.metadata().map_err(io_error("read", from))?;
         let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-        let mut header = Self::header(EntryType::Regular, meta.len(), mode);
-        let mut reader = Hashing::new(std::io::Read::take(file, meta.len()), tell);
+        let len = part.unwrap_or(meta.len());
+        let mut header = Self::header(EntryType::Regular, len, mode);
+        let mut reader = Hashing::new(std::io::Read::take(file, len), tell);
         self.builder.append_data(&mut header, name, &mut reader).map_err(io_error("write", self.path))?;
         let (bytes, hash) = reader.end();
-        if bytes != meta.len() {
+        if bytes != len {
             return refused(format!("{} changed while it was read", from.display()));
         }
         Ok((bytes, hash))
@@ -281,7 +309,7 @@ impl<W: std::io::Write> Tar<'_, W> {
                 let mut header = Self::header(EntryType::Symlink, 0, 0o777);
                 self.builder.append_link(&mut header, &name, &target).map_err(io_error("write", self.path))?;
             } else if meta.is_file() {
-                let hash = self.append(&from, &name, tell)?;
+                let hash = self.append(&from, &name, None, tell)?;
                 if listed {
                     let Some(name) = name.to_str() else {
                         return refused(format!("{} has no name in UTF-8", from.display()));

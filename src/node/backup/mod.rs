@@ -44,6 +44,8 @@ const FORMAT: &str = "hotpocket-backup/1";
 const MANIFEST: &str = "manifest.json";
 /// Bytes of a manifest. A longer one is refused.
 const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+/// History and key of the bus that the node runs in itself: both are in a backup with the key, or none of them.
+const BUS: [&str; 2] = ["msb/bus.log", "msb/validator.key"];
 /// Files and folders that are taken of bin/ and private/, each. With more there is no backup.
 const OTHERS_MAX: usize = 16_384;
 /// Bytes of a path in a backup. A longer one is refused.
@@ -77,6 +79,11 @@ impl Manifest {
     /// Whose backup it is.
     pub fn node(&self) -> Option<NodeKey> {
         self.node.parse().ok()
+    }
+
+    /// Whether the bus that the node runs in itself is in it.
+    pub fn with_bus(&self) -> bool {
+        BUS.iter().all(|name| self.files.contains_key(*name))
     }
 
     /// Of which chain.

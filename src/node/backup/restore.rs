@@ -16,13 +16,14 @@ use std::{
 use tar::{Entry, EntryType};
 
 use super::{
-    BackupError, FORMAT, Hashing, MANIFEST, MANIFEST_BYTES_MAX, Manifest, NAME_BYTES_MAX, OTHERS_MAX, Tell, io_error,
-    refused, sync,
+    BUS, BackupError, FORMAT, Hashing, MANIFEST, MANIFEST_BYTES_MAX, Manifest, NAME_BYTES_MAX, OTHERS_MAX, Tell,
+    io_error, refused, sync,
 };
 use crate::{
     config::{self, Config},
     crypto::SecretKey,
     ledger::Archive,
+    node::settle::OWN_FOLDER,
     state::{self, folder},
     verify::{self, Ask, Stopped},
 };
@@ -88,7 +89,8 @@ pub fn restore(
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
     }
     fs::set_permissions(work.path(), Permissions::from_mode(0o755)).map_err(io_error("chmod", work.path()))?;
-    for folder in ["hist", "cfg", ""] {
+    let bus = manifest.with_bus().then_some(OWN_FOLDER);
+    for folder in ["hist", "cfg"].into_iter().chain(bus).chain([""]) {
         sync(&work.path().join(folder))?;
     }
     // Onto an empty folder as onto none.
@@ -150,13 +152,13 @@ impl Unpacked<'_> {
         if path == Path::new(MANIFEST) {
             return self.read_manifest(entry);
         }
-        let single = SINGLE.iter().any(|name| path == Path::new(name));
+        let single = SINGLE.iter().chain(&BUS).any(|name| path == Path::new(name));
         let top = path.components().next().and_then(|part| part.as_os_str().to_str()).unwrap_or_default();
         if !single && !FOLDERS.contains(&top) {
             return self.unsound(format!("it has an entry {shown:?}, which is no part of a backup"));
         }
         if single {
-            let folder = path.parent().expect("both are in a folder").to_owned();
+            let folder = path.parent().expect("all of them are in a folder").to_owned();
             if !self.folders.contains(&folder) {
                 self.make_folder(&folder)?;
             }
@@ -274,6 +276,10 @@ fn check_files(
     }
     if let Some(name) = files.keys().find(|name| !manifest.files.contains_key(*name)) {
         return unsound(format!("{name:?} is not in its manifest"));
+    }
+    let of_bus = BUS.iter().filter(|name| manifest.files.contains_key(**name)).count();
+    if of_bus == 1 {
+        return unsound(format!("it has one of {} and {}, which belong together", BUS[0], BUS[1]));
     }
     match SINGLE.iter().find(|name| !manifest.files.contains_key(**name)) {
         Some(name) => unsound(format!("{name:?} is missing")),

@@ -102,6 +102,37 @@ fn without_its_key_a_backup_holds_no_secret_and_comes_back_with_the_key_given() 
     assert_eq!(fs::read(Config::path(&with)).unwrap(), fs::read(Config::path(dir.path())).unwrap());
 }
 
+/// Gives a node a bus that is writing a line just now.
+fn with_bus(dir: &Path) {
+    fs::create_dir(dir.join("msb")).unwrap();
+    fs::write(dir.join("msb/bus.log"), "head\nfirst\nunfin").unwrap();
+    fs::write(dir.join("msb/validator.key"), "0a1b2c-its-key").unwrap();
+}
+
+#[test]
+fn the_bus_of_a_node_comes_back_with_its_key_and_without_a_line_that_is_being_written() {
+    let (dir, _) = node(1);
+    with_bus(dir.path());
+    let out = tempfile::tempdir().unwrap();
+    let (with, without) = (out.path().join("with.tar"), out.path().join("without.tar"));
+    assert!(back_up(dir.path(), &with, true).with_bus());
+    assert!(!back_up(dir.path(), &without, false).with_bus());
+    let holds = |text: &str| fs::read(&without).unwrap().windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(!holds("0a1b2c-its-key") && !holds("head\nfirst"), "no secret without the key");
+    let to = out.path().join("new");
+    restored(&with, &to, None).unwrap();
+    assert_eq!(fs::read_to_string(to.join("msb/bus.log")).unwrap(), "head\nfirst\n");
+    for name in BUS {
+        assert_eq!(fs::metadata(to.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+    }
+    assert_eq!(fs::read_to_string(to.join("msb/validator.key")).unwrap(), "0a1b2c-its-key");
+    let none = out.path().join("none");
+    fs::remove_dir_all(dir.path().join("msb")).unwrap();
+    back_up(dir.path(), &none, true);
+    restored(&none, &out.path().join("busless"), None).unwrap();
+    assert!(!out.path().join("busless/msb").exists());
+}
+
 #[test]
 fn a_copy_of_a_later_moment_than_the_state_forgets_what_was_run_since() {
     let mut made = Made::new(5);

@@ -22,7 +22,7 @@ pub(super) use self::{
     kept::{KeptRun, Left, Recent, ToKeep, answer, keep, read},
     streak::Streak,
 };
-use super::{FromRun, Job, Node, exec::ExecError};
+use super::{FromRun, Job, Node, alerts::Kind, exec::ExecError};
 use crate::{
     consensus::{
         details::{BLOCKS_MAX, DETAILS_MAX, Details, Piece, PieceRef, Thing},
@@ -86,6 +86,11 @@ struct Record {
 }
 
 impl Records {
+    /// Whether results differ, and time may tell more.
+    pub fn is_undecided(&self) -> bool {
+        self.undecided.is_some()
+    }
+
     /// What an earlier process kept.
     pub fn load(dir: &Path) -> Records {
         let seqs = folder::list(dir).unwrap_or_else(|error| {
@@ -468,18 +473,20 @@ impl Node {
             "this run differs from the peer's"
         );
         if !paths.is_empty() {
-            self.report.alert(format!(
+            let what = format!(
                 "ledger {seq}: the state differs from {}'s in {}; hp diverge show says how",
                 peer.short(),
                 paths.join(", ")
-            ));
+            );
+            self.report.alert(Kind::Differs, what);
         }
         if !users.is_empty() {
-            self.report.alert(format!(
+            let what = format!(
                 "ledger {seq}: outputs differ from {}'s for {}; hp diverge show says how",
                 peer.short(),
                 users.join(", ")
-            ));
+            );
+            self.report.alert(Kind::Differs, what);
         }
     }
 }

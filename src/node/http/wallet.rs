@@ -290,6 +290,9 @@ fn refused(why: Refused) -> Failure {
     let gone = |error: &str| Failure { status: 409, error: error.to_owned() };
     match why {
         Refused::Busy => Failure::busy("The node holds as many inputs as it can; send it again later."),
+        Refused::NoRoom => {
+            Failure::busy("The disk of this node is nearly full; send it to another node, or again later.")
+        }
         Refused::Expired => gone("Expired: no ledger up to its max_ledger holds it, and none ever will."),
         Refused::TooFar => Failure::bad("Invalid max_ledger: it is further ahead than inputs are kept."),
         Refused::Ledgered(seq) => gone(&format!("Another input with this nonce is in ledger {seq} already.")),

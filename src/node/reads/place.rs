@@ -270,6 +270,11 @@ impl Places {
         self.freed.notify_one();
     }
 
+    /// Whether any place waits for a question.
+    pub(super) fn has_idle(&self) -> bool {
+        !self.inner().idle.is_empty()
+    }
+
     /// Takes out the places that nobody has used for a while.
     pub(super) fn left_alone(&self, now: Instant) -> Vec<Place> {
         let is_left = |place: &mut Place| now.saturating_duration_since(place.used) >= LEFT_ALONE_TIME;

@@ -130,7 +130,7 @@ impl Drop for Agent {
 
 /// What an alert is about; there is one of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum About {
+pub enum About {
     /// The chain cannot be followed.
     Chain,
     /// The journal cannot be written.
@@ -424,6 +424,7 @@ impl Worker {
         let tip = self.tips.borrow();
         let mut status = self.status.lock();
         status.alerts = self.alerts.values().cloned().collect();
+        status.about = self.alerts.keys().copied().collect();
         if let Some(schedule) = &self.schedule {
             let settled = schedule.recorded().map(|recorded| (recorded.seq, recorded.tx));
             status.settled_seq = settled.map(|(seq, _)| seq);

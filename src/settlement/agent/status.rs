@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use super::About;
 use crate::types::{Seq, WallMs};
 
 /// Where settling stands, as `hp status --json` shows it. The hashes are hexadecimal.
@@ -35,6 +36,9 @@ pub struct Status {
     pub settlements_left: Option<u64>,
     /// What its operator must do something about.
     pub alerts: Vec<String>,
+    /// What each of them is about.
+    #[serde(skip)]
+    pub about: Vec<About>,
 }
 
 /// One settlement under way.

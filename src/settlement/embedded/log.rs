@@ -93,6 +93,17 @@ fn line_of(before: &Hash, json: &str) -> (Hash, String) {
     (hash, format!("{hash} {json}\n"))
 }
 
+/// Bytes of the whole lines of a log that may be being written: what was told to anybody is in them.
+pub(super) fn whole_bytes(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    // A line that is begun is no longer than that.
+    let from = len.saturating_sub(LINE_BYTES_MAX as u64);
+    let mut end = vec![0; usize::try_from(len - from).expect("at most a line")];
+    file.read_exact_at(&mut end, from)?;
+    Ok(end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| from + at as u64 + 1))
+}
+
 impl Log {
     /// Makes a log of one line. It is there whole or not at all.
     pub(super) fn create(path: &Path, head: &str) -> Result<(), LogError> {

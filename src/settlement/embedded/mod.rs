@@ -47,6 +47,15 @@ pub const LOG_FILE: &str = "bus.log";
 /// The validator's key's name there.
 pub const KEY_FILE: &str = "validator.key";
 
+/// Bytes of the log in a bus's folder that a copy of it is made of, also while the bus runs: whole lines, with all that was told
+/// to anybody by now. `None` where there is no log.
+pub fn copied_bytes(folder: &Path) -> io::Result<Option<u64>> {
+    match log::whole_bytes(&folder.join(LOG_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        bytes => bytes.map(Some),
+    }
+}
+
 /// What a bus is to be.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -8,9 +8,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use hotpocket::crypto::SecretKey;
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
+    net::UnixDatagram,
     process::Command,
     time::timeout,
 };
@@ -132,6 +135,11 @@ pub async fn move_to_small_disk(node: &mut TestNode, size: &str) -> Option<tokio
     node.dir = Path::new(&format!("/proc/{holder}/root")).join(node.dir.strip_prefix("/").expect("absolute"));
     node.wrapper =
         ["nsenter", "-t", &holder.to_string(), "-U", "-m", "--preserve-credentials"].map(str::to_owned).to_vec();
+    // What happens when it is full is what such tests are about, not what keeps it from being.
+    let config = match config.contains("\ndisk_reserve_mb = 256\n") {
+        true => config.replace("\ndisk_reserve_mb = 256\n", "\ndisk_reserve_mb = 0\n"),
+        false => config,
+    };
     write_config(&node.dir, &config);
     Some(disk)
 }
@@ -170,5 +178,105 @@ fn a_full_disk_stops_the_node_before_it_votes_for_what_came_of_it_and_with_room_
         for node in &mut net.nodes {
             node.kill().await;
         }
+    });
+}
+
+#[test]
+fn a_node_whose_disk_is_nearly_full_stops_by_itself_and_goes_on_by_itself() {
+    block_on(async {
+        let mut net = Net::new(4, record(), |node, document| {
+            document.set("consensus.threshold", "75");
+            if node == 3 {
+                // Of this disk a quarter counts: 24 MiB.
+                document.set("disk_reserve_mb", "100");
+            }
+        });
+        let Some(_disk) = move_to_small_disk(&mut net.nodes[3], "96m").await else {
+            return println!("skipped: no name spaces for users here");
+        };
+        net.start_all().await;
+        Crowd::around(&mut net, 3, async |net, crowd| {
+            crowd.more_answers(5).await;
+            let mut user = net.nodes[3].user().await;
+            let mut signed = net.nodes[3].signed(&SecretKey::generate()).await;
+            let ballast = net.nodes[3].dir.join("ballast");
+            // Above what ends a node, below what it keeps free.
+            fs::write(&ballast, vec![7; 64 << 20]).expect("there is room for that");
+            let paused = |status: &Value| status["disk"]["paused"] == true;
+            let status = net.nodes[3].status_where("it stops", paused).await;
+            let alerts = status["alerts"].to_string();
+            assert!(alerts.contains("the disk is nearly full") && alerts.contains("disk_reserve_mb"), "{alerts}");
+            let stopped = status["seq"].as_u64().expect("a number");
+            assert_eq!(status["alert_kinds"], json!(["disk_full"]), "{alerts}");
+            // The others go on without it, and it answers all the time, and refuses what it cannot keep.
+            crowd.more_answers(10).await;
+            user.send("one more").await;
+            let (code, why) = user.error().await;
+            assert!(code == "busy" && why.contains("nearly full"), "{code}: {why}");
+            signed.outputs_since(1, stopped - 1).await;
+            let stands = |status: &Value| {
+                assert_eq!((status["seq"].as_u64(), &status["disk"]["paused"]), (Some(stopped), &Value::Bool(true)));
+                true
+            };
+            net.nodes[3].status_where("it answers", stands).await;
+            let said = net.nodes[3].call(&["status"]).await;
+            assert!(said.out.contains("DISK FULL") && said.out.contains("(disk_full)"), "{}", said.out);
+            // A restart changes nothing about it.
+            net.nodes[3].kill().await;
+            net.nodes[3].start().await;
+            net.nodes[3]
+                .status_where("it is linked", |status| stands(status) && status["live"].as_array().unwrap().len() == 4)
+                .await;
+            crowd.more_answers(10).await;
+            net.nodes[3].status_where("it answers", stands).await;
+            fs::remove_file(ballast).expect("removed");
+            let goes_on = |status: &Value| {
+                status["disk"]["paused"] == false
+                    && status["synced"] == true
+                    && status["unexecuted"] == 0
+                    && status["seq"].as_u64() > Some(stopped + 5)
+                    && !status["alerts"].to_string().contains("the disk is nearly full")
+            };
+            let status = net.nodes[3].status_where("it goes on", goes_on).await;
+            assert_eq!(status["diverged"], false);
+            // It is one of the three that are needed.
+            net.nodes[2].kill().await;
+            crowd.more_answers(10).await;
+            net.start_all().await;
+            crowd.follow(net);
+        })
+        .await;
+        for node in &mut net.nodes {
+            node.kill().await;
+        }
+    });
+}
+
+#[test]
+fn a_service_manager_hears_that_a_node_is_up_lives_and_stops() {
+    block_on(async {
+        let mut net = Net::new(1, record(), plain);
+        let node = &mut net.nodes[0];
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).expect("a socket");
+        let heard = async || {
+            let mut bytes = [0; 4_096];
+            let len = timeout(DEADLINE, manager.recv(&mut bytes)).await.expect("in time").expect("a datagram");
+            String::from_utf8(bytes[..len].to_vec()).expect("text")
+        };
+        node.wrapper =
+            ["env", &format!("NOTIFY_SOCKET={}", path.display()), "WATCHDOG_USEC=400000"].map(str::to_owned).to_vec();
+        node.start().await;
+        let ready = heard().await;
+        assert!(ready.starts_with("READY=1\nSTATUS=ledger ") && ready.contains(" 1 of 1 members live"), "{ready}");
+        node.user().await.ask("are you there").await;
+        let mut beats = 0;
+        while beats < 3 {
+            beats += usize::from(heard().await.starts_with("WATCHDOG=1\n"));
+        }
+        node.signal(Signal::SIGTERM);
+        while !heard().await.starts_with("STOPPING=1\n") {}
+        assert_eq!(node.ended().await, Some(0));
     });
 }

@@ -85,12 +85,30 @@ impl World {
         me.lost = false;
         me.syncing = None;
         let (is_cut, root) = (me.disk.journal.may_need_rollback(), me.disk.journal.state_root());
+        if self.nodes[node].paused {
+            // As the real one, which looks at its disk before anything else.
+            self.watch.seen.hit("restarts without room on the disk");
+            self.handle(node, Event::Paused(true));
+        }
         self.handle(node, Event::Start);
         // As the real one does, before anything else.
         if !is_cut && self.nodes[node].disk.state.1 != Some(root) && self.nodes[node].core.is_some() {
             self.handle(node, Event::StateLost);
         }
         self.plan_mischief(node);
+    }
+
+    /// A node has no room on its disk from here on, or has again.
+    pub(super) fn pause(&mut self, node: usize, paused: bool) {
+        let me = &mut self.nodes[node];
+        if std::mem::replace(&mut me.paused, paused) == paused {
+            return;
+        }
+        self.watch.seen.hit(if paused { "disks nearly full" } else { "room on a disk again" });
+        if me.running.is_some() {
+            self.watch.seen.hit("disks nearly full, or not any more, in the middle of a run");
+        }
+        self.handle(node, Event::Paused(paused));
     }
 
     /// kill -9, now.
@@ -224,6 +242,8 @@ impl World {
         for effect in core.on(event, mono, wall) {
             match effect {
                 Effect::Persist(record) => {
+                    let binds = me.paused && me.manner.is_honest() && binds(&record);
+                    assert!(!binds, "S12: node {node} has no room, and {}", describe_record(&record));
                     trace(|| format!("{:>7} n{node}    persist {}", self.now, describe_record(&record)));
                     me.persisted += 1;
                     me.pending.push(record);
@@ -730,6 +750,21 @@ impl World {
         }
         assert_eq!(disk.state.1, Some(state_root), "node {node} undoes ledger {seq} to another state");
     }
+}
+
+/// Whether a record is of a promise, or makes the chain or the pool of a node grow.
+fn binds(record: &Record) -> bool {
+    matches!(
+        record,
+        Record::Input(_)
+            | Record::Novel(_)
+            | Record::Prevote(..)
+            | Record::Precommit(..)
+            | Record::Advance(_)
+            | Record::Overtime(_)
+            | Record::Ledger(_)
+            | Record::Bare(_)
+    )
 }
 
 /// A ledger that was passed over, as history has it.
