@@ -9,6 +9,7 @@
 pub mod alerts;
 mod backend;
 pub mod backup;
+pub mod bans;
 mod catchup;
 pub mod control;
 pub(crate) mod disk;
@@ -192,6 +193,10 @@ pub struct Node {
     from_sync: mpsc::Receiver<sync::FromSync>,
     /// `state/` was found to be another than the chain's when the process began.
     state_was_lost: bool,
+    /// Set when an operator wants the node to end.
+    stops: bool,
+    /// Whom operators want no link with.
+    bans: bans::Bans,
     /// The state as other nodes fetch it.
     offers: pins::Offers,
     state_served_tx: mpsc::Sender<pins::Served>,
@@ -279,7 +284,7 @@ impl Kept {
 }
 
 impl Node {
-    /// Runs until `stop` resolves or something breaks that the node cannot do without. Ends what it started.
+    /// Runs until `stop` resolves, an operator wants it to end, or something breaks that the node cannot do without. Ends what it started.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         tokio::pin!(stop);
         let outcome = tokio::select! {
@@ -301,7 +306,7 @@ impl Node {
         }
         let mut looks = catchup::looks();
         self.tell_service_ready();
-        loop {
+        while !self.stops {
             let service_due = self.service.due(*self.changes.borrow());
             let next_timer = self.timers.values().min().map(|at| self.started + Duration::from_millis(*at));
             let wake = next_timer.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -336,16 +341,19 @@ impl Node {
                     self.look();
                     self.reads.look(Instant::now());
                     self.look_for_halt();
+                    self.look_at_bans();
                     self.tell_changes();
                 }
                 Some(event) = self.gateway_events.recv(), if open => self.on_user(event)?,
             }
         }
+        Ok(())
     }
 
     /// Whether there is anything that time alone changes, so that it is looked at once a second.
     fn must_look(&self) -> bool {
         self.disk.is_paused()
+            || self.bans.nodes().next().is_some()
             || self.core.may_be_behind()
             || self.syncing.is_some()
             || self.progress.began().is_some()
@@ -478,6 +486,8 @@ impl Node {
                 self.tell_sync_of_peers();
                 self.handle(Event::LinkDown(peer))
             }
+            // Its operator knows.
+            MeshEvent::Refused { peer, .. } if self.bans.has(&peer) => Ok(()),
             MeshEvent::Refused { peer, reason } => {
                 error!(peer = %peer.short(), reason, "no link with this node");
                 self.report.refused(peer, reason);

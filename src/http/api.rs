@@ -10,7 +10,7 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, CorsLayer},
@@ -66,7 +66,7 @@ pub(super) fn router(config: HttpConfig, source: Arc<dyn Source>) -> Router {
         body_bytes_max: config.body_bytes_max,
         api_tx_exposed: config.api_tx_exposed,
         admin_token: config.admin_token,
-        document: serde_json::to_value(&document).expect("a document is plain data").into(),
+        document: with_default(serde_json::to_value(&document).expect("a document is plain data")).into(),
     };
     routes
         .with_state(api.clone())
@@ -89,6 +89,20 @@ fn declared() -> (Router<Api>, OpenApi) {
     );
     let router = OpenApiRouter::with_openapi(OpenApi::new(info, Paths::new()));
     routes::all(router).split_for_parts()
+}
+
+/// The document, with what any route may answer beside what is its own: a body that is too long, a host that is not this node, ...
+fn with_default(mut document: Value) -> Value {
+    let error = json!({ "$ref": "#/components/schemas/Error" });
+    let default = json!({
+        "description": "Anything else that is wrong, with the request or here",
+        "content": { "application/json": { "schema": error } },
+    });
+    let paths = document["paths"].as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
+    let operations =
+        paths.flat_map(|path| path.as_object_mut().into_iter().flat_map(|operations| operations.values_mut()));
+    operations.for_each(|operation| operation["responses"]["default"] = default.clone());
+    document
 }
 
 fn method_not_allowed() -> Failure {
@@ -130,7 +144,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok())),
     };
-    CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]).allow_headers([
+    CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST, Method::DELETE]).allow_headers([
         header::CONTENT_TYPE,
         header::AUTHORIZATION,
         HeaderName::from_static("last-event-id"),

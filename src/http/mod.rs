@@ -5,10 +5,11 @@
 //! times a second.
 //!
 //! `serve` keeps connections within their limits, `api` is the router and the document that describes it, `routes` has one
-//! file per area, `params` reads what comes from outside, `answer` is what goes out, `host` under which
+//! file per area, `params` reads what comes from outside, `answer` is what goes out, `answers` describes it, `host` under which
 //! names it answers, `page` the page.
 
 mod answer;
+mod answers;
 mod api;
 mod body;
 mod command;
@@ -153,8 +154,15 @@ pub enum Question {
     },
     /// What nodes have signed twice.
     Evidence,
-    /// Where settling stands, and what was settled.
-    Settlements,
+    /// Where settling stands, and what was settled: from a ledger on; without one the newest, or the newest before a ledger.
+    Settlements {
+        /// The first ledger that is covered.
+        from: Option<Seq>,
+        /// Only what covers ledgers before this one.
+        before: Option<Seq>,
+        /// How many.
+        limit: u64,
+    },
     /// Ledgers from a number on, at most so many; the newest without a number.
     Ledgers {
         /// The first.
@@ -207,6 +215,17 @@ pub enum Question {
     UnlVote(UnlVote),
     /// The operator takes that vote back.
     UnlWithdraw,
+    /// The operator ends the node.
+    Stop,
+    /// Whom the operator wants no link with.
+    Bans,
+    /// The operator wants no link with a node for a time.
+    Ban(Ban),
+    /// The operator takes a ban back.
+    Unban {
+        /// Whose.
+        node: String,
+    },
 }
 
 /// An input that its user signs. Nothing of it was checked.
@@ -250,6 +269,18 @@ pub struct UnlVote {
     /// Also when too few members would be live to close ledgers.
     #[serde(default)]
     pub yes: bool,
+}
+
+/// The ban that an operator asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ban {
+    /// The node's key.
+    pub node: String,
+    /// For how many seconds; `None`: an hour.
+    pub for_s: Option<u64>,
+    /// Why, for operators.
+    pub reason: Option<String>,
 }
 
 /// What comes of a question.

@@ -13,7 +13,7 @@ use rusqlite::{
 };
 
 use super::{
-    LedgerError, READ_BYTES_MAX, Trouble, decode, schema,
+    LedgerError, PastSettlement, READ_BYTES_MAX, SettlementPage, Trouble, decode, schema,
     store::{self, seq_of},
 };
 use crate::{
@@ -99,6 +99,11 @@ impl Archive {
             let found: Option<i64> = query.query_row([ledger.0], |row| row.get(0)).optional()?;
             found.map(seq_of).transpose()
         })
+    }
+
+    /// At most `limit` of the settlements that the chain records, ascending, and the last ledger that is settled.
+    pub fn settlements(&self, page: SettlementPage, limit: u64) -> Result<(Vec<PastSettlement>, Seq), LedgerError> {
+        self.at_once("read what is settled", |db| store::settlement_page(db, tip(db)?, page, limit))
     }
 
     /// An input that is still kept, in a ledger or before it is in one.

@@ -112,6 +112,18 @@ pub struct PastSettlement {
     pub settlement: Settlement,
 }
 
+/// Which settlements are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SettlementPage {
+    /// Those that cover this ledger and later ones.
+    From(Seq),
+    /// The newest, or the newest that cover ledgers before this one.
+    Newest {
+        /// `None`: the newest of all.
+        before: Option<Seq>,
+    },
+}
+
 /// What the run of a ledger put out, without the outputs themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PutOut {

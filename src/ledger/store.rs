@@ -11,12 +11,15 @@ use super::{
     ANCESTOR_KEYS_A_ROW, EVIDENCE_MAX, EVIDENCE_PER_SIGNER_MAX, HEADERS_READ_MAX, LOOKED_OUTPUTS_MAX, LedgerError,
     MISSING_MAX, Outputs, OutputsOf, PAGE_BYTES_MAX, PAGE_FAILED_MAX, PAGE_LEAVES_MAX, PAGE_LOOKED_MAX,
     PAGE_OUTPUTS_MAX, PRUNE_INPUTS_MIN, PRUNE_LEDGERS_MAX, PastOutput, PastOutputs, PastSettlement, PutOut,
-    READ_BYTES_MAX, Standing, Trouble, Write, decode, encode, schema,
+    READ_BYTES_MAX, SettlementPage, Standing, Trouble, Write, decode, encode, schema,
 };
 use crate::{
     consensus::{
         HEADERS_MAX, RANGE_BYTES_MAX, RANGE_LEDGERS_MAX, USERS_PAGE_MAX, bodies_kept,
-        header::{self, BareLedger, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, UnlChange},
+        header::{
+            self, BareLedger, Candidate, ClosedLedger, ExecResult, Genesis, Header, Input, InputKey, Settlement,
+            UnlChange,
+        },
         join::{Join, Lacks},
         journal::{Journal, Record},
         merkle,
@@ -1410,32 +1413,79 @@ fn header_at(db: &Connection, seq: Seq) -> Result<Option<Closed>, Trouble> {
     Ok(Some(Closed { header: column(row, 0, "a header")?, qc: column(row, 1, "a certificate")? }))
 }
 
-/// See [`Store::settlements`]. What is recorded never goes back, so each is found by halving.
+/// What the header of a ledger records of the settlement bus.
+fn settlement_at(db: &Connection, seq: Seq) -> Result<Option<Settlement>, Trouble> {
+    Ok(header_at(db, seq)?.and_then(|closed| closed.header.settlement))
+}
+
+/// The last ledger that is settled; 0 for none.
+fn settled(db: &Connection, tip: Seq) -> Result<Seq, Trouble> {
+    Ok(settlement_at(db, tip)?.map_or(0, |settlement| settlement.seq))
+}
+
+/// See [`Store::settlements`].
 fn settlements(db: &Connection, tip: Seq, seqs: &[Seq]) -> Result<Vec<PastSettlement>, Trouble> {
-    let settlement = |seq| Ok::<_, Trouble>(header_at(db, seq)?.and_then(|closed| closed.header.settlement));
-    let settled = settlement(tip)?.map_or(0, |settlement| settlement.seq);
+    let settled = settled(db, tip)?;
     let mut found: Vec<PastSettlement> = Vec::new();
     for seq in seqs.iter().copied().filter(|seq| (1..=settled).contains(seq)) {
         if found.last().is_some_and(|last| last.settlement.seq >= seq) {
             continue;
         }
-        // No ledger records that it is settled itself.
-        let (mut before, mut at) = (seq, tip);
-        while at - before > 1 {
-            let middle = before + (at - before) / 2;
-            match settlement(middle)?.is_some_and(|settlement| settlement.seq >= seq) {
-                true => at = middle,
-                false => before = middle,
-            }
-        }
-        let (Some(recorded), Some(last)) = (header_at(db, at)?, settlement(at - 1)?) else {
-            // Without the header before it nobody knows where the range begins.
-            continue;
-        };
-        let Some(settlement) = recorded.header.settlement.clone() else { continue };
-        found.push(PastSettlement { first: last.seq + 1, recorded, settlement });
+        found.extend(settlement_of(db, tip, seq)?);
     }
     Ok(found)
+}
+
+/// What settled a ledger that is settled; `None` where the headers that say so are missing. What is recorded never goes back, so it
+/// is found by halving.
+fn settlement_of(db: &Connection, tip: Seq, seq: Seq) -> Result<Option<PastSettlement>, Trouble> {
+    // No ledger records that it is settled itself.
+    let (mut before, mut at) = (seq, tip);
+    while at - before > 1 {
+        let middle = before + (at - before) / 2;
+        match settlement_at(db, middle)?.is_some_and(|settlement| settlement.seq >= seq) {
+            true => at = middle,
+            false => before = middle,
+        }
+    }
+    let (Some(recorded), Some(last)) = (header_at(db, at)?, settlement_at(db, at - 1)?) else {
+        // Without the header before it nobody knows where the range begins.
+        return Ok(None);
+    };
+    let Some(settlement) = recorded.header.settlement.clone() else { return Ok(None) };
+    Ok(Some(PastSettlement { first: last.seq + 1, recorded, settlement }))
+}
+
+/// At most `limit` settlements, ascending, and the last ledger that is settled. Each takes a few reads more than there are
+/// digits in the tip.
+pub(super) fn settlement_page(
+    db: &Connection,
+    tip: Seq,
+    page: SettlementPage,
+    limit: u64,
+) -> Result<(Vec<PastSettlement>, Seq), Trouble> {
+    let settled = settled(db, tip)?;
+    let mut found: Vec<PastSettlement> = Vec::new();
+    match page {
+        SettlementPage::From(first) => {
+            let mut seq = first.max(1);
+            while seq <= settled && (found.len() as u64) < limit {
+                let Some(settlement) = settlement_of(db, tip, seq)? else { break };
+                seq = settlement.settlement.seq + 1;
+                found.push(settlement);
+            }
+        }
+        SettlementPage::Newest { before } => {
+            let mut seq = before.map_or(settled, |before| before.saturating_sub(1).min(settled));
+            while seq > 0 && (found.len() as u64) < limit {
+                let Some(settlement) = settlement_of(db, tip, seq)? else { break };
+                seq = settlement.first - 1;
+                found.push(settlement);
+            }
+            found.reverse();
+        }
+    }
+    Ok((found, settled))
 }
 
 /// The first ledgers after `since` up to `to` that had outputs by the next header, and were not run here.

@@ -1407,6 +1407,28 @@ fn what_settled_a_ledger_is_what_the_first_header_that_covers_it_records() {
 }
 
 #[test]
+fn settlements_are_listed_a_page_at_a_time_from_both_ends() {
+    for ledgers in [1, 6, 7, 40] {
+        let dir = folder();
+        settling_chain(ledgers).store(dir.path());
+        let all = Store::open(dir.path()).unwrap().settlements(&(0..=ledgers).collect::<Vec<_>>()).unwrap();
+        let archive = Archive::open(dir.path()).unwrap();
+        let list = |page, limit| archive.settlements(page, limit).unwrap();
+        let settled = all.last().map_or(0, |last| last.settlement.seq);
+        assert_eq!(list(SettlementPage::From(0), 100), (all.clone(), settled), "{ledgers}");
+        assert_eq!(list(SettlementPage::Newest { before: None }, 100), (all.clone(), settled), "{ledgers}");
+        assert_eq!(list(SettlementPage::From(settled + 1), 100).0, []);
+        for seq in 0..=ledgers + 2 {
+            let from: Vec<_> = all.iter().filter(|it| it.settlement.seq >= seq).take(2).cloned().collect();
+            assert_eq!(list(SettlementPage::From(seq), 2).0, from, "from {seq} of {ledgers}");
+            let before: Vec<_> = all.iter().filter(|it| it.first < seq).cloned().collect();
+            let newest = &before[before.len().saturating_sub(2)..];
+            assert_eq!(list(SettlementPage::Newest { before: Some(seq) }, 2).0, newest, "before {seq} of {ledgers}");
+        }
+    }
+}
+
+#[test]
 fn outputs_of_a_ledger_come_a_page_at_a_time_to_those_who_are_asked_for() {
     let dir = folder();
     let mut made = settling_chain(5);

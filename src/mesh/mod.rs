@@ -275,6 +275,8 @@ impl Default for Timing {
 #[derive(Debug, Clone)]
 struct Control {
     unl: BTreeSet<NodeKey>,
+    /// Whom to have no link with.
+    banned: BTreeSet<NodeKey>,
     /// Addresses to dial beside the configured ones, in the order they came.
     added: Vec<(String, u16)>,
     stop: bool,
@@ -386,7 +388,8 @@ impl Mesh {
         getrandom::fill(&mut boot).expect("the operating system gives random bytes");
         let hello = Hello { version: hello::VERSION, boot, listen_port: local_addr.port(), app: config.hello };
         let (to_manager, messages) = mpsc::channel(MESSAGES_MAX);
-        let (control, controlled) = watch::channel(Control { unl: config.unl, added: Vec::new(), stop: false });
+        let (control, controlled) =
+            watch::channel(Control { unl: config.unl, banned: BTreeSet::new(), added: Vec::new(), stop: false });
         let shared = Arc::new(Shared::default());
         let context = Context {
             timing,
@@ -464,6 +467,11 @@ impl Mesh {
     /// The UNL from now on. Links to nodes that left it end when only members are admitted.
     pub fn set_unl(&self, unl: BTreeSet<NodeKey>) {
         self.control.send_modify(|control| control.unl = unl);
+    }
+
+    /// Whom there is no link with from now on, members or not: links end, and new ones are refused on both sides.
+    pub fn set_banned(&self, banned: BTreeSet<NodeKey>) {
+        self.control.send_modify(|control| control.banned = banned);
     }
 
     /// Dials this address too, as if it were configured. `false` when there are [`ADDED_MAX`] of them already.

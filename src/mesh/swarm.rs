@@ -82,6 +82,9 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 const LEFT_UNL: &str = "the peer left the UNL";
 
+/// What both sides are told.
+const BANNED: &str = "banned for a time by the operator";
+
 /// A swarm that listens, and where.
 pub(super) async fn listen(key: &SecretKey, addr: SocketAddr) -> Result<(Swarm<Behaviour>, SocketAddr), MeshError> {
     let failed = |source| MeshError::Listen { addr, source };
@@ -380,7 +383,8 @@ impl Manager {
         if self.held.values().filter(|held| held.peer == *peer).count() >= CONNECTIONS_PER_PEER_MAX {
             return None;
         }
-        if self.is_member(peer) {
+        let banned = self.control.borrow().banned.contains(peer);
+        if self.is_member(peer) && !banned {
             return Some(None);
         }
         let strangers = self
@@ -389,6 +393,7 @@ impl Manager {
             .filter(|held| !held.refused && held.peer != *peer && !self.is_member(&held.peer))
             .count();
         let refusal = match self.admit {
+            _ if banned => BANNED.to_owned(),
             Admit::Unl => format!("{peer} is not in the UNL, and only members are admitted"),
             Admit::Open if strangers >= self.connections_max => {
                 format!("all {} places for nodes outside the UNL are taken", self.connections_max)
@@ -455,6 +460,10 @@ impl Manager {
         }
         if self.admit == Admit::Unl && !self.is_member(&peer) {
             link.reset(LEFT_UNL);
+        }
+        // It was banned while it shook hands.
+        if self.control.borrow().banned.contains(&peer) {
+            link.reset(BANNED);
         }
         Verdict::Go { link, predecessor, ended }
     }
@@ -536,7 +545,7 @@ impl Manager {
     }
 
     fn on_controlled(&mut self) {
-        let Control { unl, added, .. } = self.control.borrow_and_update().clone();
+        let Control { unl, banned, added, .. } = self.control.borrow_and_update().clone();
         for (host, port) in added {
             self.book.configure(host, port, Instant::now());
         }
@@ -545,6 +554,9 @@ impl Manager {
             for link in self.shared.links().iter().filter(|link| !unl.contains(&link.peer)) {
                 link.reset(LEFT_UNL);
             }
+        }
+        for link in self.shared.links().iter().filter(|link| banned.contains(&link.peer)) {
+            link.reset(BANNED);
         }
         let now = Instant::now();
         for link in self.shared.links().iter().filter(|link| unl.contains(&link.peer)) {

@@ -738,3 +738,21 @@ async fn a_stranger_is_refused_where_members_alone_are_admitted_also_one_that_le
     assert!(events.iter().any(|event| matches!(event, MeshEvent::LinkUp { peer, .. } if *peer == stranger.key)));
     assert!(events.iter().any(|event| matches!(event, MeshEvent::Refused { peer, .. } if *peer == b.key)));
 }
+
+#[tokio::test]
+async fn a_banned_peer_is_cut_and_told_why_until_the_ban_is_lifted() {
+    let (mut a, mut b) = linked_pair().await;
+    a.mesh.set_banned(BTreeSet::from([b.key, key(7)]));
+    assert_eq!(a.down(b.key).await, "banned for a time by the operator");
+    b.down(a.key).await;
+    // Members as well: who is banned is for the node to say. It dials again and again.
+    let told = "the peer refused: banned for a time by the operator".to_owned();
+    assert_eq!(b.next().await, MeshEvent::Refused { peer: a.key, reason: told });
+    assert!(matches!(a.next().await, MeshEvent::Refused { peer, .. } if peer == b.key));
+    assert_eq!((a.linked().len(), b.linked().len()), (0, 0));
+    let mut c = start(3, &[a.addr()]).await;
+    c.up(a.key).await;
+    a.up(c.key).await;
+    a.mesh.set_banned(BTreeSet::new());
+    a.up(b.key).await;
+}

@@ -60,6 +60,17 @@ pub enum Request {
     UnlVote(UnlVote),
     /// Take that vote back.
     UnlWithdraw,
+    /// End the node in order, as SIGTERM does.
+    Stop,
+    /// Whom this node wants no link with.
+    Bans,
+    /// Have no link with a node for a time.
+    Ban(Ban),
+    /// Take a ban back.
+    Unban {
+        /// Whose.
+        node: String,
+    },
     /// Copy the state, as the last run left it, to this folder, which must not exist.
     CopyState {
         /// Where to; an absolute path.
@@ -100,6 +111,20 @@ pub struct UnlVote {
     /// Also when too few members would be live to close ledgers.
     #[serde(default)]
     pub yes: bool,
+}
+
+/// The ban that an operator asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ban {
+    /// The node's key.
+    pub node: String,
+    /// For how many seconds; an hour unless told otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_s: Option<u64>,
+    /// Why, for operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A request on its way to the node.

@@ -25,7 +25,7 @@ use crate::{
     config::{Config, MsbMode, TlsFiles},
     consensus::header::{Input, InputKey},
     http::{AdminToken, Answer, Answering, Failure, Http, HttpConfig, Question, Source, Subscription},
-    ledger::{Archive, Ledger, view},
+    ledger::{Archive, Ledger, SettlementPage, view},
     signed::ReadFate,
     tls::Tls,
     types::{Hash, Seq, UserKey},
@@ -223,10 +223,12 @@ impl Door {
                 let status = self.known(Want::Status).await?;
                 Ok(json!({ "evidence": status["evidence"], "liars": status["liars"] }))
             }
-            Question::Settlements => {
+            Question::Settlements { from, before, limit } => {
                 let status = self.known(Want::Status).await?;
-                let recorded = self.read(chain::recorded_settlement).await?;
-                Ok(json!({ "settlement": status["settlement"], "recorded": recorded }))
+                let page = from.map_or(SettlementPage::Newest { before }, SettlementPage::From);
+                let mut said = self.read(move |archive| chain::settlements(archive, page, limit)).await?;
+                said["settlement"] = status["settlement"].clone();
+                Ok(said)
             }
             Question::Ledgers { from, limit } => self.read(move |archive| chain::ledgers(archive, from, limit)).await,
             Question::Ledger(which) => self.read(move |archive| chain::ledger(archive, which)).await,
@@ -247,6 +249,12 @@ impl Door {
                 self.control(control::Request::UnlVote(control::UnlVote { add, node, peer, yes })).await
             }
             Question::UnlWithdraw => self.control(control::Request::UnlWithdraw).await,
+            Question::Stop => self.control(control::Request::Stop).await,
+            Question::Bans => self.control(control::Request::Bans).await,
+            Question::Ban(crate::http::Ban { node, for_s, reason }) => {
+                self.control(control::Request::Ban(control::Ban { node, for_s, reason })).await
+            }
+            Question::Unban { node } => self.control(control::Request::Unban { node }).await,
             Question::Log => {
                 let dir = self.dir.join("log/contract");
                 spawn_blocking(move || chain::log(&dir)).await.unwrap_or_else(|_| Err(Failure::internal()))

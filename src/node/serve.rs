@@ -3,7 +3,7 @@
 //! Answers are made beside the loop, a few a peer, so that serving never slows a round.
 
 use serde_json::json;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     Node, NodeError,
@@ -228,13 +228,23 @@ impl Node {
             self.hold_runs(answer);
             return Ok(());
         }
+        if let Request::Stop = request {
+            info!("stopping: an operator asked for it");
+            self.stops = true;
+            // Whoever asked may be gone.
+            let _ = answer.send(json!({ "stopping": true }));
+            return Ok(());
+        }
         let done = match request {
             Request::GoOn { bin } => Ok(self.go_on(bin.map(|bin| (bin.after, bin.from)))),
             Request::Status | Request::Watch { .. } => Ok(self.status()),
             Request::Unl => Ok(self.unl_status()),
+            Request::Bans => Ok(self.bans_status()),
+            Request::Ban(ban) => self.ban(ban).map(|()| self.bans_status()),
+            Request::Unban { node } => self.unban(&node).map(|()| self.bans_status()),
             Request::UnlVote(vote) => self.unl_vote(&vote)?.map(|()| self.unl_status()),
             Request::UnlWithdraw => self.unl_withdraw()?.map(|()| self.unl_status()),
-            Request::CopyState { .. } | Request::Metrics | Request::HoldRuns => {
+            Request::CopyState { .. } | Request::Metrics | Request::HoldRuns | Request::Stop => {
                 unreachable!("answered when it is done")
             }
         };

@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, control::Control, disk, diverge,
-    events::Events, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds, service, settle,
-    silence, twins, users::Finality, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, bans, control::Control, disk,
+    diverge, events::Events, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds, service,
+    settle, silence, twins, users::Finality, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -338,6 +338,8 @@ impl Node {
 
         let hello = Hello { protocol: PROTOCOL, boot, genesis, shared };
         let (mesh, mesh_events) = start_mesh(&config, &secret, hello, core.unl()).await?;
+        let bans = bans::Bans::load(&config.dir);
+        mesh.set_banned(bans.nodes().collect());
         let (gateway, gateway_events) =
             start_gateway(&config, user_tls.clone(), room_for_users(nofile, core.unl().len())).await?;
         let (changes, changed) = watch::channel(0);
@@ -443,6 +445,8 @@ impl Node {
             from_sync_tx,
             from_sync,
             state_was_lost,
+            stops: false,
+            bans,
             offers: Default::default(),
             state_served_tx,
             state_served,

@@ -5,7 +5,7 @@ import { mkdir, readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { start } from "../../clients/js/test/network.js";
+import { start, startSettling } from "../../clients/js/test/network.js";
 
 const root = (path) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
 const TARGET = process.env.HP_BROWSER_DIR ?? root("target/browser");
@@ -295,4 +295,62 @@ test_("seven nodes fit as well", async (t, open) => {
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${width} px`);
     await shot(page, `seven-nodes-${width}-${colorScheme}`);
   }
+});
+
+test_("results that differ are a banner that says in what, and the console says that the network stands", async (t, open) => {
+  const split = await start(2);
+  t.after(split.stop);
+  const page = await open({}, { origin: split.pages[0] });
+  await loaded(page);
+  await join(page);
+  await say(page, "before");
+  await first(page, ".proven").waitFor();
+  await say(page, "differ");
+  await page.waitForSelector("#alerts .banner.bad");
+  await page.waitForFunction(() => /state\/differs/.test(document.getElementById("alerts").textContent));
+  const banner = await text(page, "#alerts");
+  assert.match(banner, /Halted: the nodes' results differ/);
+  assert.match(banner, /results of ledger \d+ are split/);
+  assert.equal(await page.locator("#alerts .banner:not(.bad)").count(), 0, "all of it is severe");
+  await page.waitForFunction(() => /halted: .*nothing is lost/.test(document.getElementById("talk").textContent));
+  await serious(page, "split");
+  await shot(page, "split-1280-light");
+  for (const [width, colorScheme] of [[1280, "dark"], [360, "light"]]) {
+    await page.emulateMedia({ colorScheme });
+    await page.setViewportSize({ width, height: 900 });
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${width} px: nothing sticks out`);
+    await shot(page, `split-${width}-${colorScheme}`);
+  }
+  const { divergence } = await (await fetch(`${split.pages[0]}/v1/divergence`)).json();
+  assert.equal(divergence.length, 1);
+});
+
+test_("over https the console speaks wss, an output becomes final, and what is settled is listed", async (t, open) => {
+  const node = await startSettling();
+  t.after(node.stop);
+  assert.match(node.page, /^https:/);
+  const page = await open({ ignoreHTTPSErrors: true }, { origin: node.page });
+  await loaded(page);
+  await join(page);
+  assert.match(await text(page, "#session"), /connected to wss:/);
+  await say(page, "to be settled");
+  await first(page, ".waits").waitFor();
+  assert.match(await first(page).textContent(), /not final until it is settled/);
+  await shot(page, "not-final");
+  await first(page, ".settled").waitFor();
+  assert.match(await first(page, ".settled").textContent(), /^final: settled in [0-9a-f]{8}…$/);
+  assert.equal(await first(page, ".waits").count(), 0);
+  const row = page.locator("#settlements tbody tr").first();
+  await row.waitFor();
+  assert.match(await row.textContent(), /^[\d,]+( to [\d,]+)?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[0-9a-f]{8}…$/);
+  assert.match(await text(page, "#settlement"), /Busreachable/);
+  await serious(page, "settled");
+  for (const [width, colorScheme] of [[1280, "light"], [1280, "dark"], [360, "light"]]) {
+    await page.emulateMedia({ colorScheme });
+    await page.setViewportSize({ width, height: 900 });
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${width} px: nothing sticks out`);
+    await shot(page, `settled-${width}-${colorScheme}`);
+  }
+  await row.getByRole("button").click();
+  await page.waitForSelector("#verdict.ok");
 });

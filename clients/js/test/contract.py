@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gives users back what they sent; `fail` makes it fail, `quiet` makes it say nothing."""
+"""Gives users back what they sent; `fail` makes it fail, `quiet` say nothing, `differ` do something else on each node."""
 import json
 import os
 import sys
@@ -9,6 +9,9 @@ for key, (inputs, outputs) in sorted(json.load(sys.stdin)["user"].items()):
         data = file.read()
     if data == b"fail":
         sys.exit(3)
+    if data == b"differ":
+        with open("state/differs", "wb") as file:
+            file.write(os.urandom(8).hex().encode())
     if data != b"quiet":
         with open(outputs, "wb") as file:
             file.write(data)

@@ -3,6 +3,7 @@
 import { $, bytes, clock, count, duration, empty, h, keyed, many, moment, ms, say, short, table } from "/page/dom.js";
 import { startConsole } from "/page/console.js";
 import { startLedgers } from "/page/ledgers.js";
+import { startSettlements } from "/page/settlements.js";
 
 const ANSWER_MS = 10_000; // time for an answer
 const PAUSE_MS = 400; // between two looks, however much happens
@@ -40,6 +41,7 @@ function soon(work) {
 
 const list = (value) => (Array.isArray(value) ? value : []);
 const ledgers = startLedgers({ get, status: () => status });
+const settlements = startSettlements({ get, open: (seq) => ledgers.open(seq) });
 const talk = startConsole({ status: () => status, open: (seq) => ledgers.open(seq) });
 let status = null, rounds = [], stage = null;
 
@@ -241,10 +243,11 @@ function showSettlement() {
     ["Under way", now.pending ? `ledgers ${count(now.pending.first)} to ${count(now.pending.last)}, ${now.pending.state}` : "nothing"],
     ["Transaction", now.settled_tx && !/^0+$/.test(now.settled_tx) ? now.settled_tx : "none yet"], ["Address", now.address], ["Network", now.network],
   ]);
+  settlements.refresh(now.settled_seq);
 }
 
 function showAlerts() {
-  const severe = (text) => /^(diverging|split|halted)|do not agree|differ/i.test(text);
+  const severe = (text) => /^(diverging|split|halted)|do not agree|differ|are split/i.test(text);
   const alerts = [
     ...(status.halted ? ["Halted: the nodes' results differ and none has a quorum. Inputs are held until one has."] : []),
     ...list(status.evidence).map(({ node, kind, seq, count: times }) => `Evidence: ${short(node)} signed two different ${kind} messages (${many(times, "time")}, the last for ledger ${count(seq)}).`),

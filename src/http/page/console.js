@@ -165,8 +165,7 @@ export function startConsole({ status, open }) {
     input.value = "";
     const state = shown.mark("", "signed and sent");
     sent.accepted.then(({ seq }) => {
-      entries.set(seq, [...(entries.get(seq) ?? []), shown]);
-      if (entries.size > ENTRIES_MAX) entries.delete(entries.keys().next().value);
+      remember(seq, shown);
       state.className = "tag ok";
       say(state, `accepted in ledger ${count(seq)}, ${ms(performance.now() - began)}`);
       shown.marks.append(ledgerLink(seq));
@@ -178,7 +177,7 @@ export function startConsole({ status, open }) {
     sent.output.then((output) => {
       if (!output) return shown.mark("", "no output");
       shown.marks.insertBefore(h("span", { class: "tag ok proven" }, `proven by ${output.signers} of ${output.members} members`), shown.marks.lastChild);
-      if (output.final === false) shown.waits = shown.mark("warn", "not final until it is settled");
+      finality(shown, output);
       shown.element.append(answer(output.payload));
     }, (error) => {
       if (error.code !== "contract_failed") return;
@@ -206,14 +205,29 @@ export function startConsole({ status, open }) {
     shown.mark("ok", `proven by ${output.signers} of ${output.members} members`);
     shown.marks.append(ledgerLink(output.seq));
     shown.element.append(answer(output.payload));
+    finality(shown, output);
+    if (output.final !== true) remember(output.seq, shown);
+  }
+
+  // What is told of the settlement of this ledger belongs to these.
+  function remember(seq, shown) {
+    entries.set(seq, [...(entries.get(seq) ?? []), shown]);
+    if (entries.size > ENTRIES_MAX) entries.delete(entries.keys().next().value);
+  }
+
+  // Only a network whose outputs are final when they are settled says anything about it.
+  function finality(shown, output) {
+    if (output.final === false) shown.waits = shown.mark("warn waits", "not final until it is settled");
+    if (output.final === true) shown.mark("ok settled", "final: settled");
   }
 
   function settled({ last, tx }) {
     for (const [at, sent] of entries) {
       if (at > last) continue;
       for (const shown of sent) {
-        shown.waits?.remove();
-        shown.mark("ok settled", `settled in ${short(tx)}`);
+        const was = shown.waits;
+        shown.mark("ok settled", `${was ? "final: settled" : "settled"} in ${short(tx)}`);
+        was?.remove();
       }
       entries.delete(at);
     }

@@ -23,13 +23,14 @@ const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Name below `/page/`, kind, bytes. The client is that of `clients/js`.
-const FILES: [(&str, &str, &[u8]); 9] = [
+const FILES: [(&str, &str, &[u8]); 10] = [
     ("index.html", HTML, include_bytes!("index.html")),
     ("style.css", CSS, include_bytes!("style.css")),
     ("icon.svg", "image/svg+xml", include_bytes!("icon.svg")),
     ("app.js", JAVASCRIPT, include_bytes!("app.js")),
     ("dom.js", JAVASCRIPT, include_bytes!("dom.js")),
     ("ledgers.js", JAVASCRIPT, include_bytes!("ledgers.js")),
+    ("settlements.js", JAVASCRIPT, include_bytes!("settlements.js")),
     ("console.js", JAVASCRIPT, include_bytes!("console.js")),
     ("hotpocket.js", JAVASCRIPT, include_bytes!("../../../clients/js/hotpocket.js")),
     ("proof.js", JAVASCRIPT, include_bytes!("../../../clients/js/proof.js")),

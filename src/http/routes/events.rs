@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::http::{Event, Subscription, answer::Failure, api::Api};
+use crate::http::{Event, Subscription, answer::Failure, answers, api::Api};
 
 /// Between two signs of life when nothing happens.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -31,7 +31,7 @@ pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
     params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was read")),
     responses(
         (status = 200, description = "Events, until either side ends it", content_type = "text/event-stream"),
-        (status = 503, description = "As many listen as may"),
+        (status = 503, description = "As many listen as may", body = answers::Error),
     ))]
 async fn events(
     State(api): State<Api>,

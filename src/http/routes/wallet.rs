@@ -11,6 +11,7 @@ use crate::{
     http::{
         Question, Wait,
         answer::{Failure, Fresh, Reply},
+        answers,
         api::{Api, Part},
         body::JsonBody,
         command,
@@ -47,10 +48,10 @@ pub(super) fn routes(router: OpenApiRouter<Api>) -> OpenApiRouter<Api> {
         ("confirmed" = Option<String>, Query, description = "`true` (also without it): as of the last state that the network agreed on; anything else: as this node's last run left it"),
     ),
     responses(
-        (status = 200, description = "`{key, confirmed, value, size, hash, seq}`"),
-        (status = 400, description = "No key, or one that is no path below state/"),
-        (status = 413, description = "The file is too long for HTTP"),
-        (status = 503, description = "No state is agreed on here now"),
+        (status = 200, description = "`{key, confirmed, value, size, hash, seq}`", body = answers::File),
+        (status = 400, description = "No key, or one that is no path below state/", body = answers::Error),
+        (status = 413, description = "The file is too long for HTTP", body = answers::Error),
+        (status = 503, description = "No state is agreed on here now", body = answers::Error),
     ))]
 async fn state(State(api): State<Api>, uri: Uri) -> Reply {
     let query = Query::of(&uri)?;
@@ -66,7 +67,7 @@ async fn state(State(api): State<Api>, uri: Uri) -> Reply {
 }
 
 /// What the contract takes and gives: the JSON Schema that it ships as `bin/schema.json`, or a general one, and the node's limits.
-#[utoipa::path(get, path = "/v1/contract/schema", tag = "contract", responses((status = 200, description = "The schema")))]
+#[utoipa::path(get, path = "/v1/contract/schema", tag = "contract", responses((status = 200, description = "The schema", body = answers::Schema)))]
 async fn schema(State(api): State<Api>) -> Reply {
     api.ask(Question::Schema).await.map(Fresh)
 }
@@ -74,14 +75,14 @@ async fn schema(State(api): State<Api>) -> Reply {
 /// The next nonce that a user has not used, as far as this node knows.
 #[utoipa::path(get, path = "/v1/contract/nonce", tag = "contract",
     params(("pubkey" = String, Query, description = "The user's key: 64 hexadecimal digits")),
-    responses((status = 200, description = "`{\"nonce\": 7}`"), (status = 400, description = "No key, or no key's digits")))]
+    responses((status = 200, description = "`{\"nonce\": 7}`", body = answers::Nonce), (status = 400, description = "No key, or no key's digits", body = answers::Error)))]
 async fn nonce(State(api): State<Api>, uri: Uri) -> Reply {
     let user = user(&Query::of(&uri)?, "pubkey")?;
     api.ask(Question::Nonce(user)).await.map(Fresh)
 }
 
 /// What is needed to compute and sign an input elsewhere: chain, last ledger, tag; and `msb` for the settlement bus.
-#[utoipa::path(get, path = "/v1/contract/tx/context", tag = "contract", responses((status = 200, description = "The context")))]
+#[utoipa::path(get, path = "/v1/contract/tx/context", tag = "contract", responses((status = 200, description = "The context", body = answers::Context)))]
 async fn context(State(api): State<Api>) -> Reply {
     api.ask(Question::TxContext).await.map(Fresh)
 }
@@ -102,9 +103,9 @@ struct PrepareBody {
 
 /// The id that a wallet signs for an input, and the bytes that the contract will get.
 #[utoipa::path(post, path = "/v1/contract/tx/prepare", tag = "contract", request_body = PrepareBody, responses(
-    (status = 200, description = "`{tx, payload, max_ledger, context}`: sign the 32 bytes of `tx`"),
-    (status = 400, description = "The body is wrong"),
-    (status = 413, description = "The body, or the input, is too long"),
+    (status = 200, description = "`{tx, payload, max_ledger, context}`: sign the 32 bytes of `tx`", body = answers::Prepared),
+    (status = 400, description = "The body is wrong", body = answers::Error),
+    (status = 413, description = "The body, or the input, is too long", body = answers::Error),
 ))]
 async fn prepare(State(api): State<Api>, JsonBody(body): JsonBody) -> Reply {
     api.ask(Question::Prepare(command::draft(&body)?)).await.map(Fresh)
@@ -137,14 +138,14 @@ struct TxBody {
         ("timeout_ms" = Option<u64>, Query, description = "For how long, at most 60000; 10000 unless told otherwise", minimum = 0, maximum = 60000),
     ),
     responses(
-        (status = 200, description = "`{\"result\": {...}}`: what became of it"),
-        (status = 202, description = "It is held, and more is not known (yet)"),
-        (status = 400, description = "The body is wrong: `Missing JSON body.`, `Invalid JSON payload.`, `Invalid signature.`, `Invalid TX.`, ..."),
-        (status = 403, description = "Off: `[http] api_tx_exposed` is not true"),
-        (status = 409, description = "No ledger will ever hold it: expired, or its nonce is used"),
-        (status = 413, description = "The body, or the input, is too long"),
-        (status = 429, description = "More inputs a minute than `pubmaxcpm`"),
-        (status = 503, description = "The node has no room for it now"),
+        (status = 200, description = "`{\"result\": {...}}`: what became of it", body = answers::TxResult),
+        (status = 202, description = "It is held, and more is not known (yet)", body = answers::TxResult),
+        (status = 400, description = "The body is wrong: `Missing JSON body.`, `Invalid JSON payload.`, `Invalid signature.`, `Invalid TX.`, ...", body = answers::Error),
+        (status = 403, description = "Off: `[http] api_tx_exposed` is not true", body = answers::Error),
+        (status = 409, description = "No ledger will ever hold it: expired, or its nonce is used", body = answers::Error),
+        (status = 413, description = "The body, or the input, is too long", body = answers::Error),
+        (status = 429, description = "More inputs a minute than `pubmaxcpm`", body = answers::Error),
+        (status = 503, description = "The node has no room for it now", body = answers::Error),
     ))]
 async fn tx(State(api): State<Api>, uri: Uri, JsonBody(body): JsonBody) -> Result<axum::response::Response, Failure> {
     use axum::{http::StatusCode, response::IntoResponse as _};
@@ -171,9 +172,9 @@ async fn tx(State(api): State<Api>, uri: Uri, JsonBody(body): JsonBody) -> Resul
 #[utoipa::path(get, path = "/v1/inputs/{id}", tag = "contract",
     params(("id" = String, Path, description = "Its id: 64 hexadecimal digits")),
     responses(
-        (status = 200, description = "The input"),
-        (status = 400, description = "No id"),
-        (status = 404, description = "No such input is kept here"),
+        (status = 200, description = "The input", body = answers::Input),
+        (status = 400, description = "No id", body = answers::Error),
+        (status = 404, description = "No such input is kept here", body = answers::Error),
     ))]
 async fn input(State(api): State<Api>, Part(id): Part) -> Reply {
     let id: Hash = id.parse().map_err(|_| wrong("id", "64 hexadecimal digits", &id))?;
@@ -187,9 +188,9 @@ async fn input(State(api): State<Api>, Part(id): Part) -> Reply {
         ("user" = String, Query, description = "The user's key: 64 hexadecimal digits"),
     ),
     responses(
-        (status = 200, description = "Output and proof, as the frame `output` of signed mode; or how the run failed"),
-        (status = 400, description = "A parameter is wrong"),
-        (status = 404, description = "There is no such output here"),
+        (status = 200, description = "Output and proof, as the frame `output` of signed mode; or how the run failed", body = answers::Outcome),
+        (status = 400, description = "A parameter is wrong", body = answers::Error),
+        (status = 404, description = "There is no such output here", body = answers::Error),
     ))]
 async fn proof(State(api): State<Api>, Part(number): Part, uri: Uri) -> Reply {
     let (seq, user) = (seq(&number)?, user(&Query::of(&uri)?, "user")?);

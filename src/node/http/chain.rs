@@ -10,7 +10,7 @@ use crate::{
     divergence::folder,
     http::{Answer, Failure, Which},
     ledger::{
-        Archive, Depth,
+        Archive, Depth, PastSettlement, SettlementPage,
         view::{self, Chain},
     },
     types::Seq,
@@ -74,12 +74,17 @@ pub(super) fn divergence(dir: &Path, seq: Option<Seq>) -> Answer {
     }
 }
 
-/// What the newest ledger records of the settlement bus.
-pub(super) fn recorded_settlement(archive: &Archive) -> Answer {
-    let chain = Chain::read(archive).map_err(|error| unreadable(&error))?;
-    let newest = view::read_page(archive, chain.tip.max(1), chain.tip.max(1), Depth::Closed);
-    let newest = newest.map_err(|error| unreadable(&error))?.into_iter().next().flatten();
-    Ok(newest.map(|ledger| view::json(&ledger, &chain)["header"]["settlement"].take()).unwrap_or_default())
+/// Settlements that the chain records, ascending, and when it recorded them.
+pub(super) fn settlements(archive: &Archive, page: SettlementPage, limit: u64) -> Answer {
+    let (settlements, settled) = archive.settlements(page, limit).map_err(|error| unreadable(&error))?;
+    let told = settlements.into_iter().map(|PastSettlement { first, recorded, settlement }| {
+        json!({
+            "first": first, "last": settlement.seq, "tx": settlement.tx.to_string(), "ch": settlement.ch.to_string(),
+            "confirmed_length": settlement.confirmed_length, "recorded_in": recorded.header.seq,
+            "time": view::utc(recorded.header.time_ms), "time_ms": recorded.header.time_ms,
+        })
+    });
+    Ok(json!({ "settlements": told.collect::<Vec<_>>(), "settled_seq": settled }))
 }
 
 /// The ends of what the contract wrote to stdout and stderr.

@@ -76,7 +76,10 @@ fn a_node_tells_over_http_where_it_stands_and_shows_every_ledger() {
         }
         assert_eq!(get(node, "/v1/divergence").await, (200, json!({ "divergence": [] })));
         assert_eq!(get(node, "/v1/evidence").await.1["evidence"], json!([]));
-        assert_eq!(get(node, "/v1/settlements").await, (200, json!({ "settlement": null, "recorded": null })));
+        assert_eq!(
+            get(node, "/v1/settlements").await,
+            (200, json!({ "settlement": null, "settlements": [], "settled_seq": 0 }))
+        );
         let url = node.status().await.unwrap()["http_url"].clone();
         assert_eq!(url, node.http.as_str());
     });
@@ -250,7 +253,7 @@ fn no_route_tells_a_secret() {
         let (_, document) = get(node, "/v1/openapi.json").await;
         let mut asked = 0;
         for (path, methods) in document["paths"].as_object().unwrap() {
-            let path = path.replace("{ledger}", "1").replace("{seq}", "1").replace("{id}", "1");
+            let path = path.replace("{ledger}", "1").replace("{seq}", "1").replace("{id}", "1").replace("{node}", "1");
             if path == "/v1/events" {
                 continue;
             }

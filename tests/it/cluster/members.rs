@@ -44,7 +44,7 @@ async fn verified_changes(node: &TestNode) -> u64 {
 }
 
 /// The configuration with another list under this key, whatever lines it stands on.
-fn with_list(text: &str, key: &str, items: &[String]) -> String {
+pub fn with_list(text: &str, key: &str, items: &[String]) -> String {
     let start = text.find(&format!("\n{key} = [")).expect("a list") + 1;
     let end = start + text[start..].find(']').expect("its end") + 1;
     format!("{}{key} = [{}]{}", &text[..start], items.join(", "), &text[end..])

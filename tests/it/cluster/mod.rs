@@ -17,6 +17,7 @@ mod legacy;
 mod members;
 mod metrics;
 mod multisign;
+mod operator;
 mod overtime;
 mod reads;
 mod recover;

@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 use super::http::{ask, get, with_http};
 use crate::net::{Net, TestNode, block_on, probe};
 
-fn exposed(at: usize, document: &mut Document) {
+pub fn exposed(at: usize, document: &mut Document) {
     with_http(at, document);
     document.set("http.api_tx_exposed", "true");
 }
 
-async fn post(node: &TestNode, path: &str, body: Value) -> (u16, Value) {
+pub async fn post(node: &TestNode, path: &str, body: Value) -> (u16, Value) {
     ask(node, Method::POST, path, Some(body)).await
 }
 
@@ -28,7 +28,7 @@ fn error(text: &str) -> Value {
 }
 
 /// What a wallet does with a command: has it prepared, signs the id, and has the body to send.
-async fn signed(node: &TestNode, key: &SecretKey, nonce: u64, command: Value) -> Value {
+pub async fn signed(node: &TestNode, key: &SecretKey, nonce: u64, command: Value) -> Value {
     let draft = json!({ "prepared_command": command, "address": key.user_key().to_string(), "nonce": nonce });
     let (status, prepared) = post(node, "/v1/contract/tx/prepare", draft.clone()).await;
     assert_eq!(status, 200, "{prepared}");
