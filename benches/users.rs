@@ -6,15 +6,11 @@
 #[path = "../tests/it/net.rs"]
 #[allow(dead_code)]
 mod net;
+#[path = "../tests/it/strangers.rs"]
+mod strangers;
 
 use std::{
     fs,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -25,10 +21,7 @@ use hotpocket::{
     crypto::{SecretKey, verify},
 };
 use net::{Net, TestNode};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use strangers::Flood;
 
 /// Users that come at the same time.
 const AT_ONCE: usize = 64;
@@ -90,6 +83,8 @@ async fn measure(users: usize) {
         config.set("user.users_max", &(4 * (users + INPUTS_AHEAD) / 3 + 1).clamp(256, 30_000).to_string());
         config.set("user.connections_max", &(users + 1_024).to_string());
         config.set("user.per_address", &(users + 1_024).to_string());
+        // All come from one address, and it is their work that is measured, not their refusal.
+        config.set("user.failed_per_minute", "0");
         config.set("consensus.eager", "true");
     })
     .await;
@@ -129,7 +124,7 @@ async fn measure(users: usize) {
     drop(open);
     node.status_where("they are gone", |status| status["users"] == 0).await;
 
-    let flood = Flood::begin(node);
+    let flood = Flood::begin(&node.url, FLOOD);
     println!("input to output, beside a flood      {}", times(node).await);
     println!("wrong handshakes a second            {:>9.0}", flood.end());
     println!("input to output, behind it           {}", times(node).await);
@@ -159,83 +154,4 @@ async fn times(node: &TestNode) -> String {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
     format!("{:>9.2} ms p50, {:.2} p95, {:.2} at most", at(50), at(95), at(100))
-}
-
-/// Many who connect, answer the challenge with a signature that is none, and come again.
-struct Flood {
-    over: Arc<AtomicBool>,
-    count: Arc<AtomicU64>,
-    begun: Instant,
-    thread: thread::JoinHandle<()>,
-}
-
-impl Flood {
-    fn begin(node: &TestNode) -> Flood {
-        let (over, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let address: SocketAddr = node.url.trim_start_matches("ws://").parse().expect("an address");
-        let thread = {
-            let (over, count) = (Arc::clone(&over), Arc::clone(&count));
-            thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-                runtime.block_on(async {
-                    let one = async |_: usize| {
-                        while !over.load(Ordering::Relaxed) {
-                            if wrong(address).await.is_ok() {
-                                count.fetch_add(1, Ordering::Relaxed);
-                            }
-                        }
-                    };
-                    futures::future::join_all((0..FLOOD).map(one)).await;
-                });
-            })
-        };
-        Flood { over, count, begun: Instant::now(), thread }
-    }
-
-    /// How many a second there were.
-    fn end(self) -> f64 {
-        let rate = self.count.load(Ordering::Relaxed) as f64 / self.begun.elapsed().as_secs_f64();
-        self.over.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the flood ends");
-        rate
-    }
-}
-
-/// One handshake with a wrong signature, up to the refusal.
-async fn wrong(address: SocketAddr) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream
-        .write_all(
-            b"GET / HTTP/1.1\r\nHost: node\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-        )
-        .await?;
-    let mut heard = Vec::new();
-    let challenge = loop {
-        let mut buffer = [0; 1024];
-        let got = stream.read(&mut buffer).await?;
-        if got == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        heard.extend_from_slice(&buffer[..got]);
-        let text = String::from_utf8_lossy(&heard);
-        if let Some((_, rest)) = text.split_once("\"challenge\":\"")
-            && rest.len() >= 33
-        {
-            break rest[..32].to_owned();
-        }
-    };
-    let key = SecretKey::from_seed([5; 32]);
-    let helo = format!(
-        "{{\"type\":\"helo\",\"challenge\":\"{challenge}\",\"sig\":\"{}\",\"pubkey\":\"{}\",\"timestamp\":0}}",
-        key.sign(b"another text"),
-        key.user_key()
-    );
-    let len = u16::try_from(helo.len()).expect("a short text").to_be_bytes();
-    // A frame of text whose mask is zero.
-    let mut frame = vec![0x81, 0x80 | 126, len[0], len[1], 0, 0, 0, 0];
-    frame.extend_from_slice(helo.as_bytes());
-    stream.write_all(&frame).await?;
-    while stream.read(&mut [0; 1024]).await? > 0 {}
-    Ok(())
 }

@@ -61,7 +61,8 @@ impl Connections {
     }
 }
 
-fn holder(address: IpAddr) -> IpAddr {
+/// Whom an address counts for: itself, or its /64.
+pub fn holder(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),

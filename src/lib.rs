@@ -25,7 +25,7 @@
 //! - `verify` shares nothing with what it checks but `types` and `crypto`.
 //! - `wire`, `signed`, `contract::fdlist`, `contract::npl` and `config` are pure functions over bytes.
 //! - Nothing but `node` reads the wall clock. Nothing but `contract` has `unsafe`.
-//! - Network and consensus run on one thread; hashing, big reads and the database run off it.
+//! - The network of nodes and consensus run on one thread; users, HTTP, hashing, big reads and the database run off it.
 //!
 //! The simulator in `tests/sim` runs whole networks over the real core; see `docs/verification.md`.
 

@@ -99,6 +99,14 @@ impl Tls {
         Ok(Tls(Arc::new(Inner { files: files.clone(), current })))
     }
 
+    /// With a configuration that is in no file, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(config: ServerConfig) -> Tls {
+        let files = TlsFiles { cert: PathBuf::new(), key: PathBuf::new() };
+        let current = RwLock::new(Current { config: Arc::new(config), not_after_ms: None });
+        Tls(Arc::new(Inner { files, current }))
+    }
+
     /// Reads the files again. Connections that begin from now on get what is in them; those that are open keep what they have,
     /// and so does everybody when the files cannot be used.
     pub fn reload(&self) -> Result<(), TlsError> {

@@ -270,6 +270,8 @@ pub struct User {
     pub connections_max: usize,
     /// Connections at a time from one address.
     pub per_address: usize,
+    /// Handshakes of one address that may fail a minute, or be under way; 0: any number.
+    pub failed_per_minute: u32,
     /// Output waiting for one user.
     pub queue_bytes: usize,
     /// Read-only runs at a time; 0: none are done.

@@ -308,6 +308,7 @@ fn user(table: &Table<'_>, dir: &Path) -> Result<User, ConfigError> {
         users_max: size(table.number("users_max", USERS_MIN..=USERS_MAX, 4_096)?),
         connections_max: size(table.number("connections_max", 1..=1_000_000, 16_384)?),
         per_address: size(table.number("per_address", 1..=1_000_000, 1_024)?),
+        failed_per_minute: u32::try_from(table.number("failed_per_minute", 0..=1_000_000, 1_000)?).expect("in range"),
         queue_bytes: size(table.number("queue_kb", 1..=1 << 20, 1_024)? << 10),
         reads_max: size(table.number("reads_max", 0..=READS_MAX, 8)?),
         read_time_ms: table.number("read_time_s", 1..=READ_TIME_S_MAX, 5)? * 1_000,

@@ -74,6 +74,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "users_max",
             "connections_max",
             "per_address",
+            "failed_per_minute",
             "queue_kb",
             "reads_max",
             "read_time_s",

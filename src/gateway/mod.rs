@@ -1,9 +1,14 @@
 //! Users' websockets: handshake, limits, raw and signed mode. Holds no votes and knows nothing of ledgers.
 //!
-//! One task accepts, one task serves each connection, and [`Gateway`] is the handle the node delivers through.
-//! What users do arrives at the node as [`GatewayEvent`]s on one bounded channel. When it is full the connections
-//! wait and read no more, so that a busy node is felt as TCP backpressure and no input is dropped silently.
+//! It has a thread of its own, so that no number of connections and wrong handshakes takes a turn of the thread that closes
+//! ledgers. One task accepts, one task serves each connection, and [`Gateway`] is the handle the node delivers through: it puts
+//! into outboxes, and waits for nobody. What users do arrives at the node as [`GatewayEvent`]s on one bounded channel. When it is
+//! full the connections wait and read no more, so that a busy node is felt as TCP backpressure and no input is dropped silently.
+//!
+//! `accept` lets connections in, `session` is one of them from its first byte to its last, over a `socket`; `turns` keeps
+//! strangers from delaying users, `outbox` holds what a user has not read, `handshake`, `limits` and `reply` are pure.
 
+mod accept;
 mod handshake;
 mod limits;
 mod outbox;
@@ -11,23 +16,24 @@ mod raw;
 mod reply;
 mod session;
 mod socket;
+mod turns;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize},
+    thread,
     time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
-    task::{JoinHandle, JoinSet},
-    time::{Instant, sleep, timeout},
+    net::{TcpListener, TcpSocket},
+    runtime::Runtime,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use tracing::{debug, error, warn};
@@ -38,9 +44,9 @@ pub use self::{
     raw::RawUsers,
     reply::{ErrorCode, error_frame},
 };
-use self::{limits::MessageRate, outbox::Outbox, socket::Unfinished};
+use self::{limits::Rate, outbox::Outbox, socket::Unfinished, turns::Turns};
 use crate::{
-    connections::{Connections, Full},
+    connections::Connections,
     signed::{Reply, Request},
     tls::Tls,
     types::{MonoMs, UserKey},
@@ -50,23 +56,19 @@ use crate::{
 /// An event holds one message at most, so that this many times `pubmaxsize` is the most the channel can hold.
 pub const EVENTS_MAX: usize = 256;
 
-/// Connections over the limit that are told so at the same time. Past it they are dropped without a word.
-const REFUSALS_MAX: usize = 64;
+/// Connections that the operating system holds until they are accepted. Past it it lets clients try again.
+const BACKLOG: u32 = 1_024;
 
-/// Time for a refused connection to take its answer.
-const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// Steps of tasks after which the runtime looks for what came over the network: a user's bytes wait for so many of strangers'
+/// steps at most. (Its own default is made for throughput.)
+const STEPS_BEFORE_NETWORK: u32 = 8;
 
-/// Bytes of a refused connection's request that are read. More are cut off.
-const REFUSED_BYTES_MAX: u64 = 16 << 10;
+/// Time for its thread to end once it was told to: more than [`accept::STOP_TIME`], which is what it gives connections.
+const STOP_WAIT: Duration = Duration::from_millis(950);
+const _: () = assert!(STOP_WAIT.as_millis() > accept::STOP_TIME.as_millis());
 
-/// Pause after the operating system refused to accept, usually for want of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Shortest time between two log lines about connections refused for want of room.
-const FULL_LOG_PAUSE: Duration = Duration::from_secs(60);
-
-/// Time for all connections to say goodbye. Those that have not by then are cut.
-const STOP_TIME: Duration = Duration::from_millis(700);
+/// Every which step is for a task that the node woke, by an output or by taking an event.
+const STEPS_BEFORE_NODE: u32 = 2;
 
 /// What the gateway is allowed.
 #[derive(Debug, Clone)]
@@ -86,6 +88,9 @@ pub struct GatewayConfig {
     /// Bytes that wait for one session to read them (`[user] queue_kb`). A session that lets more pile up is
     /// dropped with `slow`; one frame alone may be longer.
     pub queue_bytes_max: usize,
+    /// Handshakes of one address that may fail a minute, or be under way (`[user] failed_per_minute`). Past it its connections
+    /// get HTTP status 503 before any work is put into them.
+    pub failed_per_minute: Option<u32>,
     /// Time from the TCP connection to an accepted helo.
     pub handshake_timeout: Duration,
     /// Time between pings. A connection without a sign of life after two of them is dropped.
@@ -104,6 +109,7 @@ impl GatewayConfig {
             connections_max: 16_384,
             users_max: usize::MAX,
             per_address_max: 1_024,
+            failed_per_minute: None,
             queue_bytes_max: 1 << 20,
             handshake_timeout: Duration::from_secs(5),
             ping_every: Duration::from_secs(30),
@@ -187,7 +193,10 @@ pub struct Gateway {
     local_addr: SocketAddr,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    /// The end of its thread, as the end of the channel.
+    ended: oneshot::Receiver<()>,
+    /// Dropped with the handle; nothing is ever sent.
+    _held: oneshot::Sender<Infallible>,
 }
 
 impl Gateway {
@@ -200,14 +209,12 @@ impl Gateway {
             io::ErrorKind::AddrInUse => GatewayError::PortTaken { address, source },
             _ => GatewayError::Listen { address, source },
         };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
         let (stop, stopping) = watch::channel(false);
-        let started = Instant::now();
         let shared = Arc::new(Shared {
             registry: Mutex::new(Registry {
                 connections: Connections::new(config.connections_max, config.per_address_max),
-                rate: config.messages_per_minute.map(|per_minute| MessageRate::new(per_minute, 0)),
+                rate: config.messages_per_minute.map(|per_minute| Rate::new(per_minute, 0)),
+                failing: config.failed_per_minute.map(|per_minute| Rate::new(per_minute, 0)),
                 sessions: HashMap::new(),
                 users: HashMap::new(),
                 signed: 0,
@@ -217,14 +224,25 @@ impl Gateway {
             }),
             unfinished: Arc::default(),
             outboxes: Arc::default(),
+            turns: Turns::new(),
             config,
             events,
             stopping,
-            started,
+            started: Instant::now(),
         });
+        let (held, dropped) = oneshot::channel();
+        let (ending, ended) = oneshot::channel();
+        let (starting, started) = oneshot::channel();
+        let served = shared.clone();
+        let serve = move || {
+            serve(served, starting, dropped);
+            // After everything else of this thread, also when it panics.
+            drop::<oneshot::Sender<()>>(ending);
+        };
+        thread::Builder::new().name("gateway".to_owned()).spawn(serve).map_err(failed)?;
+        let local_addr = started.await.unwrap_or_else(|_| Err(io::Error::other("its thread broke"))).map_err(failed)?;
         debug!(%local_addr, "listening for users");
-        let accepting = tokio::spawn(accept(listener, shared.clone()));
-        Ok(Gateway { local_addr, shared, stop, accepting })
+        Ok(Gateway { local_addr, shared, stop, ended, _held: held })
     }
 
     /// Where it listens; the port is the real one.
@@ -366,16 +384,52 @@ impl Gateway {
     /// Accepts no more, closes every connection with a close frame, and returns within a second.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        if let Err(error) = (&mut self.accepting).await {
-            error!(%error, "the task that accepts users broke");
+        if timeout(STOP_WAIT, &mut self.ended).await.is_err() {
+            error!("the thread that serves users does not end");
         }
     }
 }
 
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
+/// The gateway's thread: listens, says where or why not, and serves until it is to stop, or the handle is dropped.
+fn serve(
+    shared: Arc<Shared>,
+    starting: oneshot::Sender<io::Result<SocketAddr>>,
+    mut dropped: oneshot::Receiver<Infallible>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(STEPS_BEFORE_NETWORK)
+        .global_queue_interval(STEPS_BEFORE_NODE)
+        .build();
+    let begin = |runtime: &Runtime| {
+        let _within = runtime.enter();
+        let listener = listen(shared.config.listen)?;
+        Ok((listener.local_addr()?, listener))
+    };
+    let begun = runtime.and_then(|runtime| begin(&runtime).map(|(address, listener)| (address, listener, runtime)));
+    let (address, listener, runtime) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            // Whoever starts it may have given up.
+            let _ = starting.send(Err(error));
+            return;
+        }
+    };
+    let _ = starting.send(Ok(address));
+    runtime.block_on(async {
+        tokio::select! {
+            () = accept::accept(listener, shared) => {}
+            _ = &mut dropped => {}
+        }
+    });
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted node gets its port although connections of the one before it are not quite over.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// What all connections of one gateway share.
@@ -387,6 +441,7 @@ struct Shared {
     unfinished: Arc<Unfinished>,
     /// Bytes that wait for all users.
     outboxes: Arc<AtomicUsize>,
+    turns: Turns,
     stopping: watch::Receiver<bool>,
     started: Instant,
 }
@@ -394,7 +449,9 @@ struct Shared {
 #[derive(Debug)]
 struct Registry {
     connections: Connections,
-    rate: Option<MessageRate>,
+    rate: Option<Rate<UserKey>>,
+    /// Handshakes that fail, or are under way, by address.
+    failing: Option<Rate<IpAddr>>,
     users: HashMap<UserKey, BTreeMap<SessionId, Line>>,
     sessions: HashMap<SessionId, Seat>,
     /// Welcomed sessions in signed mode.
@@ -453,8 +510,13 @@ impl Shared {
     }
 
     fn rate_allows(&self, user: &UserKey) -> bool {
-        let now = MonoMs::try_from(self.started.elapsed().as_millis()).unwrap_or(MonoMs::MAX);
+        let now = self.now();
         self.lock().rate.as_mut().is_none_or(|rate| rate.allow(user, now))
+    }
+
+    /// Since the gateway started.
+    fn now(&self) -> MonoMs {
+        MonoMs::try_from(self.started.elapsed().as_millis()).unwrap_or(MonoMs::MAX)
     }
 
     /// Registers a session.
@@ -497,110 +559,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// One counted connection; uncounted when dropped.
-struct Slot {
-    shared: Arc<Shared>,
-    address: IpAddr,
-}
-
-impl Slot {
-    fn take(shared: &Arc<Shared>, address: IpAddr) -> Result<Slot, Full> {
-        shared.lock().connections.open(address)?;
-        Ok(Slot { shared: shared.clone(), address })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.shared.lock().connections.close(self.address);
-    }
-}
-
-/// Accepts connections until the gateway stops, then waits for those that are open.
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let mut tasks = JoinSet::new();
-    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
-    let mut full_logged: Option<Instant> = None;
-    let mut stopped = pin!(shared.stopped());
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut stopped => break,
-            Some(ended) = tasks.join_next() => log_ended(ended),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match Slot::take(&shared, peer.ip()) {
-                    Ok(slot) => {
-                        tasks.spawn(async move {
-                            // Outputs are whole frames; waiting to fill a segment only delays them.
-                            if let Err(error) = stream.set_nodelay(true) {
-                                return debug!(%peer, %error, "connection lost at once");
-                            }
-                            let config = &slot.shared.config;
-                            let deadline = Instant::now() + config.handshake_timeout;
-                            match &config.tls {
-                                None => session::serve(stream, &slot.shared, deadline).await,
-                                Some(tls) => match tls.accept(stream, config.handshake_timeout).await {
-                                    Ok(stream) => session::serve(stream, &slot.shared, deadline).await,
-                                    Err(error) => debug!(%peer, %error, "no TLS"),
-                                },
-                            }
-                        });
-                    }
-                    Err(full) => {
-                        if full_logged.is_none_or(|at| at.elapsed() >= FULL_LOG_PAUSE) {
-                            full_logged = Some(Instant::now());
-                            warn!(%peer, %full, "user refused");
-                        }
-                        if let Ok(permit) = refusals.clone().try_acquire_owned() {
-                            tasks.spawn(async move {
-                                refuse_connection(stream, full).await;
-                                drop(permit);
-                            });
-                        }
-                    }
-                },
-                Err(error) => {
-                    warn!(%error, "cannot accept a user");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-    }
-    drop(listener);
-    let all_ended = async {
-        while let Some(ended) = tasks.join_next().await {
-            log_ended(ended);
-        }
-    };
-    if timeout(STOP_TIME, all_ended).await.is_err() {
-        debug!("connections cut that did not close in time");
-    }
-}
-
-fn log_ended(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        error!(%error, "the task of a connection broke");
-    }
-}
-
-/// Answers a connection there is no room for, before any work is put into it.
-async fn refuse_connection(mut stream: TcpStream, full: Full) {
-    let body = error_frame(ErrorCode::Busy, &full.to_string());
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let said = async {
-        stream.write_all(answer.as_bytes()).await?;
-        stream.shutdown().await?;
-        // Dropped with unread bytes the connection would be reset, and the answer lost with it.
-        tokio::io::copy(&mut stream.take(REFUSED_BYTES_MAX), &mut tokio::io::sink()).await
-    };
-    // However it ends, the connection is over.
-    let _ = timeout(REFUSAL_TIME, said).await;
 }
 
 #[cfg(test)]

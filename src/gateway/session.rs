@@ -1,6 +1,7 @@
 //! One connection from its first byte to its last: upgrade, challenge, helo, then inputs in and outputs out.
 
 use std::{
+    fmt::Display,
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
@@ -29,7 +30,9 @@ use tokio_tungstenite::{
 use tracing::{debug, warn};
 
 use super::{
-    GatewayEvent, NotIn, SessionId, Shared, full_message,
+    GatewayEvent, NotIn, SessionId, Shared,
+    accept::Slot,
+    full_message,
     handshake::{HELO_BYTES_MAX, Helo, HeloProof, Mode, challenge_message, parse_helo},
     outbox::Outbox,
     reply::{ErrorCode, error_frame},
@@ -45,6 +48,10 @@ use crate::{
 
 /// Time for the last frames to leave after a connection is over, and again for the other side to hang up.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Time in all for a user to hear why its session is over, while it goes on sending what it has begun: a long message that was
+/// refused takes its time on a slow line. One that says nothing for [`FAREWELL`] is not waited for.
+const FAREWELL_SENDING: Duration = Duration::from_secs(10);
 
 /// The same while the whole gateway stops.
 const FAREWELL_STOPPING: Duration = Duration::from_millis(300);
@@ -74,44 +81,28 @@ enum End {
     Stopping,
 }
 
-/// Serves one connection until it ends; until `deadline` it has time for upgrade and helo.
-pub(super) async fn serve<S>(stream: S, shared: &Shared, deadline: Instant)
+/// Serves one connection until it ends; until `deadline` it has time for upgrade and helo. Before that, and behind a wrong one,
+/// it goes on in turns with all others that are no users.
+pub(super) async fn serve<S>(stream: S, slot: &Slot, deadline: Instant)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let upgrade = timeout_at(deadline, accept_async_with_config(stream, Some(config(HELO_BYTES_MAX))));
-    let stream = tokio::select! {
-        () = shared.stopped() => return,
-        upgraded = upgrade => match upgraded {
-            // The library refuses bytes that arrive before its answer, so none are lost in taking it apart.
-            Ok(Ok(websocket)) => websocket.into_inner(),
-            Ok(Err(error)) => return debug!(%error, "no websocket"),
-            Err(_) => return debug!("no websocket in time"),
-        },
-    };
-    let mut socket = Socket::new(stream, HELO_BYTES_MAX, shared.unfinished.clone(), UNFINISHED_BYTES_MAX);
-
-    let greeted = tokio::select! {
-        () = shared.stopped() => Err(End::Stopping),
-        greeted = timeout_at(deadline, Challenged::draw(&mut socket)) => greeted.unwrap_or_else(|_| Err(late())),
-    };
+    let shared = &*slot.shared;
+    let Some((mut socket, greeted)) = shared.turns.of(greet(stream, shared, deadline)).await else { return };
+    let nothing = || Outbox::new(0, Arc::default());
     let helo = match greeted {
         Ok(helo) => helo,
-        Err(end) => return farewell(socket, end, &Outbox::new(0, Arc::default())).await,
+        Err(end) => return shared.turns.of(farewell(socket, end, &nothing(), FAREWELL)).await,
     };
+    slot.known();
     let entered = tokio::select! {
         () = shared.stopped() => Err(NotIn::Stopping),
         entered = Open::enter(shared, helo) => entered,
     };
     let mut open = match entered {
         Ok(open) => open,
-        Err(why) => {
-            let end = match why {
-                NotIn::Stopping => End::Stopping,
-                NotIn::Full(most) => full(most),
-            };
-            return farewell(socket, end, &Outbox::new(0, Arc::default())).await;
-        }
+        Err(NotIn::Stopping) => return farewell(socket, End::Stopping, &nothing(), FAREWELL).await,
+        Err(NotIn::Full(most)) => return shared.turns.of(farewell(socket, full(most), &nothing(), FAREWELL)).await,
     };
     socket.set_message_bytes_max(readable_bytes_max(open.frame_bytes_max()));
     let end = open.run(&mut socket).await;
@@ -125,7 +116,34 @@ where
         }
         end => end,
     };
-    tokio::join!(farewell(socket, end, &outbox), open.leave());
+    tokio::join!(farewell(socket, end, &outbox, FAREWELL_SENDING), open.leave());
+}
+
+/// From the first byte to the helo, or to why there is none. `None` where there is not even a websocket.
+async fn greet<S>(stream: S, shared: &Shared, deadline: Instant) -> Option<(Socket<S>, Result<Helo, End>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let upgrade = timeout_at(deadline, accept_async_with_config(stream, Some(config(HELO_BYTES_MAX))));
+    let nothing = |why: &dyn Display| {
+        debug!(%why, "no websocket");
+        None
+    };
+    let stream = tokio::select! {
+        () = shared.stopped() => return None,
+        upgraded = upgrade => match upgraded {
+            // The library refuses bytes that arrive before its answer, so none are lost in taking it apart.
+            Ok(Ok(websocket)) => websocket.into_inner(),
+            Ok(Err(error)) => return nothing(&error),
+            Err(late) => return nothing(&late),
+        },
+    };
+    let mut socket = Socket::new(stream, HELO_BYTES_MAX, shared.unfinished.clone(), UNFINISHED_BYTES_MAX);
+    let greeted = tokio::select! {
+        () = shared.stopped() => Err(End::Stopping),
+        greeted = timeout_at(deadline, Challenged::draw(&mut socket)) => greeted.unwrap_or_else(|_| Err(late())),
+    };
+    Some((socket, greeted))
 }
 
 fn full(users_max: usize) -> End {
@@ -428,8 +446,9 @@ impl<'a> Open<'a> {
     }
 
     fn hand_over(&mut self, room: Result<OwnedPermit<GatewayEvent>, SendError<()>>) -> Result<(), End> {
-        let Ok(room) = room else { return Err(End::Stopping) };
+        // The wait is over, also where the node is gone.
         let (input, _) = self.waiting.take().expect("there is room for what waits");
+        let Ok(room) = room else { return Err(End::Stopping) };
         room.send(input);
         Ok(())
     }
@@ -485,12 +504,12 @@ fn ended(error: Error) -> End {
     End::Refused { code, close, message: error.to_string() }
 }
 
-/// Sends the last frames of a connection and ends it.
-async fn farewell<S>(mut socket: Socket<S>, end: End, outbox: &Outbox)
+/// Sends the last frames of a connection and ends it. Who is refused may go on sending for so long.
+async fn farewell<S>(mut socket: Socket<S>, end: End, outbox: &Outbox, sending: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (time, close) = match end {
+    let (time, sending, close) = match end {
         // The answer to a close frame.
         End::Gone => {
             let _ = timeout(FAREWELL, poll_fn(|cx| socket.poll_flush(cx))).await;
@@ -500,16 +519,17 @@ where
         End::Refused { code, close, message } => {
             debug!(code = code.as_str(), message, "connection refused");
             let _ = socket.write(Message::text(error_frame(code, &message)));
-            (FAREWELL, CloseFrame { code: close, reason: code.as_str().into() })
+            (FAREWELL, sending, CloseFrame { code: close, reason: code.as_str().into() })
         }
         End::Stopping => {
             // Outputs that were already on their way are not lost by an orderly stop.
             let _ = timeout(FAREWELL_STOPPING, poll_fn(|cx| socket.poll_drain(cx, outbox))).await;
-            (FAREWELL_STOPPING, CloseFrame { code: CloseCode::Away, reason: "the node stops".into() })
+            let close = CloseFrame { code: CloseCode::Away, reason: "the node stops".into() };
+            (FAREWELL_STOPPING, FAREWELL_STOPPING, close)
         }
     };
     let said = timeout(time, socket.send(Message::Close(Some(close)))).await;
     if matches!(said, Ok(Ok(()))) {
-        socket.linger(time).await;
+        socket.linger(time, sending).await;
     }
 }

@@ -13,7 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    time::timeout,
+};
 use tokio_tungstenite::tungstenite::{
     Error, Message,
     protocol::{Role, WebSocketConfig, WebSocketContext},
@@ -46,6 +49,9 @@ const WRITE_BYTES_MAX: usize = 256 << 10;
 
 /// Reads before others on this thread get their turn: the library goes on by itself while frames complete no message.
 const READS_PER_POLL: usize = 16;
+
+/// Bytes of heap with which the rest of a connection is read.
+const LINGER_READ_BYTES: usize = 16 << 10;
 
 /// Bytes thrown away after a close, so that the reason arrives before the connection is reset. More are cut off.
 const LINGER_BYTES_MAX: u64 = 32 << 20;
@@ -216,14 +222,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 
     /// Ends the stream so that what was flushed arrives: a connection dropped with unread bytes is reset, and a
-    /// reset overtakes what the other side has not read yet.
-    pub async fn linger(mut self, time: Duration) {
+    /// reset overtakes what the other side has not read yet. It may be silent for a `pause`, and take so long at `most`.
+    pub async fn linger(mut self, pause: Duration, most: Duration) {
         let drained = async {
             self.stream.shutdown().await?;
-            tokio::io::copy(&mut (&mut self.stream).take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await
+            let mut rest = self.stream.take(LINGER_BYTES_MAX);
+            let mut read = vec![0; LINGER_READ_BYTES];
+            while timeout(pause, rest.read(&mut read)).await?? > 0 {}
+            io::Result::Ok(())
         };
         // However it ends, the connection is over.
-        let _ = tokio::time::timeout(time, drained).await;
+        let _ = timeout(most, drained).await;
     }
 }
 
@@ -445,7 +454,7 @@ mod tests {
         let mut len = 0;
         let done = async {
             poll_fn(|cx| socket.poll_flush(cx)).await.unwrap();
-            socket.linger(Duration::ZERO).await;
+            socket.linger(Duration::ZERO, Duration::ZERO).await;
         };
         tokio::join!(done, async {
             while let Ok(bytes @ 1..) = theirs.read(&mut received[len..]).await {
@@ -483,7 +492,7 @@ mod tests {
         let sending = async {
             poll_fn(|cx| socket.poll_drain(cx, &outbox)).await.unwrap();
             socket.send(Message::Close(None)).await.unwrap();
-            socket.linger(Duration::ZERO).await;
+            socket.linger(Duration::ZERO, Duration::ZERO).await;
         };
         tokio::join!(sending, async { theirs.read_to_end(&mut received).await.unwrap() });
 

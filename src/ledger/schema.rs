@@ -93,7 +93,14 @@ CREATE TABLE evidence (
 /// Holds off other writers for as long as it lives, or its process does. Readers need no lock.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not by closing it alone: a process that another thread begins at this moment has it, too, until it executes its program.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Opens `dir`/hist/ledger.db, which nobody else may write meanwhile; creates it when it is missing.
@@ -120,7 +127,7 @@ fn lock(hist: &Path, path: &Path) -> Result<Lock, LedgerError> {
     let opened = File::options().create(true).truncate(false).write(true).open(&name);
     let file = opened.map_err(io_error("open", &name))?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { _file: file }),
+        Ok(()) => Ok(Lock { file }),
         Err(TryLockError::WouldBlock) => Err(LedgerError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(error)) => Err(io_error("lock", &name)(error)),
     }

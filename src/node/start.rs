@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::{
-    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, bans, control::Control, disk, diverge,
-    events::Events, files::Files, guards, http, metrics, reads::Reads, release::Release, report::Report, rounds,
-    service, settle, silence, twins, users::Finality, wall_ms,
+    Banner, ExecError, Executor, LINE_MAX, Node, PartyLine, alerts::Kind, backend, bans, control::Control, disk,
+    diverge, events::Events, files::Files, guards, http, metrics, reads::Reads, release::Release, report::Report,
+    rounds, service, settle, silence, twins, users::Finality, wall_ms,
 };
 use crate::{
     config::{self, Admit, Config, Inputs, SharedConfig, caps},
@@ -248,7 +248,14 @@ impl Crypto for RealCrypto {
 /// The folder's lock: held by the process until it ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not by closing it alone: a process that another thread begins at this moment has it, too, until it executes its program.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Lock {
@@ -260,7 +267,7 @@ impl Lock {
         let opened = File::options().create(true).truncate(false).write(true).open(&path);
         let file = opened.map_err(|source| NodeError::Io { what: "open", path: path.clone(), source })?;
         match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
+            Ok(()) => Ok(Lock { file }),
             Err(TryLockError::WouldBlock) => Err(NodeError::Locked(path)),
             Err(TryLockError::Error(source)) => Err(NodeError::Io { what: "lock", path, source }),
         }
@@ -651,6 +658,7 @@ async fn start_gateway(
         connections_max: files.connections,
         users_max,
         per_address_max: config.user.per_address,
+        failed_per_minute: Some(config.user.failed_per_minute).filter(|most| *most > 0),
         queue_bytes_max: config.user.queue_bytes,
         tls,
         ..GatewayConfig::new((config.ip, port).into())

@@ -498,13 +498,20 @@ async fn the_line_ends_when_the_last_message_a_peer_announced_is_there() {
 #[tokio::test]
 async fn the_line_ends_with_the_window_when_a_peer_is_silent() {
     let rig = rig();
-    let window = Duration::from_millis(300);
     let code = format!("os.write(facts['npl'][1], b'hello')\n{NPL_TO_USER}");
-    let mut spec = RunSpec { users: vec![user(1, &[])], npl_window: window, ..rig.python(&code) };
-    spec.facts.unl = vec![OWN, PEER];
-    let report = rig.run(spec).await;
-    assert_eq!(ok(&report)[&user(1, &[]).key], write_frame(OWN, b"hello"));
-    assert!(report.elapsed >= window);
+    for window in [300, 3_000, 30_000].map(Duration::from_millis) {
+        let mut spec = RunSpec { users: vec![user(1, &[])], npl_window: window, ..rig.python(&code) };
+        spec.facts.unl = vec![OWN, PEER];
+        let report = rig.run(spec).await;
+        assert!(report.elapsed >= window);
+        let heard = &ok(&report)[&user(1, &[]).key];
+        if !heard.is_empty() {
+            assert_eq!(*heard, write_frame(OWN, b"hello"));
+            return;
+        }
+        // The window begins with the run. On a busy machine the interpreter may come up behind its end.
+    }
+    panic!("what the contract says is heard on its own line");
 }
 
 #[tokio::test]

@@ -14,5 +14,6 @@ mod msb;
 mod net;
 mod screen;
 mod shim;
+mod strangers;
 mod templates;
 mod tidy;

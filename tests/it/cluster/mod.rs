@@ -27,6 +27,7 @@ mod settlement;
 mod signed;
 mod silence;
 mod state;
+mod strangers;
 mod surroundings;
 mod sync;
 mod tls;
