@@ -288,7 +288,8 @@ impl Kept {
 }
 
 impl Node {
-    /// Runs until `stop` resolves, an operator wants it to end, or something breaks that the node cannot do without. Ends what it started.
+    /// Runs until `stop` resolves, an operator wants it to end, or something breaks that the node cannot do without. Ends
+    /// what it started.
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         tokio::pin!(stop);
         let outcome = tokio::select! {

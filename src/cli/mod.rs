@@ -238,8 +238,8 @@ pub fn answer(text: &str) -> Outcome {
 
 /// Starts logging to stderr, in colours only on a terminal. Later calls change nothing.
 ///
-/// `level` is for Hot Pocket itself; libraries tell errors alone, for what they warn of is usual on a network. The environment variable RUST_LOG, if it is set and makes
-/// sense, decides instead.
+/// `level` is for Hot Pocket itself; libraries tell errors alone, for what they warn of is usual on a network. The
+/// environment variable RUST_LOG, if it is set and makes sense, decides instead.
 pub fn start_logging(level: LogLevel, format: LogFormat) {
     let _ = start_logging_above(level, format, MultiProgress::with_draw_target(ProgressDrawTarget::hidden()));
 }

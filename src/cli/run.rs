@@ -79,7 +79,10 @@ impl Run {
         if self.child {
             // The parent says what there is.
             let (peers, users) = node.addresses();
-            let line = json!({ "peer_address": peers.to_string(), "user_address": users.map(|users| users.to_string()), "http_url": node.http_url(), "tls": node.has_user_tls() });
+            let line = json!({
+                "peer_address": peers.to_string(), "user_address": users.map(|users| users.to_string()),
+                "http_url": node.http_url(), "tls": node.has_user_tls(),
+            });
             answer(&format!("{line}\n"))?;
         } else {
             eprint!("{banner}");

@@ -4,7 +4,8 @@
 //! `cfg/hp.cfg`, the documented example, which `hp new` fills in. The prototype's JSON has the same keys.
 //!
 //! In here: `tree` reads both notations, `table` gives typed values and errors of one table, `read` makes the
-//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place, `show` says what holds.
+//! [`Config`]; `shared` is what nodes must have alike, `quorum` what it tolerates, `edit` changes a text in place, `show`
+//! says what holds.
 
 mod edit;
 mod peer;

@@ -29,7 +29,8 @@ pub enum Record {
     Precommit(Signed<Precommit>, Box<Candidate>, Certificate),
     /// My ADVANCE, with its POLC.
     Advance(Box<Advance>),
-    /// The Tc by which I entered an attempt, and the POLC it names. It needs no sync of its own: every later vote is behind it in the order.
+    /// The Tc by which I entered an attempt, and the POLC it names. It needs no sync of its own: every later vote is behind
+    /// it in the order.
     Entered(Tc, Option<Certificate>),
     /// A closed ledger. Ends the records of its sequence number.
     Ledger(Box<ClosedLedger>),

@@ -125,8 +125,8 @@ const PIPE_BYTES_MIN: usize = 4_096;
 
 /// Raises the number of files this process may open to what the system allows it; returns that number.
 ///
-/// To be called once at the start of a node. Whoever may raise the bound itself, as root may, gets `NOFILE_WANTED`. When the system refuses, the number stays
-/// what it was.
+/// To be called once at the start of a node. Whoever may raise the bound itself, as root may, gets `NOFILE_WANTED`. When the
+/// system refuses, the number stays what it was.
 pub fn raise_nofile_limit() -> u64 {
     let limit = raise_nofile_bound();
     // The kernel's table of them grows with the highest number and, in a process with threads, takes milliseconds for

@@ -205,7 +205,8 @@ impl Disk {
         let mib = |bytes: u64| bytes >> 20;
         let stopped = self.tightest().filter(|_| self.paused).map(|disk| {
             Kind::DiskFull.with(format!(
-                "the disk is nearly full: where {} are, {} MiB are free, and disk_reserve_mb keeps {} MiB; this node votes, runs and                  takes nothing until {} MiB are free: make room, or take a bigger disk",
+                "the disk is nearly full: where {} are, {} MiB are free, and disk_reserve_mb keeps {} MiB; \
+                 this node votes, runs and takes nothing until {} MiB are free: make room, or take a bigger disk",
                 disk.names(),
                 mib(disk.room.free),
                 mib(disk.reserve(self.reserve)),
@@ -215,7 +216,8 @@ impl Disk {
         let beside = self.disks.iter().filter(|disk| !disk.is_needed && disk.room.free < disk.reserve(self.reserve));
         let beside = beside.map(|disk| {
             Kind::DiskBeside.with(format!(
-                "little room beside the ledgers: where {} are, {} MiB are free; this node goes on, but what belongs there may be                  lost: make room",
+                "little room beside the ledgers: where {} are, {} MiB are free; this node goes on, but what \
+                 belongs there may be lost: make room",
                 disk.names(),
                 mib(disk.room.free)
             ))

@@ -1,7 +1,8 @@
 //! What users ask and are told: inputs in, what became of them, outputs and what proves them.
 //!
-//! Users in raw mode get outputs as they are, at once, or (`release`) when they are settled. For users in signed mode frames are made of them with proofs, one
-//! ledger after the other; what is not in memory any more, or would take long, is made beside the loop.
+//! Users in raw mode get outputs as they are, at once, or (`release`) when they are settled. For users in signed mode frames
+//! are made of them with proofs, one ledger after the other; what is not in memory any more, or would take long, is made
+//! beside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,8 @@
 //! The deterministic simulator: one seed is one run of a whole network over the real core.
 //!
 //! `world` has nodes, links, disks, clocks and faults; `properties` what must hold; `plans` draws a run from a seed,
-//! `search` runs many; `schedules`, `lies`, `crowds`, `members`, `overtime`, `settlements` and `silence` script the ones that random search may not show; `mutations` sees
-//! that mistakes are found.
+//! `search` runs many; `schedules`, `lies`, `crowds`, `members`, `overtime`, `settlements` and `silence` script the ones that
+//! random search may not show; `mutations` sees that mistakes are found.
 
 mod crowds;
 mod crypto;

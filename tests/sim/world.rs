@@ -1,7 +1,7 @@
 //! A world of nodes over the real core: links, disks, clocks, contracts, users and everything that goes wrong.
 //!
-//! This file has the world's state, its time and what is planned to happen; `bus` is where it settles, `driver` is a node, `links` what is between
-//! nodes, `liars` what those make of it that lie, `users` who talks to them.
+//! This file has the world's state, its time and what is planned to happen; `bus` is where it settles, `driver` is a node,
+//! `links` what is between nodes, `liars` what those make of it that lie, `users` who talks to them.
 
 mod bus;
 mod driver;

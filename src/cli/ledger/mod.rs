@@ -1,7 +1,8 @@
 //! `hp ledger`: what is in a node's folder, whether it is right, and a copy of it for others.
 //!
 //! Reads `hist/ledger.db` whether the node runs or not, and changes nothing in it. `crate::ledger::view` is one ledger as people
-//! and programs see it; `ls`, `show`, `verify` and `export` are the subcommands, `replay` what `verify --replay` and `hp replay` do.
+//! and programs see it; `ls`, `show`, `verify` and `export` are the subcommands, `replay` what `verify --replay` and `hp
+//! replay` do.
 
 mod export;
 mod ls;
