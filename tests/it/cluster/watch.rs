@@ -117,7 +117,8 @@ fn however_the_view_ends_the_terminal_is_as_it_was() {
     block_on(async {
         let mut net = Net::up(1).await;
         let dir = net.nodes[0].dir.display().to_string();
-        let ends: [(&str, fn(&mut Screen)); 5] = [
+        type End = fn(&mut Screen);
+        let ends: [(&str, End); 5] = [
             ("q", |screen| screen.keys("q")),
             ("Ctrl-C", |screen| screen.keys("\x03")),
             ("SIGTERM", |screen| screen.signal(Signal::SIGTERM)),
