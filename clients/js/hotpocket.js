@@ -201,7 +201,7 @@ export class Client extends EventTarget {
   async #welcomed(welcome, url, timer) {
     const named = await readWelcome(welcome, this.options), network = this.network ?? named;
     if (named.chain !== network.chain) fail("other_network", "the node is of another chain than the first one was");
-    if (knowsUnl(network, welcome.unl)) return this.#begin(network, welcome, url, timer);
+    if (network.unl.join() === welcome.unl.join()) return this.#begin(network, welcome, url, timer);
     this.#early = { network, welcome, frames: [] };
     this.#socket.send(JSON.stringify({ type: "query", what: "unl", since: knownTo(network) }));
   }

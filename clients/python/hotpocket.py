@@ -119,7 +119,7 @@ class Client(Talk):
                 if self.network and network.chain != self.network.chain:
                     raise HotPocketError("other_network", f"{url} is of another chain than the first node was")
                 network = self.network or network
-                if not network.knows(welcome["unl"]):
+                if network.unl != welcome["unl"]:
                     await self._follow(url, socket, network, early)
                 if not network.knows(welcome["unl"]):
                     raise HotPocketError("other_network", f"{url} does not prove how its members, {' '.join(welcome['unl'])}, followed those that are known")

@@ -92,7 +92,8 @@ impl SignedClient {
         let trust = known.filter(|known| known.chain_id() == named.chain_id()).cloned().unwrap_or(named);
         let early = VecDeque::new();
         let mut client = SignedClient { url: url(), websocket, user: key.user_key(), welcome, trust, early };
-        if !client.trust.knows(&client.welcome.unl) {
+        // Members may be those of before again: that they are known is not enough.
+        if !client.trust.unl().iter().eq(client.welcome.unl.iter().map(|key| &key.0)) {
             client.follow().await?;
             client.trust.check_unl(&client.welcome.unl, pins.unl.is_some()).map_err(untrusted)?;
         }
